@@ -1,0 +1,73 @@
+"""Building a segment's blocks from a row table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shoal_core.records import CREATED_OFFSET, EMBEDDING, ID, embedding_matrix
+from shoal_index.ids import IdIndex
+from shoal_index.planner import SCAN_ROWS
+from shoal_index.vector.hnsw import build_graph
+from shoal_storage.blocks import BlockRef, EncodedBlock, encode_blob, encode_block, pack_table_into_blocks
+from shoal_storage.manifest import SegmentRef
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltSegment:
+    """A segment ready for upload: its reference and the bytes of each block by key."""
+
+    ref: SegmentRef
+    objects: tuple[tuple[BlockRef, EncodedBlock], ...]
+
+
+def sort_rows(table: pa.Table) -> pa.Table:
+    """A row table in the order that segments keep: by ``created_offset``. One chunk per column."""
+    created = table.column(CREATED_OFFSET).to_numpy()
+    if bool(np.all(created[:-1] <= created[1:])):
+        return table.combine_chunks()
+    return table.take(pa.array(np.argsort(created, kind="stable"))).combine_chunks()
+
+
+def build_segment(
+    table: pa.Table, space: str, *, segment_id: str, tier: int, prefix: str, threads: int, graph_rows: int = SCAN_ROWS
+) -> BuiltSegment:
+    """The blocks of a segment over ``table``, a row table with embeddings, sorted by `sort_rows`.
+
+    Args:
+        prefix: key prefix of its objects.
+        graph_rows: above this many rows the segment gets a graph; a smaller one is scanned.
+    """
+    columns = table.select([name for name in table.column_names if name != EMBEDDING])
+    vectors = table.select([EMBEDDING])
+    blocks: dict[str, list[EncodedBlock]] = {
+        "ids": [encode_block(IdIndex.of_ids(table.column(ID)).to_table())],
+        "rows": [encode_block(part) for part in pack_table_into_blocks(columns)],
+        "vectors": [encode_block(part) for part in pack_table_into_blocks(vectors)],
+    }
+    if table.num_rows > graph_rows:
+        matrix: npt.NDArray[np.float32] = embedding_matrix(vectors.column(EMBEDDING))
+        blocks["graph"] = [encode_blob(build_graph([matrix], space, threads=threads), rows=table.num_rows)]
+    refs: dict[str, tuple[BlockRef, ...]] = {}
+    objects = []
+    for kind, parts in blocks.items():
+        named = [(part.ref(f"{prefix}/{segment_id}/{kind}-{n:04d}"), part) for n, part in enumerate(parts)]
+        refs[kind] = tuple(ref for ref, _ in named)
+        objects.extend(named)
+    size = sum(ref.size_bytes for ref, _ in objects)
+    return BuiltSegment(SegmentRef(segment_id, tier, table.num_rows, 0, size, refs), tuple(objects))
+
+
+def encode_tombstones(rows: npt.NDArray[np.int64], key: str) -> tuple[BlockRef, EncodedBlock]:
+    """Dead row numbers, sorted and distinct, as a block of uint32."""
+    distinct = np.unique(rows).astype("<u4")
+    block = encode_blob(pa.py_buffer(distinct), rows=len(distinct))
+    return block.ref(key), block
+
+
+def decode_tombstones(data: pa.Buffer) -> npt.NDArray[np.int64]:
+    """The inverse of `encode_tombstones`."""
+    return np.frombuffer(data, dtype="<u4").astype(np.int64)

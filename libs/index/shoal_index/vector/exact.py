@@ -1,0 +1,117 @@
+"""Exact search: a matrix product finds candidates, `exact_distances` decides among them.
+
+A float32 matrix product rounds differently from row to row, so everything within its error bound of the k-th best is a candidate.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, VectorSource, exact_distances, order_by_distance
+
+_BLOCK_SCORES = 4 << 20  # scores held at once
+_EPSILON = 1e-5  # relative bound of a float32 dot product's rounding error, generous for any dimension allowed
+
+
+def search_exact(
+    source: VectorSource,
+    space: str,
+    queries: Vectors,
+    k: int,
+    *,
+    allowed: Mask | None,
+    ties: npt.NDArray[np.uint64],
+) -> Neighbours:
+    """The ``k`` nearest of each query among the allowed rows.
+
+    Args:
+        queries: (q, dim) float32.
+        allowed: (n,) bool, or None for all rows.
+        ties: (n,) uint64 that orders rows of equal distance.
+    """
+    if allowed is not None:
+        rows = np.flatnonzero(allowed)
+        if len(rows) < source.count // 2:
+            return _search(_Gathered(source.gather(rows)), space, queries, k, ties[rows], rows)
+    count = source.count
+    return _search(source, space, queries, k, ties, np.arange(count), allowed)
+
+
+class _Gathered:
+    """Rows copied out of a source."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        self._vectors = vectors
+
+    @property
+    def count(self) -> int:
+        return len(self._vectors)
+
+    def chunks(self) -> list[Vectors]:
+        return [self._vectors]
+
+    def gather(self, rows: Rows) -> Vectors:
+        return self._vectors[rows]
+
+
+def _search(
+    source: VectorSource,
+    space: str,
+    queries: Vectors,
+    k: int,
+    ties: npt.NDArray[np.uint64],
+    names: Rows,
+    allowed: Mask | None = None,
+) -> Neighbours:
+    if source.count == 0 or k == 0:
+        return Neighbours(np.empty(0, np.int64), np.empty(0, np.float32), np.zeros(len(queries), np.int64))
+    found_rows, found_distances, counts = [], [], []
+    step = max(1, _BLOCK_SCORES // source.count)
+    for start in range(0, len(queries), step):
+        block = queries[start : start + step]
+        scores, errors = _scores(source, space, block)
+        if allowed is not None:
+            scores[:, ~allowed] = np.inf
+        for query, row_scores, error in zip(block, scores, errors, strict=True):
+            near = _candidates(row_scores, k, error)
+            distances = exact_distances(space, query, source.gather(near))
+            best = order_by_distance(distances, ties[near], k)
+            found_rows.append(names[near[best]])
+            found_distances.append(distances[best])
+            counts.append(len(best))
+    return Neighbours(np.concatenate(found_rows), np.concatenate(found_distances), np.array(counts, np.int64))
+
+
+def _candidates(scores: npt.NDArray[np.float32], k: int, error: float) -> Rows:
+    finite = np.count_nonzero(scores < np.inf) if scores.max() == np.inf else len(scores)
+    if finite <= k:
+        return np.flatnonzero(scores < np.inf)
+    bound = np.partition(scores, k - 1)[k - 1]
+    return np.flatnonzero(scores <= bound + 2 * error)
+
+
+def _scores(source: VectorSource, space: str, queries: Vectors) -> tuple[Vectors, npt.NDArray[np.float64]]:
+    """(q, n) float32 scores that order rows as the distance does, and (q,) bounds of their error."""
+    scores = np.empty((len(queries), source.count), dtype=np.float32)
+    largest = 0.0
+    start = 0
+    for chunk in source.chunks():
+        part = scores[:, start : start + len(chunk)]
+        np.matmul(queries, chunk.T, out=part)
+        squares = np.einsum("ij,ij->i", chunk, chunk)
+        largest = max(largest, float(squares.max(initial=0.0)))
+        if space == "l2":
+            part *= -2.0
+            part += squares
+        elif space == "cosine":
+            norms = np.sqrt(squares)
+            np.divide(part, -norms, out=part, where=norms > 0)
+        else:
+            np.negative(part, out=part)
+        start += len(chunk)
+    lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries).astype(np.float64))
+    if space == "cosine":
+        return scores, _EPSILON * np.maximum(lengths, 1e-30)
+    scale = lengths * np.sqrt(largest)
+    return scores, _EPSILON * (2 * scale + largest if space == "l2" else scale)

@@ -1,0 +1,190 @@
+"""Segments: what is built is what is read, and graph, scan and plain arithmetic agree."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from shoal_core.filters import parse_where
+from shoal_core.records import CREATED_OFFSET, DOCUMENT, EMBEDDING, ID, UPDATED_OFFSET, embedding_array
+from shoal_index.build import build_segment, decode_tombstones, encode_tombstones, sort_rows
+from shoal_index.ids import IdIndex
+from shoal_index.planner import Strategy, deepen, plan_segment
+from shoal_index.segment import Segment, open_segment
+from shoal_index.vector.engine import SPACES, exact_distances, order_by_distance
+from shoal_storage.blocks import BlockRef
+
+
+class Blocks:
+    """A block reader over what was built."""
+
+    def __init__(self, objects: dict[str, pa.Buffer]) -> None:
+        self.objects = objects
+
+    async def get(self, ref: BlockRef) -> pa.Buffer:
+        return self.objects[ref.key]
+
+
+def row_table(count: int, dimension: int, seed: int = 0) -> pa.Table:
+    random = np.random.default_rng(seed)
+    return sort_rows(
+        pa.table(
+            {
+                ID: [f"id-{n}" for n in range(count)],
+                CREATED_OFFSET: pa.array(random.permutation(count).astype(np.uint64) + 1),
+                UPDATED_OFFSET: pa.array(np.arange(count, dtype=np.uint64) + 1),
+                DOCUMENT: [f"text {n}" * (1 + n % 7) for n in range(count)],
+                "m:int:n": pa.array(np.arange(count)),
+                EMBEDDING: embedding_array(random.standard_normal((count, dimension), dtype=np.float32)),
+            }
+        )
+    )
+
+
+async def opened(table: pa.Table, space: str = "l2", *, graph_rows: int = 10**9) -> Segment:
+    built = build_segment(table, space, segment_id="s", tier=0, prefix="c/u", threads=2, graph_rows=graph_rows)
+    return await open_segment(built.ref, space, Blocks({ref.key: block.data for ref, block in built.objects}))
+
+
+def brute_force(table: pa.Table, space: str, query: np.ndarray, k: int, allowed: np.ndarray) -> list[int]:
+    vectors = table.column(EMBEDDING).combine_chunks().values.to_numpy().reshape(table.num_rows, -1)
+    distances = exact_distances(space, query, vectors)
+    distances[~allowed] = np.inf
+    order = order_by_distance(distances, table.column(CREATED_OFFSET).to_numpy(), k)
+    return [int(row) for row in order if np.isfinite(distances[row])]
+
+
+async def test_reads_back_what_was_built_across_many_blocks() -> None:
+    table = row_table(30_000, 96)
+    segment = await opened(table)
+    assert len(segment.ref.blocks["vectors"]) > 1
+    assert len(segment.ref.blocks["rows"]) >= 1
+    rows = np.array([29_999, 0, 12_345, 12_344, 0])
+    taken = segment.take(rows, [ID, DOCUMENT, "m:int:n", EMBEDDING, "m:str:absent"])
+    assert taken.equals(table.select([ID, DOCUMENT, "m:int:n", EMBEDDING]).take(pa.array(rows)).combine_chunks())
+    assert segment.take(np.array([], np.int64), [ID]).num_rows == 0
+
+
+async def test_locates_ids_and_only_those() -> None:
+    table = row_table(5_000, 4)
+    segment = await opened(table)
+    ids = pa.array([*(f"id-{n}" for n in range(0, 5_000, 7)), "absent", "id-5000", ""])
+    rows = segment.locate(ids)
+    names = table.column(ID).to_pylist()
+    for name, row in zip(ids.to_pylist(), rows, strict=True):
+        assert (names[row] == name) if row >= 0 else (name not in names)
+    assert (rows[-3:] == -1).all()
+
+
+def test_a_hash_collision_is_resolved_by_the_id() -> None:
+    ids = pa.array(["a", "b", "c"])
+    index = IdIndex(np.array([5, 5, 9], np.uint64), np.array([0, 1, 2], np.uint32))
+    asked = pa.array(["b", "a", "x", "c"])
+    found = index.locate(asked, np.array([5, 5, 5, 9], np.uint64), lambda rows: ids.take(pa.array(rows)))
+    assert found.tolist() == [1, 0, -1, 2]
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.2, 0.002])
+async def test_exact_search_is_exact(space: str, share: float) -> None:
+    table = row_table(4_000, 24)
+    segment = await opened(table, space)
+    random = np.random.default_rng(1)
+    allowed = random.random(4_000) < share
+    queries = random.standard_normal((5, 24), dtype=np.float32)
+    found, plan = segment.search(queries, 10, allowed=allowed, ef=0, exact=False, threads=1)
+    assert plan.strategy is Strategy.SCAN
+    parts = np.split(found.rows, np.cumsum(found.counts)[:-1])
+    for query, rows in zip(queries, parts, strict=True):
+        assert rows.tolist() == brute_force(table, space, query, 10, allowed)
+
+
+async def test_identical_and_zero_vectors_come_in_order_of_creation() -> None:
+    table = row_table(300, 8)
+    same = np.zeros((300, 8), np.float32)
+    same[:60] = 1.0
+    table = table.set_column(table.column_names.index(EMBEDDING), EMBEDDING, embedding_array(same))
+    for space in SPACES:
+        segment = await opened(table, space)
+        found, _ = segment.search(np.ones((1, 8), np.float32), 100, allowed=None, ef=0, exact=True, threads=1)
+        assert found.rows.tolist() == list(range(100))
+
+
+@pytest.mark.parametrize("space", SPACES)
+async def test_the_graph_finds_what_the_scan_finds(space: str) -> None:
+    table = row_table(12_000, 16)
+    segment = await opened(table, space, graph_rows=1000)
+    assert segment.graph is not None
+    random = np.random.default_rng(2)
+    queries = random.standard_normal((50, 16), dtype=np.float32)
+    for share in (1.0, 0.9):
+        allowed = None if share == 1.0 else random.random(12_000) < share
+        near, plan = segment.search(queries, 10, allowed=allowed, ef=200, exact=False, threads=2)
+        true, _ = segment.search(queries, 10, allowed=allowed, ef=0, exact=True, threads=1)
+        assert plan.strategy is Strategy.GRAPH
+        hits = sum(len({*a} & {*b}) for a, b in zip(near.rows.reshape(50, 10), true.rows.reshape(50, 10), strict=True))
+        assert hits / 500 > 0.95
+        assert allowed is None or allowed[near.rows].all()
+
+
+async def test_never_fewer_than_k_when_k_are_allowed() -> None:
+    table = row_table(11_500, 8)
+    segment = await opened(table, graph_rows=1000)
+    query = np.zeros((1, 8), np.float32)
+    distances = exact_distances("l2", query[0], segment.vectors.gather(np.arange(11_500)))
+    allowed = np.ones(11_500, bool)
+    allowed[np.argsort(distances)[:1_400]] = False  # everything near is forbidden: the graph must give way to a scan
+    found, plan = segment.search(query, 20, allowed=allowed, ef=16, exact=False, threads=1)
+    assert found.rows.tolist() == brute_force(table, "l2", query[0], 20, allowed)
+    assert plan.strategy is Strategy.SCAN
+
+
+def test_plans() -> None:
+    assert plan_segment(rows=10, allowed=0, has_graph=True, k=5, ef=0, exact=False).strategy is Strategy.NOTHING
+    assert plan_segment(rows=10**6, allowed=10_000, has_graph=True, k=5, ef=0, exact=False).strategy is Strategy.SCAN
+    assert plan_segment(rows=10**6, allowed=10**6, has_graph=True, k=5, ef=0, exact=True).strategy is Strategy.SCAN
+    plan = plan_segment(rows=10**6, allowed=10**6, has_graph=True, k=10, ef=0, exact=False)
+    assert (plan.strategy, plan.fetch, plan.ef) == (Strategy.GRAPH, 10, 64)
+    while plan.strategy is Strategy.GRAPH:
+        assert plan.ef >= plan.fetch
+        plan = deepen(plan, rows=10**6)
+
+
+async def test_searches_of_different_effort_take_turns() -> None:
+    segment = await opened(row_table(3_000, 8), graph_rows=100)
+    assert segment.graph is not None
+    query = np.zeros((1, 8), np.float32)
+    wrong: list[object] = []
+    threads = []
+
+    def search(ef: int) -> None:
+        assert segment.graph is not None
+        for _ in range(50):
+            found = segment.graph.search(query, 5, ef=ef, threads=1)
+            if found is None or found.shape != (1, 5):
+                wrong.append(found)
+
+    for ef in (10, 20, 30, 10):
+        threads.append(threading.Thread(target=search, args=(ef,)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert wrong == []
+
+
+async def test_filter_masks_are_kept() -> None:
+    segment = await opened(row_table(1_000, 4))
+    tree = parse_where({"n": {"$lt": 10}})
+    assert tree is not None
+    assert np.count_nonzero(segment.matching(tree)) == 10
+    assert segment.matching(tree) is segment.matching(tree)
+
+
+def test_tombstones_round_trip() -> None:
+    ref, block = encode_tombstones(np.array([7, 3, 3, 100_000]), "k")
+    assert decode_tombstones(block.data).tolist() == [3, 7, 100_000]
+    assert ref.size_bytes == 12

@@ -1,0 +1,39 @@
+"""The real clock and the real randomness."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+
+
+class SystemClock:
+    """`Clock` of this machine and its event loop."""
+
+    def monotonic(self) -> float:
+        """See `Clock.monotonic`."""
+        return time.monotonic()
+
+    def time_ns(self) -> int:
+        """See `Clock.time_ns`."""
+        return time.time_ns()
+
+    async def sleep(self, seconds: float) -> None:
+        """See `Clock.sleep`."""
+        await asyncio.sleep(seconds)
+
+
+class SystemRandom:
+    """`Random` of the operating system."""
+
+    def __init__(self) -> None:
+        self._random = random.SystemRandom()
+
+    def uniform(self) -> float:
+        """See `Random.uniform`."""
+        return self._random.random()
+
+    def token(self) -> bytes:
+        """See `Random.token`."""
+        return os.urandom(16)

@@ -1,0 +1,1 @@
+"""Objects, blocks and their cache."""

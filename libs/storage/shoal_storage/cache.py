@@ -1,0 +1,343 @@
+"""Blocks near at hand: memory, then local disk, then the object store.
+
+The cache only ever helps: whatever goes wrong on the local disk is a miss, counted and otherwise ignored. What does reach
+the caller is the object store's own errors and `Corrupt`, when the store itself holds a wrong block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import pyarrow as pa
+
+from shoal_core.errors import Corrupt
+from shoal_core.ports import ObjectStore
+from shoal_storage.blocks import BlockRef, verify
+
+T = TypeVar("T")
+
+DEFAULT_DOWNLOADS = 16
+
+_ENTRY = re.compile(r"[0-9a-f]{32}")
+_TEMP_MARK = "~"
+_ALIGNMENT_BYTES = 8  # of buffers within an Arrow file, and so of the file within memory
+_DOWNLOAD_ATTEMPTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Counts since the cache was made, then its present sizes in bytes.
+
+    Attributes:
+        memory_hits, disk_hits, misses: where blocks came from; a miss is one download.
+        joined: asks that waited for another's load of the same block; each ask counts in one of these four.
+        memory_bytes_read, disk_bytes_read, store_bytes_read: by source.
+        degraded: failures of the local disk that were turned into misses, `corrupt` among them.
+        corrupt: entries on disk, or downloads, with a wrong size or checksum.
+    """
+
+    memory_hits: int
+    disk_hits: int
+    misses: int
+    joined: int
+    memory_bytes_read: int
+    disk_bytes_read: int
+    store_bytes_read: int
+    degraded: int
+    corrupt: int
+    memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(slots=True)
+class _Counters:
+    memory_hits: int = 0
+    disk_hits: int = 0
+    misses: int = 0
+    joined: int = 0
+    memory_bytes_read: int = 0
+    disk_bytes_read: int = 0
+    store_bytes_read: int = 0
+    degraded: int = 0
+    corrupt: int = 0
+
+
+class BlockCache:
+    """Least-recently-used cache of blocks in memory and on disk, for one event loop.
+
+    Entries are filed under key, size and checksum together. The checksum alone would do for honest content, but it can be
+    forged, and one tenant's block must never be served as another's.
+
+    A buffer stays valid as long as someone holds it, evicted or not: a mapped file that was unlinked lives on until its
+    last mapping ends. A device that fails while a mapped page is read kills the process, as with any mapping.
+
+    Args:
+        directory: of this process alone; made if absent. None keeps everything in memory.
+        capacity_bytes: of the files; entries of an earlier process count, and are verified when first used.
+        memory_capacity_bytes: of the buffers kept, mapped ones included; 0 keeps none.
+        store: where a block comes from that is nowhere else.
+        max_downloads: how many run at once; the rest wait their turn.
+        write_file: replaces a file in one step, raising `OSError`.
+        map_file: the content of a file, raising `OSError`.
+    """
+
+    def __init__(
+        self,
+        directory: Path | None,
+        capacity_bytes: int,
+        memory_capacity_bytes: int,
+        store: ObjectStore,
+        *,
+        max_downloads: int = DEFAULT_DOWNLOADS,
+        write_file: Callable[[Path, pa.Buffer], None] | None = None,
+        map_file: Callable[[Path], pa.Buffer] | None = None,
+    ) -> None:
+        self._directory = directory
+        self._store = store
+        self._memory: _ByteLru[pa.Buffer] = _ByteLru(memory_capacity_bytes)
+        self._disk: _ByteLru[bool] = _ByteLru(capacity_bytes if directory else 0)  # value: verified by this process
+        self._downloads = asyncio.Semaphore(max_downloads)
+        self._write_file = write_file or write_file_atomically
+        self._map_file = map_file or map_file_read_only
+        self._loading: dict[str, asyncio.Task[pa.Buffer]] = {}
+        self._scan: asyncio.Task[None] | None = None
+        self._count = _Counters()
+
+    async def get(self, ref: BlockRef) -> pa.Buffer:
+        """The block's bytes, verified. Raises `NotFound`, `Unavailable`, `Corrupt`; never because of the local disk."""
+        entry = _entry_name(ref)
+        buffer = self._memory.get(entry)
+        if buffer is not None:
+            self._count.memory_hits += 1
+            self._count.memory_bytes_read += buffer.size
+            return buffer
+        load = self._loading.get(entry)
+        if load is None:
+            load = self._loading[entry] = asyncio.create_task(self._load(entry, ref))
+            load.add_done_callback(_retrieve_error)
+        else:
+            self._count.joined += 1
+        # Whoever asked first may give up; the others still want the block.
+        return await asyncio.shield(load)
+
+    def may_contain(self, ref: BlockRef) -> bool:
+        """Whether `get` would probably not download; touches neither the order of eviction nor the disk."""
+        entry = _entry_name(ref)
+        return entry in self._memory or entry in self._disk
+
+    def stats(self) -> CacheStats:
+        """Counts and sizes now."""
+        return CacheStats(**asdict(self._count), memory_bytes=self._memory.size_bytes, disk_bytes=self._disk.size_bytes)
+
+    async def start(self) -> None:
+        """Find the entries that an earlier process left. `get` does it otherwise; never raises because of the disk."""
+        if self._scan is None:
+            self._scan = asyncio.create_task(self._find_entries())
+        await asyncio.shield(self._scan)
+
+    async def close(self) -> None:
+        """Wait for what is being loaded and let go of memory; the files stay."""
+        pending = [*self._loading.values(), *([self._scan] if self._scan else [])]
+        await asyncio.gather(*pending, return_exceptions=True)
+        self._memory.clear()
+
+    async def _load(self, entry: str, ref: BlockRef) -> pa.Buffer:
+        try:
+            await self.start()
+            buffer = await self._from_disk(entry, ref)
+            if buffer is None:
+                buffer = await self._from_store(ref)
+                await self._to_disk(entry, buffer)
+            self._memory.add(entry, buffer, buffer.size)
+            return buffer
+        finally:
+            del self._loading[entry]
+
+    async def _from_disk(self, entry: str, ref: BlockRef) -> pa.Buffer | None:
+        verified = self._disk.get(entry)
+        if verified is None or self._directory is None:
+            return None
+        path = self._directory / entry
+        try:
+            buffer = await asyncio.to_thread(self._map_verified, path, ref, verified)
+        except (OSError, pa.ArrowException, Corrupt) as error:
+            self._count.degraded += 1
+            self._count.corrupt += isinstance(error, Corrupt)
+            self._disk.remove(entry)
+            await asyncio.to_thread(_unlink_quietly, [path])
+            return None
+        self._disk.replace(entry, True)
+        self._count.disk_hits += 1
+        self._count.disk_bytes_read += buffer.size
+        return buffer
+
+    def _map_verified(self, path: Path, ref: BlockRef, verified: bool) -> pa.Buffer:
+        buffer = self._map_file(path)
+        if not verified or buffer.size != ref.size_bytes:
+            verify(buffer, ref)
+        return buffer
+
+    async def _from_store(self, ref: BlockRef) -> pa.Buffer:
+        """Download and verify; a wrong block is fetched once more, as the fault may lie on the way."""
+        self._count.misses += 1
+        async with self._downloads:
+            for attempt in range(_DOWNLOAD_ATTEMPTS):
+                view = await self._store.get(ref.key)
+                self._count.store_bytes_read += view.nbytes
+                try:
+                    return await asyncio.to_thread(_verified_buffer, view, ref)
+                except Corrupt:
+                    self._count.corrupt += 1
+                    if attempt == _DOWNLOAD_ATTEMPTS - 1:
+                        raise
+        raise AssertionError("unreachable")
+
+    async def _to_disk(self, entry: str, buffer: pa.Buffer) -> None:
+        if self._directory is None or not self._disk.fits(buffer.size):
+            return
+        evicted = self._disk.add(entry, True, buffer.size)
+        path = self._directory / entry
+        try:
+            await asyncio.to_thread(self._replace_files, path, buffer, [self._directory / name for name in evicted])
+        except OSError:
+            self._count.degraded += 1
+            self._disk.remove(entry)
+            return
+        if entry not in self._disk:  # evicted by another load while its file was being written
+            await asyncio.to_thread(_unlink_quietly, [path])
+
+    def _replace_files(self, path: Path, buffer: pa.Buffer, evicted: Sequence[Path]) -> None:
+        _unlink_quietly(evicted)
+        self._write_file(path, buffer)
+
+    async def _find_entries(self) -> None:
+        if self._directory is None:
+            return
+        try:
+            found = await asyncio.to_thread(_scan_directory, self._directory)
+        except OSError:
+            self._count.degraded += 1
+            return
+        evicted = [name for entry, size_bytes in found for name in self._disk.add(entry, False, size_bytes)]
+        await asyncio.to_thread(_unlink_quietly, [self._directory / name for name in evicted])
+
+
+class _ByteLru(Generic[T]):
+    """A map bounded by the bytes its values stand for; `get` and `add` make an entry the most recent one."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.size_bytes = 0
+        self._capacity_bytes = capacity_bytes
+        self._entries: OrderedDict[str, tuple[T, int]] = OrderedDict()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def fits(self, size_bytes: int) -> bool:
+        return size_bytes <= self._capacity_bytes
+
+    def get(self, name: str) -> T | None:
+        found = self._entries.get(name)
+        if found is None:
+            return None
+        self._entries.move_to_end(name)
+        return found[0]
+
+    def replace(self, name: str, value: T) -> None:
+        """Change the value of an entry if it is still there."""
+        if found := self._entries.get(name):
+            self._entries[name] = (value, found[1])
+
+    def add(self, name: str, value: T, size_bytes: int) -> list[str]:
+        """Put an entry in and return the names of those that had to go, its own if it is too large for any room."""
+        self.remove(name)
+        if not self.fits(size_bytes):
+            return [name]
+        self._entries[name] = (value, size_bytes)
+        self.size_bytes += size_bytes
+        evicted = []
+        while self.size_bytes > self._capacity_bytes:
+            oldest, (_, freed_bytes) = self._entries.popitem(last=False)
+            self.size_bytes -= freed_bytes
+            evicted.append(oldest)
+        return evicted
+
+    def remove(self, name: str) -> None:
+        found = self._entries.pop(name, None)
+        if found is not None:
+            self.size_bytes -= found[1]
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self.size_bytes = 0
+
+
+def _entry_name(ref: BlockRef) -> str:
+    identity = f"{ref.size_bytes}/{ref.checksum}/{ref.key}".encode()
+    return hashlib.blake2b(identity, digest_size=16).hexdigest()
+
+
+def _verified_buffer(view: memoryview, ref: BlockRef) -> pa.Buffer:
+    """``view`` as a buffer, checked, and aligned so that Arrow and numpy can read numbers in place."""
+    verify(view, ref)
+    buffer = pa.py_buffer(view)
+    if buffer.address % _ALIGNMENT_BYTES == 0:
+        return buffer
+    aligned = pa.allocate_buffer(buffer.size)
+    memoryview(aligned).cast("B")[:] = view
+    return aligned
+
+
+def _retrieve_error(task: asyncio.Task[pa.Buffer]) -> None:
+    """Mark a failure as seen even if nobody waits any more."""
+    if not task.cancelled():
+        task.exception()
+
+
+def write_file_atomically(path: Path, buffer: pa.Buffer) -> None:
+    """Replace ``path`` in one step, making its directory if needed. Not fsynced: what a crash leaves is verified later."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f"{_TEMP_MARK}{path.name}-{os.getpid()}")
+    try:
+        temp.write_bytes(memoryview(buffer))
+        temp.replace(path)
+    except OSError:
+        _unlink_quietly([temp])
+        raise
+
+
+def map_file_read_only(path: Path) -> pa.Buffer:
+    """The file's content as a mapping that keeps no descriptor open."""
+    with pa.memory_map(str(path)) as mapped:
+        return mapped.read_buffer()
+
+
+def _unlink_quietly(paths: Sequence[Path]) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            continue  # it stays behind; the next start counts it again
+
+
+def _scan_directory(directory: Path) -> list[tuple[str, int]]:
+    """(name, size in bytes) of every entry, oldest first; temporary files of a crash are removed."""
+    if not directory.exists():
+        return []
+    found = []
+    with os.scandir(directory) as scan:
+        for item in scan:
+            if item.name.startswith(_TEMP_MARK):
+                _unlink_quietly([directory / item.name])
+            elif _ENTRY.fullmatch(item.name):
+                status = item.stat()
+                found.append((status.st_mtime_ns, item.name, status.st_size))
+    return [(name, size_bytes) for _, name, size_bytes in sorted(found)]

@@ -1,0 +1,114 @@
+"""The manifest of a version: what one compaction publishes, as one small JSON object. Format 1.
+
+Edits are functions from a manifest to the next one, so that a publish which lost its race is rebased on the newer manifest
+instead of overwriting it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from shoal_core.contracts import HashRange, shard_range
+from shoal_core.errors import Corrupt
+
+from shoal_storage.blocks import BlockRef
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRef:
+    """An immutable segment as a version sees it.
+
+    Attributes:
+        tier: 0 for a flush; a merge's output is one above its highest input.
+        rows: rows in the segment, dead ones included.
+        dead: how many of them the version's tombstones mark.
+        blocks: block references by kind, in row order: ``ids``, ``rows``, ``vectors``, ``graph``.
+        tombstones: block of sorted uint32 dead row numbers, or None.
+    """
+
+    id: str
+    tier: int
+    rows: int
+    dead: int
+    size_bytes: int
+    blocks: Mapping[str, tuple[BlockRef, ...]]
+    tombstones: BlockRef | None = None
+
+    @property
+    def live(self) -> int:
+        """Rows that are not dead."""
+        return self.rows - self.dead
+
+
+@dataclass(frozen=True, slots=True)
+class ShardManifest:
+    """One shard: its id hashes, what is compacted, and its segments, oldest first."""
+
+    shard: int
+    hash_range: HashRange
+    compacted_offset: int
+    segments: tuple[SegmentRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything a version consists of."""
+
+    collection_id: str
+    version: int
+    space: str
+    dimension: int | None
+    shards: tuple[ShardManifest, ...]
+
+    @property
+    def compacted_offset(self) -> int:
+        """The collection's compacted offset: the minimum over its shards."""
+        return min(shard.compacted_offset for shard in self.shards)
+
+    @property
+    def records(self) -> int:
+        """Live records of the version."""
+        return sum(segment.live for shard in self.shards for segment in shard.segments)
+
+    def replace_shards(self, shards: tuple[ShardManifest, ...], *, dimension: int | None) -> Manifest:
+        """The next version with other shards."""
+        return replace(self, version=self.version + 1, shards=shards, dimension=dimension)
+
+
+def empty_manifest(collection_id: str, space: str, shards: int) -> Manifest:
+    """Version 0: nothing compacted. It is never stored."""
+    parts = tuple(ShardManifest(shard, shard_range(shard, shards), 0) for shard in range(shards))
+    return Manifest(collection_id, 0, space, None, parts)
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Manifest as JSON bytes."""
+    return json.dumps({"format": FORMAT, **asdict(manifest)}, sort_keys=True, separators=(",", ":")).encode()
+
+
+def decode_manifest(data: bytes | memoryview) -> Manifest:
+    """The inverse of `encode_manifest`. Raises `Corrupt`."""
+    try:
+        raw = json.loads(bytes(data))
+        if raw["format"] != FORMAT:
+            raise Corrupt(f"manifest format {raw['format']} is not {FORMAT}; upgrade this process")
+        shards = tuple(_shard(item) for item in raw["shards"])
+        return Manifest(raw["collection_id"], raw["version"], raw["space"], raw["dimension"], shards)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"a manifest cannot be read: {error!r}") from error
+
+
+def _shard(raw: Mapping[str, Any]) -> ShardManifest:
+    span = HashRange(raw["hash_range"]["start"], raw["hash_range"]["last"])
+    return ShardManifest(raw["shard"], span, raw["compacted_offset"], tuple(_segment(item) for item in raw["segments"]))
+
+
+def _segment(raw: Mapping[str, Any]) -> SegmentRef:
+    blocks = {kind: tuple(BlockRef(**ref) for ref in refs) for kind, refs in raw["blocks"].items()}
+    tombstones = BlockRef(**raw["tombstones"]) if raw["tombstones"] else None
+    return SegmentRef(raw["id"], raw["tier"], raw["rows"], raw["dead"], raw["size_bytes"], blocks, tombstones)

@@ -1,0 +1,231 @@
+"""Postgres sessions: opening a pool, running a transaction, and what a failure of either means. For store modules only.
+
+Failures of the driver leave here as `shoal_core.errors`. A lost, refused or silent server is `Unavailable`: nothing was
+committed. The same while COMMIT is under way is `OutcomeUnknown`, and so is a COMMIT that succeeded with a warning: the
+server gave up waiting for its standby, so the transaction may not survive the loss of the primary.
+
+Transactions run at READ COMMITTED: a row that was waited for is read as it is after the wait. Sessions carry no state of
+their own, so connections are returned to the pool without a reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from shoal_core.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    OutcomeUnknown,
+    ShoalError,
+    Unavailable,
+)
+
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
+
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
+_SESSION_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.StatementCompletionUnknownError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the driver's own state machine trips over a server that dies
+    OSError,  # TimeoutError too
+    EOFError,
+)
+_TRANSIENT = (
+    *_SESSION_LOST,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InvalidCachedStatementError,
+)
+_LOCK_BUSY = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
+_REFUSED_VALUES = (
+    asyncpg.exceptions.DataError,  # by the server
+    asyncpg.exceptions._base.DataError,  # by the driver, before it is sent
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.CheckViolationError,
+    asyncpg.NotNullViolationError,
+)
+
+
+class LockBusy(Exception):
+    """A lock did not come in time and nothing was written. Never leaves the service that asked for it."""
+
+
+def translate(error: Exception) -> ShoalError:
+    """The driver's error as one of `shoal_core.errors`."""
+    if isinstance(error, _REFUSED_VALUES):
+        return InvalidArgument(f"the database cannot store this value: {error}")
+    if isinstance(error, asyncpg.QueryCanceledError):
+        return Unavailable("the statement took too long; try again")
+    if isinstance(error, _LOCK_BUSY):
+        return Unavailable("another transaction holds the row for too long; try again")
+    if isinstance(error, _TRANSIENT):
+        return Unavailable(f"the database cannot be reached or is busy; try again: {error or type(error).__name__}")
+    if isinstance(error, asyncpg.UniqueViolationError):
+        return AlreadyExists(f"the name is taken: {error}")
+    if isinstance(error, asyncpg.ForeignKeyViolationError):
+        return NotFound(f"what this belongs to does not exist: {error}")
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
+        return FailedPrecondition(f"the database refuses this user or name, check the DSN: {error}")
+    return Internal(f"the database refused a statement: {error}")
+
+
+@contextlib.contextmanager
+def database_errors(*, lock_busy: bool = False) -> Iterator[None]:
+    """Translate the driver's errors. With ``lock_busy`` a lock time-out or deadlock is `LockBusy`, else `Unavailable`."""
+    try:
+        yield
+    except DRIVER_ERRORS as error:
+        if lock_busy and isinstance(error, _LOCK_BUSY):
+            raise LockBusy(str(error)) from error
+        raise translate(error) from error
+
+
+async def open_pool(
+    dsn: str,
+    *,
+    application_name: str,
+    min_size: int = 1,
+    max_size: int = 10,
+    connect_timeout_ms: int = 5_000,
+    statement_timeout_ms: int = 10_000,
+    lock_timeout_ms: int = 3_000,
+    idle_transaction_timeout_ms: int = 10_000,
+) -> Pool:
+    """Connect to a primary. A server that stops answering is given up two seconds after ``statement_timeout_ms``.
+
+    ``idle_transaction_timeout_ms`` is how long a client that froze within a transaction may keep its locks.
+
+    Raises `Unavailable` when none can be reached, `FailedPrecondition` when it refuses the user or the database.
+    """
+    settings = {
+        "application_name": application_name,
+        "statement_timeout": str(statement_timeout_ms),
+        "lock_timeout": str(lock_timeout_ms),
+        "idle_in_transaction_session_timeout": str(idle_transaction_timeout_ms),
+        "default_transaction_isolation": "read committed",
+        "jit": "off",
+    }
+    with database_errors():
+        return await asyncpg.create_pool(
+            dsn,
+            min_size=min_size,
+            max_size=max_size,
+            timeout=connect_timeout_ms / 1000,
+            command_timeout=statement_timeout_ms / 1000 + 2,
+            target_session_attrs="read-write",
+            server_settings=settings,
+            reset=_keep_session,
+        )
+
+
+async def close_pool(pool: Pool, *, timeout_ms: int) -> None:
+    """Close its connections; those still lent out after ``timeout_ms`` are cut."""
+    try:
+        await asyncio.wait_for(pool.close(), timeout_ms / 1000)
+    except DRIVER_ERRORS:
+        pool.terminate()
+
+
+async def _keep_session(_connection: object) -> None:
+    """Nothing to reset: an open transaction has been rolled back already."""
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    pool: Pool, *, acquire_timeout_ms: int = 5_000, lock_busy: bool = False
+) -> AsyncIterator[Connection]:
+    """A connection on which every statement commits by itself. Driver errors leave translated.
+
+    A connection whose session may be lost, or whose user was cancelled, is cut: its backend's state is not known.
+    """
+    with database_errors():
+        connection = await pool.acquire(timeout=acquire_timeout_ms / 1000)
+    try:
+        with database_errors(lock_busy=lock_busy):
+            yield connection
+    except BaseException as error:
+        if not isinstance(error, Exception) or isinstance(error.__cause__, _SESSION_LOST):
+            _cut(connection)
+        raise
+    finally:
+        # The work is done or has failed by now: trouble in giving the connection back must not change the outcome.
+        with contextlib.suppress(*DRIVER_ERRORS):
+            await pool.release(connection)
+
+
+@contextlib.asynccontextmanager
+async def transaction(
+    pool: Pool, *, acquire_timeout_ms: int = 5_000, lock_timeout_ms: int | None = None, lock_busy: bool = False
+) -> AsyncIterator[Connection]:
+    """One transaction: committed when the block ends, rolled back when it raises.
+
+    Args:
+        lock_timeout_ms: how long each lock is waited for; the pool's by default.
+        lock_busy: raise `LockBusy` when one did not come, instead of `Unavailable`.
+
+    Raises `OutcomeUnknown` when the connection was lost during COMMIT, or the standby was not waited for.
+    """
+    begin = "BEGIN" if lock_timeout_ms is None else f"BEGIN; SET LOCAL lock_timeout = {int(lock_timeout_ms)}"
+    async with connected(pool, acquire_timeout_ms=acquire_timeout_ms, lock_busy=lock_busy) as connection:
+        await connection.execute(begin)
+        try:
+            yield connection
+        except BaseException as error:
+            await _roll_back(connection, error)
+            raise
+        await _commit(connection)
+
+
+async def _commit(connection: Connection) -> None:
+    warnings: list[str] = []
+
+    def listen(_connection: object, message: Any) -> None:
+        if getattr(message, "severity_en", None) == "WARNING":
+            warnings.append(str(message))
+
+    connection.add_log_listener(listen)
+    try:
+        tag = await connection.execute("COMMIT")
+    except DRIVER_ERRORS as error:
+        _cut(connection)
+        raise OutcomeUnknown(f"the connection was lost during COMMIT: {error or type(error).__name__}") from error
+    finally:
+        with contextlib.suppress(asyncpg.InterfaceError):  # of a connection that was cut
+            connection.remove_log_listener(listen)
+    if tag != "COMMIT":
+        raise Unavailable("the database rolled the transaction back; try again")
+    if warnings:
+        raise OutcomeUnknown(f"committed here, but perhaps not on the standby: {warnings[0]}")
+
+
+async def _roll_back(connection: Connection, cause: BaseException) -> None:
+    """Roll back; a connection that cannot is cut, which has the same effect."""
+    lost = isinstance(cause, _SESSION_LOST) and not isinstance(cause, asyncpg.QueryCanceledError)
+    if lost or not isinstance(cause, Exception):
+        _cut(connection)
+        return
+    try:
+        await connection.execute("ROLLBACK")
+    except BaseException as error:
+        _cut(connection)
+        if not isinstance(error, DRIVER_ERRORS):
+            raise
+
+
+def _cut(connection: Connection) -> None:
+    with contextlib.suppress(asyncpg.InterfaceError):  # it has been cut already
+        connection.terminate()

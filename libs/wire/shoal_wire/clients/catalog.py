@@ -1,0 +1,161 @@
+"""`Catalog` over gRPC."""
+
+from __future__ import annotations
+
+from shoal_core.contracts import Backlog, Collection, Database, Json, Lease, NewCollection, PublishRequest, VersionInfo
+
+from shoal_wire.codec import catalog as codec
+from shoal_wire.codec.common import encode_json
+from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed
+from shoal_wire.v1 import catalog_pb2 as pb
+from shoal_wire.v1 import types_pb2
+
+_DATABASE = parsed(types_pb2.Database, codec.decode_database)
+_COLLECTION = parsed(types_pb2.Collection, codec.decode_collection)
+_VERSION = parsed(pb.Version, codec.decode_version)
+_NOTHING = types_pb2.Empty.FromString
+
+
+class CatalogClient:
+    """Implements `Catalog`."""
+
+    def __init__(self, channel: ChannelSource, timeout_ms: int | None = DEFAULT_TIMEOUT_MS) -> None:
+        self._channel = channel
+        self._rpc = Rpc("shoal.v1.CatalogService", channel, timeout_ms)
+
+    def with_timeout(self, timeout_ms: int | None) -> CatalogClient:
+        """The same client with another timeout."""
+        return CatalogClient(self._channel, timeout_ms)
+
+    async def create_tenant(self, name: str) -> None:
+        await self._rpc.call("CreateTenant", lambda: pb.TenantRequest(name=name), _NOTHING, write=True)
+
+    async def get_tenant(self, name: str) -> str:
+        answer = await self._rpc.call("GetTenant", lambda: pb.TenantRequest(name=name), pb.TenantRequest.FromString)
+        return answer.name
+
+    async def create_database(self, tenant: str, name: str) -> Database:
+        return await self._rpc.call(
+            "CreateDatabase", lambda: pb.DatabaseRequest(tenant=tenant, name=name), _DATABASE, write=True
+        )
+
+    async def get_database(self, tenant: str, name: str) -> Database:
+        return await self._rpc.call("GetDatabase", lambda: pb.DatabaseRequest(tenant=tenant, name=name), _DATABASE)
+
+    async def list_databases(self, tenant: str, *, limit: int, offset: int) -> list[Database]:
+        return await self._rpc.call(
+            "ListDatabases",
+            lambda: pb.ListDatabasesRequest(tenant=tenant, limit=limit, offset=offset),
+            parsed(pb.ListDatabasesResponse, lambda page: [codec.decode_database(item) for item in page.databases]),
+        )
+
+    async def delete_database(self, tenant: str, name: str) -> None:
+        await self._rpc.call(
+            "DeleteDatabase", lambda: pb.DatabaseRequest(tenant=tenant, name=name), _NOTHING, write=True
+        )
+
+    async def create_collection(self, new: NewCollection, *, get_or_create: bool) -> tuple[Collection, bool]:
+        return await self._rpc.call(
+            "CreateCollection",
+            lambda: pb.CreateCollectionRequest(
+                collection=codec.encode_new_collection(new), get_or_create=get_or_create
+            ),
+            parsed(
+                pb.CreateCollectionResponse,
+                lambda answer: (codec.decode_collection(answer.collection), answer.created),
+            ),
+            write=True,
+        )
+
+    async def get_collection(self, tenant: str, database: str, name: str) -> Collection:
+        return await self._rpc.call(
+            "GetCollection",
+            lambda: pb.GetCollectionRequest(tenant=tenant, database=database, name=name),
+            _COLLECTION,
+        )
+
+    async def get_collection_by_id(self, collection_id: str) -> Collection:
+        return await self._rpc.call("GetCollection", lambda: pb.GetCollectionRequest(id=collection_id), _COLLECTION)
+
+    async def list_collections(self, tenant: str, database: str, *, limit: int, offset: int) -> list[Collection]:
+        return await self._rpc.call(
+            "ListCollections",
+            lambda: pb.ListCollectionsRequest(tenant=tenant, database=database, limit=limit, offset=offset),
+            parsed(pb.ListCollectionsResponse, lambda page: [codec.decode_collection(item) for item in page.collections]),
+        )
+
+    async def count_collections(self, tenant: str, database: str) -> int:
+        answer = await self._rpc.call(
+            "CountCollections",
+            lambda: pb.DatabaseRequest(tenant=tenant, name=database),
+            pb.CountCollectionsResponse.FromString,
+        )
+        return answer.count
+
+    async def modify_collection(
+        self,
+        collection_id: str,
+        *,
+        name: str | None = None,
+        metadata: Json | None = None,
+        configuration: Json | None = None,
+    ) -> Collection:
+        return await self._rpc.call(
+            "ModifyCollection",
+            lambda: pb.ModifyCollectionRequest(
+                id=collection_id,
+                name=name,
+                metadata_json=None if metadata is None else encode_json(metadata, "metadata"),
+                configuration_json=None if configuration is None else encode_json(configuration, "configuration"),
+            ),
+            _COLLECTION,
+            write=True,
+        )
+
+    async def delete_collection(self, collection_id: str) -> None:
+        await self._rpc.call(
+            "DeleteCollection", lambda: pb.DeleteCollectionRequest(id=collection_id), _NOTHING, write=True
+        )
+
+    async def backlog(self, *, limit: int, min_records: int, min_age_ms: int) -> list[Backlog]:
+        return await self._rpc.call(
+            "ListBacklog",
+            lambda: pb.ListBacklogRequest(limit=limit, min_records=min_records, min_age_ms=min_age_ms),
+            parsed(pb.ListBacklogResponse, lambda page: [codec.decode_backlog(item) for item in page.backlog]),
+        )
+
+    async def claim(self, collection_id: str, kind: str, holder: str, *, ttl_ms: int) -> Lease | None:
+        return await self._rpc.call(
+            "Claim",
+            lambda: pb.ClaimRequest(collection_id=collection_id, kind=kind, holder=holder, ttl_ms=ttl_ms),
+            parsed(
+                pb.ClaimResponse,
+                lambda answer: codec.decode_lease(answer.lease) if answer.HasField("lease") else None,
+            ),
+            write=True,
+        )
+
+    async def renew(self, lease: Lease, *, ttl_ms: int) -> None:
+        await self._rpc.call(
+            "Renew", lambda: pb.RenewRequest(lease=codec.encode_lease(lease), ttl_ms=ttl_ms), _NOTHING, write=True
+        )
+
+    async def release(self, lease: Lease) -> None:
+        await self._rpc.call("Release", lambda: codec.encode_lease(lease), _NOTHING, write=True)
+
+    async def begin_upload(self, collection_id: str) -> str:
+        answer = await self._rpc.call(
+            "BeginUpload",
+            lambda: pb.BeginUploadRequest(collection_id=collection_id),
+            pb.BeginUploadResponse.FromString,
+            write=True,
+        )
+        return answer.upload_id
+
+    async def publish(self, request: PublishRequest) -> VersionInfo:
+        return await self._rpc.call("Publish", lambda: codec.encode_publish(request), _VERSION, write=True)
+
+    async def get_version(self, collection_id: str, version: int | None = None) -> VersionInfo:
+        return await self._rpc.call(
+            "GetVersion", lambda: pb.GetVersionRequest(collection_id=collection_id, version=version), _VERSION
+        )

@@ -1,0 +1,36 @@
+"""`QueryNode` over gRPC."""
+
+from __future__ import annotations
+
+from shoal_core.contracts import Answer, CountAnswer, CountRequest, EncodedAnswer, GetRequest, QueryRequest
+
+from shoal_wire.codec import reads as codec
+from shoal_wire.codec.answers import decode_answer, decode_count
+from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed
+from shoal_wire.v1 import types_pb2
+
+_COUNT = parsed(types_pb2.CountAnswer, decode_count)
+
+
+class QueryClient:
+    """Implements `QueryNode`. With ``encoded`` the answer is the bytes as they came, unparsed."""
+
+    def __init__(self, channel: ChannelSource, timeout_ms: int | None = DEFAULT_TIMEOUT_MS) -> None:
+        self._channel = channel
+        self._rpc = Rpc("shoal.v1.QueryService", channel, timeout_ms)
+
+    def with_timeout(self, timeout_ms: int | None) -> QueryClient:
+        """The same client with another timeout."""
+        return QueryClient(self._channel, timeout_ms)
+
+    async def get(self, request: GetRequest, *, encoded: bool = False) -> Answer | EncodedAnswer:
+        decode = EncodedAnswer if encoded else decode_answer
+        return await self._rpc.call("Get", lambda: codec.encode_get(request), decode)
+
+    async def query(self, request: QueryRequest, *, encoded: bool = False) -> Answer | EncodedAnswer:
+        decode = EncodedAnswer if encoded else decode_answer
+        size_bytes = request.vectors.nbytes
+        return await self._rpc.call("Query", lambda: codec.encode_query(request), decode, size_bytes=size_bytes)
+
+    async def count(self, request: CountRequest) -> CountAnswer:
+        return await self._rpc.call("Count", lambda: codec.encode_count_request(request), _COUNT)

@@ -1,0 +1,59 @@
+"""Answers of reads ↔ protobuf."""
+
+from __future__ import annotations
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from shoal_core.contracts import Answer, CountAnswer
+from shoal_core.errors import Corrupt, InvalidArgument
+
+from shoal_wire.codec.common import decode_json, decode_served_at, encode_json, encode_served_at
+from shoal_wire.codec.records import decode_rows, encode_records
+from shoal_wire.v1 import types_pb2 as pb
+
+
+def encode_answer(answer: Answer) -> pb.ReadAnswer:
+    """An answer as a message; ``updated_offset`` stays behind."""
+    return pb.ReadAnswer(
+        rows=encode_records(answer.rows),
+        row_counts=answer.row_counts.tolist(),
+        served_at=encode_served_at(answer.served_at),
+        incomplete=not answer.complete,
+        reason=answer.reason,
+        explain_json=encode_json(answer.explain, "explain"),
+    )
+
+
+def encode_answer_bytes(answer: Answer) -> bytes:
+    """An answer as the bytes of its message."""
+    return encode_answer(answer).SerializeToString()
+
+
+def decode_answer(message: pb.ReadAnswer | bytes) -> Answer:
+    """The answer, sharing the message's memory. Raises `Corrupt` if it does not hold together."""
+    try:
+        parsed = pb.ReadAnswer.FromString(message) if isinstance(message, bytes) else message
+        rows = decode_rows(parsed.rows)
+        explain = decode_json(parsed.explain_json, "explain_json")
+    except (DecodeError, InvalidArgument) as error:
+        raise Corrupt(f"an answer cannot be read: {error}") from error
+    counts = np.array(parsed.row_counts[:], dtype=np.uint32)
+    if int(counts.sum(dtype=np.uint64)) != rows.num_rows:
+        raise Corrupt(f"an answer cannot be read: {rows.num_rows} rows, but the queries have {counts.sum(dtype=np.uint64)}")
+    return Answer(rows, counts, decode_served_at(parsed.served_at), not parsed.incomplete, parsed.reason, explain)
+
+
+def answer_size_bytes(answer: Answer, large: int) -> int:
+    """The size of the rows; the sum of the buffers under them where that is not above ``large``, which is cheaper to know."""
+    roughly = int(answer.rows.get_total_buffer_size())
+    return roughly if roughly <= large else int(answer.rows.nbytes)
+
+
+def encode_count(answer: CountAnswer) -> pb.CountAnswer:
+    """A count as a message."""
+    return pb.CountAnswer(count=answer.count, served_at=encode_served_at(answer.served_at))
+
+
+def decode_count(message: pb.CountAnswer) -> CountAnswer:
+    """The count."""
+    return CountAnswer(message.count, decode_served_at(message.served_at))

@@ -1,0 +1,152 @@
+"""What the catalog holds ↔ protobuf."""
+
+from __future__ import annotations
+
+from shoal_core.contracts import Backlog, Collection, Database, Lease, NewCollection, PublishRequest, VersionInfo
+
+from shoal_wire.codec.common import decode_json, encode_json
+from shoal_wire.v1 import catalog_pb2 as pb
+from shoal_wire.v1 import types_pb2
+
+
+def encode_database(database: Database) -> types_pb2.Database:
+    """A database as a message."""
+    return types_pb2.Database(id=database.id, tenant=database.tenant, name=database.name)
+
+
+def decode_database(message: types_pb2.Database) -> Database:
+    """The database."""
+    return Database(message.id, message.tenant, message.name)
+
+
+def encode_new_collection(new: NewCollection) -> types_pb2.NewCollection:
+    """What a collection is created with, as a message. Raises `InvalidArgument` for what is not JSON."""
+    return types_pb2.NewCollection(
+        tenant=new.tenant,
+        database=new.database,
+        name=new.name,
+        space=new.space,
+        shards=new.shards,
+        metadata_json=encode_json(new.metadata, "metadata"),
+        configuration_json=encode_json(new.configuration, "configuration"),
+        dimension=new.dimension,
+    )
+
+
+def decode_new_collection(message: types_pb2.NewCollection) -> NewCollection:
+    """What a collection is created with; fields not set have their defaults. Raises `InvalidArgument` for malformed JSON."""
+    return NewCollection(
+        tenant=message.tenant,
+        database=message.database,
+        name=message.name,
+        space=message.space or "l2",
+        shards=message.shards or 1,
+        metadata=decode_json(message.metadata_json, "collection.metadata_json"),
+        configuration=decode_json(message.configuration_json, "collection.configuration_json") or {},
+        dimension=message.dimension if message.HasField("dimension") else None,
+    )
+
+
+def encode_collection(collection: Collection) -> types_pb2.Collection:
+    """A collection as a message."""
+    return types_pb2.Collection(
+        id=collection.id,
+        tenant=collection.tenant,
+        database=collection.database,
+        name=collection.name,
+        epoch=collection.epoch,
+        incarnation=collection.incarnation,
+        space=collection.space,
+        shards=collection.shards,
+        dimension=collection.dimension,
+        metadata_json=encode_json(collection.metadata, "metadata"),
+        configuration_json=encode_json(collection.configuration, "configuration"),
+    )
+
+
+def decode_collection(message: types_pb2.Collection) -> Collection:
+    """The collection. Raises `InvalidArgument` for malformed JSON."""
+    return Collection(
+        id=message.id,
+        tenant=message.tenant,
+        database=message.database,
+        name=message.name,
+        epoch=message.epoch,
+        incarnation=message.incarnation,
+        space=message.space,
+        shards=message.shards,
+        dimension=message.dimension if message.HasField("dimension") else None,
+        metadata=decode_json(message.metadata_json, "metadata_json"),
+        configuration=decode_json(message.configuration_json, "configuration_json") or {},
+    )
+
+
+def encode_backlog(backlog: Backlog) -> pb.Backlog:
+    """A backlog as a message."""
+    return pb.Backlog(
+        collection=encode_collection(backlog.collection),
+        head_offset=backlog.head_offset,
+        compacted_offset=backlog.compacted_offset,
+        uncompacted_bytes=backlog.uncompacted_bytes,
+        age_ms=backlog.age_ms,
+        version=backlog.version,
+    )
+
+
+def decode_backlog(message: pb.Backlog) -> Backlog:
+    """The backlog."""
+    return Backlog(
+        collection=decode_collection(message.collection),
+        head_offset=message.head_offset,
+        compacted_offset=message.compacted_offset,
+        uncompacted_bytes=message.uncompacted_bytes,
+        age_ms=message.age_ms,
+        version=message.version,
+    )
+
+
+def encode_lease(lease: Lease) -> pb.Lease:
+    """A lease as a message."""
+    return pb.Lease(collection_id=lease.collection_id, kind=lease.kind, holder=lease.holder, epoch=lease.epoch)
+
+
+def decode_lease(message: pb.Lease) -> Lease:
+    """The lease."""
+    return Lease(message.collection_id, message.kind, message.holder, message.epoch)
+
+
+def encode_publish(request: PublishRequest) -> pb.PublishRequest:
+    """A publication as a message."""
+    return pb.PublishRequest(
+        lease=encode_lease(request.lease),
+        expected_version=request.expected_version,
+        manifest_key=request.manifest_key,
+        compacted_offset=request.compacted_offset,
+        upload_id=request.upload_id,
+    )
+
+
+def decode_publish(message: pb.PublishRequest) -> PublishRequest:
+    """The publication."""
+    return PublishRequest(
+        lease=decode_lease(message.lease),
+        expected_version=message.expected_version,
+        manifest_key=message.manifest_key,
+        compacted_offset=message.compacted_offset,
+        upload_id=message.upload_id,
+    )
+
+
+def encode_version(version: VersionInfo) -> pb.Version:
+    """A version as a message."""
+    return pb.Version(
+        collection_id=version.collection_id,
+        version=version.version,
+        manifest_key=version.manifest_key,
+        compacted_offset=version.compacted_offset,
+    )
+
+
+def decode_version(message: pb.Version) -> VersionInfo:
+    """The version."""
+    return VersionInfo(message.collection_id, message.version, message.manifest_key, message.compacted_offset)

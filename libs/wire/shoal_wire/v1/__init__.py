@@ -1,0 +1,1 @@
+"""Generated from protos/shoal/v1 by protos/generate.py. Not edited by hand."""

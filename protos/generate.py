@@ -1,0 +1,126 @@
+"""Generate `shoal_wire.v1` from the protos beside this file.
+
+    python protos/generate.py            write libs/wire/shoal_wire/v1
+    python protos/generate.py --check    fail if what is there differs from what the protos say
+
+The proto package is ``shoal.v1``, but ``shoal`` is the Python package of the SDK, so the generated modules live in
+``shoal_wire.v1`` and their references to each other are rewritten. Only grpcio-tools and mypy-protobuf are needed, from the
+same environment as the interpreter that runs this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+import sysconfig
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from grpc_tools import protoc
+
+PROTOS = Path(__file__).resolve().parent
+TARGET = PROTOS.parent / "libs" / "wire" / "shoal_wire" / "v1"
+INIT = '"""Generated from protos/shoal/v1 by protos/generate.py. Not edited by hand."""\n'
+DIFF_LINES = 12
+
+# Imports, module names in the builders and the file name in the version check.
+_REWRITES = (
+    (re.compile(r"^from shoal\.v1 import ", re.MULTILINE), "from shoal_wire.v1 import "),
+    (re.compile(r"'shoal\.v1\.(\w+_pb2)'"), r"'shoal_wire.v1.\1'"),
+    (re.compile(r"code in shoal/v1/"), "code in shoal_wire/v1/"),
+)
+
+
+def generate() -> dict[str, str]:
+    """The generated files: name to text."""
+    scripts = Path(sysconfig.get_path("scripts"))
+    sources = sorted(path.relative_to(PROTOS).as_posix() for path in PROTOS.glob("shoal/v1/*.proto"))
+    with tempfile.TemporaryDirectory() as folder:
+        status = protoc.main(
+            [
+                "protoc",
+                f"-I{PROTOS}",
+                f"-I{resources.files('grpc_tools') / '_proto'}",
+                f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
+                f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",
+                f"--python_out={folder}",
+                f"--grpc_python_out={folder}",
+                f"--mypy_out=quiet:{folder}",
+                f"--mypy_grpc_out=quiet:{folder}",
+                *sources,
+            ]
+        )
+        if status != 0:
+            raise SystemExit(f"protoc failed with status {status}")
+        paths = sorted((Path(folder) / "shoal" / "v1").glob("*_pb2*.py*"))
+        files = {path.name: _rewrite(path.read_text(encoding="utf-8")) for path in paths}
+    return {"__init__.py": INIT, **_without_empty_services(files)}
+
+
+def _rewrite(text: str) -> str:
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _without_empty_services(files: dict[str, str]) -> dict[str, str]:
+    """Leave out the gRPC modules of protos that define no service."""
+    empty = {
+        name
+        for name, text in files.items()
+        if name.endswith("_pb2_grpc.py") and not re.search(r"^class \w+Servicer", text, re.MULTILINE)
+    }
+    return {name: text for name, text in files.items() if name not in empty and name.removesuffix("i") not in empty}
+
+
+def write(files: dict[str, str]) -> None:
+    """Make the target folder hold exactly ``files``."""
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for name in present().keys() - files.keys():
+        (TARGET / name).unlink()
+    for name, text in files.items():
+        (TARGET / name).write_text(text, encoding="utf-8")
+
+
+def present() -> dict[str, str]:
+    """The files that are there: name to text."""
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(TARGET.glob("*.py*"))}
+
+
+def drift(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
+    """Lines that sum up how ``found`` differs from ``wanted``; empty if it does not."""
+    summary: list[str] = []
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            summary.append(f"{name}: missing")
+        elif name not in wanted:
+            summary.append(f"{name}: not generated from any proto")
+        elif wanted[name] != found[name]:
+            lines = list(difflib.unified_diff(found[name].splitlines(), wanted[name].splitlines(), lineterm="", n=0))[2:]
+            changed = [line for line in lines if line.startswith(("+", "-"))]
+            summary.append(f"{name}: {len(changed)} lines differ")
+            summary.extend(f"    {line[:110]}" for line in changed[:DIFF_LINES])
+    return summary
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = argparse.ArgumentParser(description="Generate shoal_wire.v1 from the protos.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the generated code is out of date")
+    options = parser.parse_args(arguments)
+    files = generate()
+    if not options.check:
+        write(files)
+        return 0
+    differences = drift(files, present())
+    if not differences:
+        return 0
+    print("generated code is out of date, run `make protos`:", *differences, sep="\n", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""compactor: turns tails into segments, merges segments, publishes versions."""

@@ -1,0 +1,250 @@
+"""The compactor: finds collections with a backlog, claims them, flushes and merges them under a lease.
+
+Which compactor takes a collection is a preference (rendezvous over the members), the lease decides, and publish checks the lease's
+epoch. A collection that its owner leaves alone for too long is anybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from shoal_compactor.flush import FlushResult, FlushSettings, flush
+from shoal_compactor.merge import MergeResult, merge_once
+from shoal_compactor.policy import MergePolicy
+from shoal_compactor.publish import Publisher, Step, no_step
+from shoal_core.contracts import Backlog, Catalog, Collection, Lease, Log, VersionInfo
+from shoal_core.errors import Conflict, Fenced, NotFound, ShoalError, Unavailable
+from shoal_core.ports import Clock, ObjectStore
+from shoal_index.segment import BlockReader
+
+_log = logging.getLogger(__name__)
+
+FLUSH = "flush"
+MERGE = "merge"
+
+
+@dataclass(frozen=True, slots=True)
+class CompactorSettings:
+    """How a compactor works.
+
+    Attributes:
+        poll_ms: between looks at the backlog.
+        min_records, max_age_ms: a collection is flushed when it has so many un-compacted records or an older one.
+        orphan_age_ms: a backlog older than this is taken by any compactor.
+        lease_ms: a lease is renewed three times within this.
+        parallel_jobs: collections worked on at a time.
+    """
+
+    poll_ms: int = 500
+    min_records: int = 5_000
+    max_age_ms: int = 3_000
+    orphan_age_ms: int = 15_000
+    lease_ms: int = 15_000
+    parallel_jobs: int = 1
+    page: int = 100
+    flush: FlushSettings = FlushSettings()
+    policy: MergePolicy = MergePolicy()
+
+
+@dataclass(slots=True)
+class Job:
+    """A job under way or just ended, for operators."""
+
+    collection_id: str
+    kind: str
+    stage: str = "running"
+    records: int = 0
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a compactor has done since its start."""
+
+    flushes: int = 0
+    merges: int = 0
+    records: int = 0
+    quarantined: int = 0
+    lost_races: int = 0
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class Compactor:
+    """See the module. ``mine`` says whether this process is the preferred one for a collection id."""
+
+    holder: str
+    catalog: Catalog
+    log: Log
+    objects: ObjectStore
+    blocks: BlockReader
+    clock: Clock
+    mine: Callable[[str], bool]
+    settings: CompactorSettings = field(default_factory=CompactorSettings)
+    step: Step = no_step
+    on_published: Callable[[VersionInfo], None] = lambda info: None
+    counters: Counters = field(default_factory=Counters)
+    _jobs: dict[tuple[str, str], Job] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Work until cancelled. A failure of one collection is logged and does not stop the others."""
+        while True:
+            try:
+                await self.run_once()
+            except ShoalError as error:
+                _log.warning("cannot read the backlog: %s", error)
+            await self.clock.sleep(self.settings.poll_ms / 1000)
+
+    async def run_once(self) -> int:
+        """One look at the backlog; how many collections were worked on."""
+        settings = self.settings
+        backlog = await self.catalog.backlog(
+            limit=settings.page, min_records=settings.min_records, min_age_ms=settings.max_age_ms
+        )
+        chosen = [item for item in backlog if self._takes(item)]
+        gate = asyncio.Semaphore(settings.parallel_jobs)
+
+        async def work(item: Backlog) -> None:
+            async with gate:
+                await self._work(item.collection)
+
+        await asyncio.gather(*(work(item) for item in chosen))
+        return len(chosen)
+
+    def jobs(self) -> list[Job]:
+        """Jobs under way."""
+        return list(self._jobs.values())
+
+    async def compact(self, collection_id: str, *, merge: bool) -> VersionInfo:
+        """Flush one collection completely, and do the merges that are due, now.
+
+        Raises `NotFound`, and `Unavailable` when another compactor is at it.
+        """
+        collection = await self.catalog.get_collection_by_id(collection_id)
+        while await self._flush(collection, must=True) is not None:
+            pass
+        while merge and await self._merge(collection, must=True) is not None:
+            pass
+        return await self.catalog.get_version(collection_id)
+
+    def _takes(self, item: Backlog) -> bool:
+        return self.mine(item.collection.id) or item.age_ms > self.settings.orphan_age_ms
+
+    async def _work(self, collection: Collection) -> None:
+        try:
+            await self._flush(collection)
+            while await self._merge(collection) is not None:
+                pass
+        except NotFound:
+            return  # deleted meanwhile
+        except Conflict as error:
+            self.counters.lost_races += 1
+            _log.info("lost a race over collection %s: %s", collection.id, error)
+        except ShoalError as error:
+            self.counters.failures += 1
+            _log.warning("cannot compact collection %s: %s", collection.id, error)
+        except Exception:
+            self.counters.failures += 1
+            _log.exception("cannot compact collection %s", collection.id)
+
+    async def _flush(self, collection: Collection, *, must: bool = False) -> FlushResult | None:
+        async with self._leased(collection, FLUSH, must) as lease:
+            if lease is None:
+                return None
+            result = await flush(
+                collection,
+                lease,
+                log=self.log,
+                publisher=self._publisher(),
+                blocks=self.blocks,
+                settings=self.settings.flush,
+            )
+        if result is None:
+            return None
+        self.counters.flushes += 1
+        self.counters.records += result.operations
+        self.counters.quarantined += len(result.quarantined)
+        if result.quarantined:
+            _log.warning("collection %s: operations at offsets %s do not apply", collection.id, result.quarantined[:20])
+        self.on_published(result.version)
+        return result
+
+    async def _merge(self, collection: Collection, *, must: bool = False) -> MergeResult | None:
+        async with self._leased(collection, MERGE, must) as lease:
+            if lease is None:
+                return None
+            result = await merge_once(
+                collection,
+                lease,
+                policy=self.settings.policy,
+                publisher=self._publisher(),
+                blocks=self.blocks,
+                settings=self.settings.flush,
+            )
+        if result is not None:
+            self.counters.merges += 1
+            self.on_published(result.version)
+        return result
+
+    def _publisher(self) -> Publisher:
+        return Publisher(self.catalog, self.objects, self.step)
+
+    @asynccontextmanager
+    async def _leased(self, collection: Collection, kind: str, must: bool) -> AsyncIterator[Lease | None]:
+        """Claim, renew while the body runs, release. None (or `Unavailable` if ``must``) when somebody else holds the lease.
+
+        The body is cancelled, and `Fenced` raised, when a newer epoch exists.
+        """
+        lease = await self.catalog.claim(collection.id, kind, self.holder, ttl_ms=self.settings.lease_ms)
+        if lease is None:
+            if must:
+                raise Unavailable(f"another compactor holds the {kind} lease of {collection.id}; try again")
+            yield None
+            return
+        job = self._jobs[(collection.id, kind)] = Job(collection.id, kind)
+        try:
+            async with _renewing(self.catalog, lease, self.clock, self.settings.lease_ms):
+                yield lease
+        finally:
+            del self._jobs[(collection.id, kind)]
+            job.stage = "ended"
+            await self._release(lease)
+
+    async def _release(self, lease: Lease) -> None:
+        try:
+            await self.catalog.release(lease)
+        except ShoalError as error:
+            _log.info("cannot release a lease, it will expire: %s", error)
+
+
+@asynccontextmanager
+async def _renewing(catalog: Catalog, lease: Lease, clock: Clock, lease_ms: int) -> AsyncIterator[None]:
+    """Renew ``lease`` beside the body; end the body with `Fenced` when it was deposed."""
+    body = asyncio.current_task()
+    assert body is not None
+    fenced: list[Fenced] = []
+
+    async def renew() -> None:
+        while True:
+            await clock.sleep(lease_ms / 3000)
+            try:
+                await catalog.renew(lease, ttl_ms=lease_ms)
+            except Fenced as error:
+                fenced.append(error)
+                body.cancel()
+                return
+            except ShoalError as error:
+                _log.info("cannot renew a lease yet: %s", error)
+
+    task = asyncio.create_task(renew())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if fenced and body.uncancel() == 0:
+            raise fenced[0] from None
+        raise
+    finally:
+        task.cancel()

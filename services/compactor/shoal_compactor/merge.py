@@ -1,0 +1,152 @@
+"""Merge: several segments of a shard become one. It keeps a map from old to new rows, so that rows which flushes declare dead
+meanwhile are dead in the output too; it gives up only if one of its inputs is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shoal_compactor.flush import FlushSettings
+from shoal_compactor.policy import MergePolicy
+from shoal_compactor.publish import Edited, Publisher, job_prefix
+from shoal_core.contracts import Collection, Lease, VersionInfo
+from shoal_core.errors import Conflict
+from shoal_core.records import EMBEDDING, concat_rows
+from shoal_index.build import BuiltSegment, build_segment, decode_tombstones, encode_tombstones, sort_rows
+from shoal_index.segment import BlockReader
+from shoal_index.version import SegmentView, open_shard
+from shoal_storage.blocks import BlockRef, EncodedBlock
+from shoal_storage.manifest import Manifest, SegmentRef
+
+_OLD_POSITION = "#old_position"
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge did."""
+
+    version: VersionInfo
+    inputs: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """The output (None when every row was dead) and, per input id, the (rows,) int64 map to output rows, -1 for dead ones."""
+
+    segment: BuiltSegment | None
+    new_row: dict[str, npt.NDArray[np.int64]]
+
+
+async def merge_once(
+    collection: Collection,
+    lease: Lease,
+    *,
+    policy: MergePolicy,
+    publisher: Publisher,
+    blocks: BlockReader,
+    settings: FlushSettings,
+) -> MergeResult | None:
+    """Do the most useful merge of a collection; None when none is due.
+
+    Raises what `Publisher.publish` raises.
+    """
+    manifest = await publisher.current(collection)
+    for shard in manifest.shards:
+        inputs = policy.choose(shard)
+        if not inputs:
+            continue
+        opened = await open_shard(manifest, shard.shard, blocks, {}, with_graphs=False)
+        names = {segment.id for segment in inputs}
+        views = [view for view in opened.segments if view.ref.id in names]
+        await publisher.step("merge-read")
+        upload_id = await publisher.catalog.begin_upload(collection.id)
+        prefix = job_prefix(collection.id, upload_id)
+        merged = await asyncio.to_thread(_merge, views, collection.space, prefix, settings)
+        await publisher.step("merge-built")
+        await publisher.upload(merged.segment.objects if merged.segment else ())
+        await publisher.step("merge-uploaded")
+        edit = _MergeEdit(shard.shard, merged, blocks)
+        info = await publisher.publish(collection, lease, upload_id, prefix, edit)
+        return MergeResult(info, len(inputs), merged.segment.ref.rows if merged.segment else 0)
+    return None
+
+
+def _merge(views: Sequence[SegmentView], space: str, prefix: str, settings: FlushSettings) -> _Merged:
+    parts, lives = [], []
+    start = 0
+    for view in views:
+        live = np.arange(view.ref.rows) if view.dead is None else np.flatnonzero(~view.dead)
+        rows = view.segment.take(live, [*view.segment.schema.names, EMBEDDING])
+        parts.append(rows.append_column(_OLD_POSITION, pa.array(np.arange(start, start + len(live)))))
+        lives.append(live)
+        start += len(live)
+    table = sort_rows(concat_rows(parts))
+    new_of_old = np.empty(start, dtype=np.int64)
+    new_of_old[table.column(_OLD_POSITION).to_numpy()] = np.arange(start)
+    maps = {}
+    start = 0
+    for view, live in zip(views, lives, strict=True):
+        new_row = np.full(view.ref.rows, -1, dtype=np.int64)
+        new_row[live] = new_of_old[start : start + len(live)]
+        maps[view.ref.id] = new_row
+        start += len(live)
+    if start == 0:
+        return _Merged(None, maps)
+    tier = 1 + max(view.ref.tier for view in views) if len(views) > 1 else views[0].ref.tier
+    segment = build_segment(
+        table.drop_columns([_OLD_POSITION]),
+        space,
+        segment_id="merged",
+        tier=tier,
+        prefix=prefix,
+        threads=settings.threads,
+        graph_rows=settings.graph_rows,
+    )
+    return _Merged(replace(segment, ref=replace(segment.ref, id=f"{prefix.rsplit('/', 1)[-1]}-m")), maps)
+
+
+@dataclass(frozen=True, slots=True)
+class _MergeEdit:
+    """Puts the output in place of the inputs, with the rows that died meanwhile dead in it."""
+
+    shard: int
+    merged: _Merged
+    blocks: BlockReader
+
+    async def __call__(self, manifest: Manifest, prefix: str) -> Edited:
+        shard = manifest.shards[self.shard]
+        present = {segment.id: segment for segment in shard.segments}
+        if not self.merged.new_row.keys() <= present.keys():
+            raise Conflict(f"an input of a merge in shard {self.shard} of {manifest.collection_id} is gone")
+        died = await self._died_meanwhile(present)
+        kept = [segment for segment in shard.segments if segment.id not in self.merged.new_row]
+        objects: list[tuple[BlockRef, EncodedBlock]] = []
+        if self.merged.segment is not None:
+            output = self.merged.segment.ref
+            if len(died):
+                ref, block = encode_tombstones(died, f"{prefix}/dead-of-{output.id}")
+                output = replace(output, dead=len(died), tombstones=ref)
+                objects.append((ref, block))
+            if output.live:
+                kept.insert(0, output)
+        shards = list(manifest.shards)
+        shards[self.shard] = replace(shard, segments=tuple(kept))
+        return Edited(manifest.replace_shards(tuple(shards), dimension=manifest.dimension), tuple(objects))
+
+    async def _died_meanwhile(self, present: dict[str, SegmentRef]) -> npt.NDArray[np.int64]:
+        """Output rows whose input row is dead by now though it was alive when it was read."""
+        died = [np.empty(0, np.int64)]
+        for name, new_row in self.merged.new_row.items():
+            tombstones = present[name].tombstones
+            if tombstones is None:
+                continue
+            now = new_row[decode_tombstones(await self.blocks.get(tombstones))]
+            died.append(now[now >= 0])
+        return np.concatenate(died)

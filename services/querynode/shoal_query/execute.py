@@ -1,0 +1,315 @@
+"""Executing a read of one shard at one snapshot: filter, search, overlay, merge, hydrate. Pure; runs in a worker thread.
+
+Sources are the version's segments, in order, and last the tail's overlay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shoal_core.contracts import Include
+from shoal_core.evaluate import columns_of, evaluate
+from shoal_core.filters import Filter
+from shoal_core.records import (
+    CREATED_OFFSET,
+    DOCUMENT,
+    EMBEDDING,
+    ID,
+    URI_KEY,
+    Kind,
+    MetadataField,
+    concat_rows,
+    empty_rows,
+    metadata_fields,
+)
+from shoal_index.planner import SegmentPlan
+from shoal_index.segment import VectorPieces
+from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, order_by_distance
+from shoal_index.vector.exact import search_exact
+from shoal_index.version import ShardVersion
+from shoal_query.tail import Frozen, ids_of, take_pieces
+
+DISTANCE = "distance"
+ORIGIN = "origin"
+_URI = MetadataField(URI_KEY, Kind.STRING).column
+
+
+@dataclass(slots=True)
+class LiveMasks:
+    """Per segment the mask of rows that are live at the newest offset asked for; made once per change, not per read."""
+
+    _kept: dict[int, tuple[int, Mask]] = field(default_factory=dict)
+
+    def of(self, version: ShardVersion, segment: int, hidden: Rows) -> Mask | None:
+        """(rows,) bool, or None when every row is live. ``hidden`` only ever grows at its end."""
+        view = version.segments[segment]
+        if len(hidden) == 0:
+            if view.dead is None:
+                return None
+            if segment not in self._kept:
+                self._kept[segment] = (0, ~view.dead)
+        known, mask = self._kept.get(segment, (0, None))
+        if mask is not None and known == len(hidden):
+            return mask
+        if mask is None or known > len(hidden):
+            mask, known = np.ones(view.ref.rows, dtype=bool) if view.dead is None else ~view.dead, 0
+        grown = mask.copy()
+        grown[hidden[known:]] = False
+        self._kept[segment] = (len(hidden), grown)
+        return grown
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A version and an overlay of it, at one offset that the overlay serves."""
+
+    version: ShardVersion
+    frozen: Frozen
+    offset: int
+    masks: LiveMasks
+
+    @property
+    def tail(self) -> int:
+        """The source number of the overlay."""
+        return len(self.version.segments)
+
+    def live(self, segment: int) -> Mask | None:
+        """Rows of a segment that are live at the snapshot; None for all."""
+        return self.masks.of(self.version, segment, self.frozen.hidden_rows(segment, self.offset))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a read may answer: a filter and a set of ids, both or neither."""
+
+    where: Filter | None = None
+    ids: pa.Array | None = None
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether neither is given."""
+        return self.where is None and self.ids is None
+
+
+def allowed_rows(snapshot: Snapshot, source: int, selection: Selection) -> Mask | None:
+    """Rows of a source that are live and selected; None for all of them."""
+    if source == snapshot.tail:
+        return _allowed_tail(snapshot, selection)
+    mask = snapshot.live(source)
+    segment = snapshot.version.segments[source].segment
+    if selection.where is not None:
+        matching = segment.matching(selection.where)
+        mask = matching if mask is None else mask & matching
+    if selection.ids is not None:
+        named = np.zeros(segment.rows, dtype=bool)
+        rows = segment.locate(selection.ids)
+        named[rows[rows >= 0]] = True
+        mask = named if mask is None else mask & named
+    return mask
+
+
+def _allowed_tail(snapshot: Snapshot, selection: Selection) -> Mask:
+    frozen = snapshot.frozen
+    mask = frozen.visible(snapshot.offset)
+    if frozen.pieces is None or not mask.any():
+        return mask
+    if selection.where is not None:
+        mask &= evaluate(selection.where, _tail_columns(frozen, selection.where))
+    if selection.ids is not None:
+        mask &= pc.is_in(ids_of(frozen), value_set=selection.ids).to_numpy()
+    return mask
+
+
+def _tail_columns(frozen: Frozen, where: Filter) -> pa.Table:
+    assert frozen.pieces is not None
+    parts = [table.select(sorted(columns_of(where, table.schema) | {ID})) for table in frozen.pieces.tables]
+    return concat_rows(parts)
+
+
+# --- query -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A nearest-neighbour search: (q, dim) float32 vectors and how to go about it."""
+
+    vectors: Vectors
+    k: int
+    ef: int
+    exact: bool
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Rows of queries, in columns, one query after another. ``source``: segment position, or the number of segments for the tail."""
+
+    source: npt.NDArray[np.int64]
+    row: Rows
+    created: npt.NDArray[np.uint64]
+    distance: npt.NDArray[np.float32] | None
+    counts: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHits:
+    """The nearest rows of one segment, what was allowed when it was searched, and how it was searched."""
+
+    near: Neighbours
+    plan: SegmentPlan
+    allowed: int
+
+
+def search_segment(snapshot: Snapshot, source: int, selection: Selection, search: Search) -> SegmentHits:
+    """Search one segment at the snapshot."""
+    mask = allowed_rows(snapshot, source, selection)
+    segment = snapshot.version.segments[source].segment
+    near, plan = segment.search(
+        search.vectors, search.k, allowed=mask, ef=search.ef, exact=search.exact, threads=search.threads
+    )
+    return SegmentHits(near, plan, segment.rows if mask is None else int(np.count_nonzero(mask)))
+
+
+def search_segments(snapshot: Snapshot, selection: Selection, search: Search) -> list[SegmentHits]:
+    """Search every segment at the snapshot."""
+    return [search_segment(snapshot, source, selection, search) for source in range(snapshot.tail)]
+
+
+def finish_search(
+    snapshot: Snapshot, searched_at: int, hits: Sequence[SegmentHits], selection: Selection, search: Search
+) -> tuple[Found, list[SegmentHits]]:
+    """Merge segment hits found at the older offset ``searched_at`` with the tail, as of the snapshot.
+
+    Rows that the tail replaced in between are dropped; a segment that loses any is searched again, deeper by way of its mask.
+    """
+    current = [_refresh(snapshot, searched_at, source, hit, selection, search) for source, hit in enumerate(hits)]
+    sources = [
+        (source, hit.near, snapshot.version.segments[source].segment.created) for source, hit in enumerate(current)
+    ]
+    tail = _search_tail(snapshot, selection, search)
+    if tail is not None:
+        sources.append((snapshot.tail, tail, snapshot.frozen.created))
+    return _merge(sources, len(search.vectors), search.k), current
+
+
+def _refresh(
+    snapshot: Snapshot, searched_at: int, source: int, hit: SegmentHits, selection: Selection, search: Search
+) -> SegmentHits:
+    before = len(snapshot.frozen.hidden_rows(source, searched_at))
+    fresh = snapshot.frozen.hidden_rows(source, snapshot.offset)[before:]
+    if len(fresh) == 0 or not np.isin(hit.near.rows, fresh).any():
+        return hit
+    return search_segment(snapshot, source, selection, search)
+
+
+def _search_tail(snapshot: Snapshot, selection: Selection, search: Search) -> Neighbours | None:
+    mask = allowed_rows(snapshot, snapshot.tail, selection)
+    if mask is None or not mask.any():
+        return None
+    assert snapshot.frozen.pieces is not None
+    vectors = VectorPieces(snapshot.frozen.pieces.tables)
+    space = snapshot.version.space
+    return search_exact(vectors, space, search.vectors, search.k, allowed=mask, ties=snapshot.frozen.created)
+
+
+def _merge(sources: Sequence[tuple[int, Neighbours, npt.NDArray[np.uint64]]], queries: int, k: int) -> Found:
+    """Per query the k nearest over all sources; equal distances in order of creation."""
+    if not sources:
+        nothing = np.empty(0, np.int64)
+        return Found(nothing, nothing, np.empty(0, np.uint64), np.empty(0, np.float32), np.zeros(queries, np.int64))
+    source = np.concatenate([np.full(len(near.rows), number) for number, near, _ in sources])
+    row = np.concatenate([near.rows for _, near, _ in sources])
+    distance = np.concatenate([near.distances for _, near, _ in sources])
+    created = np.concatenate([created[near.rows] for _, near, created in sources])
+    query = np.concatenate([np.repeat(np.arange(queries), near.counts) for _, near, _ in sources])
+    order = np.lexsort((created, distance, query)) if queries > 1 else order_by_distance(distance, created, k)
+    totals = np.bincount(query, minlength=queries)
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(totals) - totals, totals) if queries > 1 else None
+    chosen = order if rank is None else order[rank < k]
+    return Found(source[chosen], row[chosen], created[chosen], distance[chosen], np.minimum(totals, k))
+
+
+# --- get and count -----------------------------------------------------------------------------------------------------
+
+
+def select_rows(snapshot: Snapshot, selection: Selection, limit: int | None, offset: int) -> Found:
+    """Selected rows in order of creation, cut to the page."""
+    rows, sources, created = [], [], []
+    for source in range(snapshot.tail + 1):
+        mask = allowed_rows(snapshot, source, selection)
+        all_created = (
+            snapshot.frozen.created if source == snapshot.tail else snapshot.version.segments[source].segment.created
+        )
+        found = np.arange(len(all_created)) if mask is None else np.flatnonzero(mask)
+        rows.append(found)
+        sources.append(np.full(len(found), source))
+        created.append(all_created[found])
+    joined = np.concatenate(created)
+    order = np.argsort(joined, kind="stable")
+    page = order[offset:] if limit is None else order[offset : offset + limit]
+    return Found(
+        np.concatenate(sources)[page],
+        np.concatenate(rows)[page],
+        joined[page],
+        None,
+        np.array([len(page)], dtype=np.int64),
+    )
+
+
+def count_rows(snapshot: Snapshot, selection: Selection) -> int:
+    """How many rows are selected."""
+    total = 0
+    for source in range(snapshot.tail + 1):
+        mask = allowed_rows(snapshot, source, selection)
+        total += snapshot.version.segments[source].ref.rows if mask is None else int(np.count_nonzero(mask))
+    return total
+
+
+# --- hydrate -----------------------------------------------------------------------------------------------------------
+
+
+def hydrate(snapshot: Snapshot, found: Found, include: Include, *, with_origin: bool) -> pa.Table:
+    """The rows found, with the columns asked for, in their order."""
+    tables, positions = [], []
+    for source in np.unique(found.source).tolist():
+        at = np.flatnonzero(found.source == source)
+        tables.append(_take(snapshot, source, found.row[at], include))
+        positions.append(at)
+    rows = concat_rows(tables) if tables else empty_rows(None).select([ID, CREATED_OFFSET])
+    if len(tables) > 1:
+        back = np.empty(len(found.row), dtype=np.int64)
+        back[np.concatenate(positions)] = np.arange(len(found.row))
+        rows = rows.combine_chunks().take(pa.array(back))
+    if found.distance is not None:
+        rows = rows.append_column(DISTANCE, pa.array(found.distance))
+    if with_origin:
+        rows = rows.append_column(ORIGIN, pa.array((found.source == snapshot.tail).astype(np.uint8)))
+    return rows
+
+
+def _take(snapshot: Snapshot, source: int, rows: Rows, include: Include) -> pa.Table:
+    if source == snapshot.tail:
+        assert snapshot.frozen.pieces is not None
+        table = take_pieces(snapshot.frozen.pieces, rows)
+        return table.select(_columns(table.column_names, include))
+    segment = snapshot.version.segments[source].segment
+    return segment.take(rows, _columns([*segment.schema.names, EMBEDDING], include))
+
+
+def _columns(available: Sequence[str], include: Include) -> list[str]:
+    wanted = [ID, CREATED_OFFSET]
+    if include.documents and DOCUMENT in available:
+        wanted.append(DOCUMENT)
+    if include.embeddings and EMBEDDING in available:
+        wanted.append(EMBEDDING)
+    if include.metadatas:
+        wanted.extend(field.column for field in metadata_fields(available) if field.key != URI_KEY)
+    if include.uris and _URI in available:
+        wanted.append(_URI)
+    return wanted

@@ -1,0 +1,252 @@
+"""The tail in memory: the raw entries of a shard's log since some offset, and the overlay, their fold over a version.
+
+The overlay keeps every state it went through, each row with the offsets between which it was the row of its id, so that a read at an
+older snapshot sees exactly that snapshot while writes go on. Readers work on a `Frozen` picture and take no lock: a fold only adds
+rows, and sets the end of a row's validity to an offset beyond every picture taken before.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shoal_core.contracts import TailEntry
+from shoal_core.errors import Corrupt
+from shoal_core.materialize import fold, join_operations
+from shoal_core.records import CREATED_OFFSET, ID, concat_rows, decode_batch
+from shoal_index.segment import Pieces
+from shoal_index.vector.engine import Mask, Rows
+from shoal_index.version import ShardVersion
+
+_FOREVER = np.uint64(2**64 - 1)
+_REMOVED = -2  # an id that the tail removed: it hides the segments' row
+_UNKNOWN = -1  # an id that the tail has not touched
+
+
+class RawTail:
+    """Entries of the log in order, without gaps, in ``(base, through]``."""
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self.through = base
+        self.size_bytes = 0
+        self._entries: list[TailEntry] = []
+        self._ends: list[int] = []
+
+    def add(self, entries: Sequence[TailEntry], through: int) -> None:
+        """Append what is new of an answer that reached ``through``; entries known already are passed over."""
+        for entry in entries:
+            if entry.end_offset <= self.through:
+                continue
+            if entry.first_offset != self.through + 1:
+                raise Corrupt(f"the log has a gap between offsets {self.through} and {entry.first_offset}")
+            self._entries.append(entry)
+            self._ends.append(entry.end_offset)
+            self.through = entry.end_offset
+            self.size_bytes += entry.payload.size
+        if through > self.through:
+            raise Corrupt(f"a tail answer ends at {self.through}, not at {through} as it says")
+
+    def between(self, after: int, up_to: int) -> list[TailEntry]:
+        """Entries in ``(after, up_to]``."""
+        return self._entries[bisect_right(self._ends, after) : bisect_right(self._ends, up_to)]
+
+    def is_end(self, offset: int) -> bool:
+        """Whether a batch ends at ``offset``."""
+        at = bisect_left(self._ends, offset)
+        return offset == self.base or (at < len(self._ends) and self._ends[at] == offset)
+
+    def release(self, up_to: int) -> None:
+        """Forget entries that end at or before ``up_to``."""
+        count = bisect_right(self._ends, up_to)
+        if count == 0:
+            return
+        self.size_bytes -= sum(entry.payload.size for entry in self._entries[:count])
+        self.base = self._ends[count - 1]
+        del self._entries[:count], self._ends[:count]
+
+
+class _Growing:
+    """An array that grows at the end; views of a prefix stay valid."""
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        self._data = np.empty(64, dtype=dtype)
+        self.count = 0
+
+    def extend(self, values: npt.NDArray[np.generic]) -> None:
+        needed = self.count + len(values)
+        if needed > len(self._data):
+            grown = np.empty(max(needed, 2 * len(self._data)), dtype=self._data.dtype)
+            grown[: self.count] = self._data[: self.count]
+            self._data = grown
+        self._data[self.count : needed] = values
+        self.count = needed
+
+    def view(self) -> npt.NDArray[np.uint64]:
+        return self._data[: self.count]
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The overlay as it was after one fold.
+
+    Attributes:
+        offset: folded up to here.
+        pieces: row tables one after another.
+        valid_from, valid_to: (n,) uint64; a row is its id's row at offsets ``valid_from <= offset < valid_to``.
+        hidden: per segment position, the rows that the tail replaced or removed, (m,) int64, and since when, (m,) uint64 ascending.
+    """
+
+    offset: int
+    pieces: Pieces | None
+    valid_from: npt.NDArray[np.uint64]
+    valid_to: npt.NDArray[np.uint64]
+    created: npt.NDArray[np.uint64]
+    hidden: dict[int, tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]
+
+    def visible(self, offset: int) -> Mask:
+        """(n,) bool: rows that are the row of their id at ``offset``."""
+        mask: Mask = (self.valid_from <= offset) & (self.valid_to > offset)
+        return mask
+
+    def hidden_rows(self, segment: int, offset: int) -> Rows:
+        """Rows of a segment that the tail up to ``offset`` replaced or removed."""
+        if segment not in self.hidden:
+            return np.empty(0, dtype=np.int64)
+        rows, since = self.hidden[segment]
+        return rows[: int(np.searchsorted(since, offset, side="right"))].astype(np.int64)
+
+
+@dataclass(slots=True)
+class Overlay:
+    """The fold of a tail over a version. One fold at a time; `frozen` may be read by any thread at any time."""
+
+    version: ShardVersion
+    frozen: Frozen = field(init=False)
+    _latest: dict[str, int] = field(default_factory=dict)
+    _tables: list[pa.Table] = field(default_factory=list)
+    _valid_from: _Growing = field(default_factory=lambda: _Growing(np.uint64))
+    _valid_to: _Growing = field(default_factory=lambda: _Growing(np.uint64))
+    _created: _Growing = field(default_factory=lambda: _Growing(np.uint64))
+    _hidden: dict[int, tuple[_Growing, _Growing]] = field(default_factory=dict)
+    _boundaries: list[int] = field(default_factory=list)
+    quarantined: int = 0
+
+    def __post_init__(self) -> None:
+        self._boundaries.append(self.version.compacted_offset)
+        self._freeze(self.version.compacted_offset)
+
+    @property
+    def offset(self) -> int:
+        """Folded up to here."""
+        return self.frozen.offset
+
+    def serves(self, offset: int) -> bool:
+        """Whether the state at exactly this offset was kept: a fold ended there."""
+        at = bisect_left(self._boundaries, offset)
+        return at < len(self._boundaries) and self._boundaries[at] == offset
+
+    def advance(self, entries: Sequence[TailEntry], to_offset: int, dimension: int | None) -> None:
+        """Fold the entries ``(offset, to_offset]``, all in one step."""
+        batches = [_operations(entry) for entry in entries if entry.payload.size]
+        if batches:
+            self._fold(batches, to_offset, dimension)
+        self._boundaries.append(to_offset)
+        self._freeze(to_offset)
+
+    def _fold(
+        self, batches: list[tuple[pa.RecordBatch, npt.NDArray[np.uint64]]], to_offset: int, dimension: int | None
+    ) -> None:
+        found: list[tuple[Rows, list[str]]] = []
+
+        def find(ids: pa.Array) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+            names = ids.to_pylist()
+            mine = np.fromiter(map(self._latest.get, names, repeat(_UNKNOWN)), np.int64, len(names))
+            found.append((mine, names))
+            return self._base_rows(ids, mine, to_offset)
+
+        folded = fold(join_operations(batches, dimension), find, dimension)
+        mine, names = found[0]
+        self.quarantined += len(folded.quarantined)
+        changed = np.flatnonzero(folded.changed)
+        replaced = mine[changed]
+        start = self._created.count
+        live = np.flatnonzero(folded.changed & folded.live)
+        self._valid_to.view()[replaced[replaced >= 0]] = to_offset
+        self._append(folded.rows, to_offset)
+        number = np.full(len(names), _REMOVED, dtype=np.int64)
+        number[live] = np.arange(start, start + len(live))
+        self._latest.update(zip(map(names.__getitem__, changed.tolist()), number[changed].tolist(), strict=True))
+        self._hide(folded.ids, changed[replaced == _UNKNOWN], to_offset)
+
+    def _base_rows(self, ids: pa.Array, mine: Rows, to_offset: int) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+        """The rows of ids before the fold: the overlay's own, else the segments'."""
+        elsewhere = np.flatnonzero(mine == _UNKNOWN)
+        base, at = self.version.find(ids.take(pa.array(elsewhere)) if len(elsewhere) < len(ids) else ids)
+        number = np.full(len(ids), -1, dtype=np.int64)
+        number[elsewhere] = at
+        here = np.flatnonzero(mine >= 0)
+        if len(here) == 0:
+            return base, number
+        own = Pieces(self._tables)
+        number[here] = base.num_rows + np.arange(len(here))
+        return concat_rows([base, take_pieces(own, mine[here])]), number
+
+    def _append(self, rows: pa.Table, to_offset: int) -> None:
+        if rows.num_rows == 0:
+            return
+        count = rows.num_rows
+        self._valid_from.extend(np.full(count, to_offset, dtype=np.uint64))
+        self._valid_to.extend(np.full(count, _FOREVER, dtype=np.uint64))
+        self._created.extend(rows.column(CREATED_OFFSET).to_numpy())
+        self._tables.append(rows)
+        while len(self._tables) > 1 and self._tables[-1].num_rows * 2 > self._tables[-2].num_rows:
+            last = self._tables.pop()  # sizes halve from piece to piece, so there are few and each row moves seldom
+            self._tables[-1] = concat_rows([self._tables[-1], last]).combine_chunks()
+
+    def _hide(self, ids: pa.Array, changed: Rows, to_offset: int) -> None:
+        if len(changed) == 0:
+            return
+        located = self.version.locate(ids.take(pa.array(changed)))
+        for segment in np.unique(located.segment[located.segment >= 0]).tolist():
+            rows = located.row[located.segment == segment].astype(np.uint64)
+            known, since = self._hidden.setdefault(segment, (_Growing(np.uint64), _Growing(np.uint64)))
+            known.extend(rows)
+            since.extend(np.full(len(rows), to_offset, dtype=np.uint64))
+
+    def _freeze(self, offset: int) -> None:
+        hidden = {segment: (rows.view(), since.view()) for segment, (rows, since) in self._hidden.items()}
+        pieces = Pieces(self._tables) if self._tables else None
+        self.frozen = Frozen(
+            offset, pieces, self._valid_from.view(), self._valid_to.view(), self._created.view(), hidden
+        )
+
+
+def take_pieces(pieces: Pieces, rows: Rows) -> pa.Table:
+    """All columns of the rows, in their order, though the pieces may have different columns."""
+    parts = pieces.split(rows)
+    taken = concat_rows([pieces.tables[number].take(pa.array(within)) for number, within, _ in parts])
+    if len(parts) == 1:
+        return taken
+    back = np.empty(len(rows), dtype=np.int64)
+    back[np.concatenate([at for _, _, at in parts])] = np.arange(len(rows))
+    return taken.combine_chunks().take(pa.array(back))
+
+
+def ids_of(frozen: Frozen) -> pa.ChunkedArray:
+    """The id column of the overlay's rows."""
+    assert frozen.pieces is not None
+    return pa.chunked_array([chunk for table in frozen.pieces.tables for chunk in table.column(ID).chunks])
+
+
+def _operations(entry: TailEntry) -> tuple[pa.RecordBatch, npt.NDArray[np.uint64]]:
+    batch = decode_batch(entry.payload)
+    if entry.offsets is not None:
+        return batch, entry.offsets
+    return batch, np.arange(entry.first_offset, entry.end_offset + 1, dtype=np.uint64)

@@ -1,0 +1,9 @@
+"""sysdb: tenants, databases, collections, their versions and the leases of background jobs, kept in Postgres."""
+
+from __future__ import annotations
+
+from shoal_sysdb.catalog import CatalogService
+from shoal_sysdb.migrate import migrate
+from shoal_sysdb.store import PostgresCatalogStore, open_pool
+
+__all__ = ["CatalogService", "PostgresCatalogStore", "migrate", "open_pool"]

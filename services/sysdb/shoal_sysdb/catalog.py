@@ -1,0 +1,348 @@
+"""sysdb's half of the contract: `shoal_core.contracts.Catalog` on Postgres.
+
+What may be cached elsewhere is fenced here: names by the collection's epoch, jobs by the lease's epoch, versions by
+compare-and-set. Every check that decides something runs in the transaction that acts on it.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from shoal_core.contracts import (
+    Backlog,
+    Collection,
+    Database,
+    Json,
+    Lease,
+    NewCollection,
+    PublishRequest,
+    VersionInfo,
+)
+from shoal_core.errors import (
+    AlreadyExists,
+    Fenced,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    UploadExpired,
+    VersionConflict,
+)
+from shoal_sysdb.store import PostgresCatalogStore
+from shoal_sysdb.versions import PublishedVersion, VersionStatements
+
+SPACES = ("l2", "cosine", "ip")
+_CREATE_TRIES = 8
+
+
+class CatalogService:
+    """Implements `Catalog`. Any number of them may share a database.
+
+    Args:
+        max_upload_age_ms: publish refuses objects whose upload began longer ago, by the database's clock. Whoever sweeps
+            orphans waits twice as long.
+    """
+
+    def __init__(self, store: PostgresCatalogStore, *, max_upload_age_ms: int = 15 * 60 * 1000) -> None:
+        self._store = store
+        self._max_upload_age_ms = max_upload_age_ms
+
+    # --- tenants and databases ---------------------------------------------------------------------------------------
+
+    async def create_tenant(self, name: str) -> None:
+        """See `Catalog.create_tenant`."""
+        async with self._store.transaction() as sql:
+            if not await sql.names.insert_tenant(name):
+                raise AlreadyExists(f"tenant {name!r} exists", field="name")
+
+    async def get_tenant(self, name: str) -> str:
+        """See `Catalog.get_tenant`."""
+        async with self._store.session() as sql:
+            if not await sql.names.has_tenant(name):
+                raise _no_tenant(name)
+        return name
+
+    async def create_database(self, tenant: str, name: str) -> Database:
+        """See `Catalog.create_database`."""
+        async with self._store.transaction() as sql:
+            if not await sql.names.has_tenant(tenant):
+                raise _no_tenant(tenant)
+            database = await sql.names.insert_database(tenant, name)
+            if database is None:
+                raise AlreadyExists(f"database {name!r} exists in tenant {tenant!r}", field="name")
+        return database
+
+    async def get_database(self, tenant: str, name: str) -> Database:
+        """See `Catalog.get_database`."""
+        async with self._store.session() as sql:
+            database = await sql.names.find_database(tenant, name)
+        if database is None:
+            raise _no_database(tenant, name)
+        return database
+
+    async def list_databases(self, tenant: str, *, limit: int, offset: int) -> list[Database]:
+        """See `Catalog.list_databases`; empty for an unknown tenant."""
+        async with self._store.session() as sql:
+            return await sql.names.list_databases(tenant, limit, offset)
+
+    async def delete_database(self, tenant: str, name: str) -> None:
+        """See `Catalog.delete_database`. All of it or none; the name is free at once."""
+        async with self._store.transaction() as sql:
+            database_id = await sql.names.lock_database(tenant, name)
+            if database_id is None:
+                raise _no_database(tenant, name)
+            collection_ids = await sql.names.lock_collections_of(database_id)
+            await sql.names.lock_log_heads(collection_ids)
+            await sql.names.delete_collections(collection_ids)
+            await sql.names.forget_backlog(collection_ids)
+            await sql.names.delete_database(database_id)
+
+    # --- collections -------------------------------------------------------------------------------------------------
+
+    async def create_collection(self, new: NewCollection, *, get_or_create: bool) -> tuple[Collection, bool]:
+        """See `Catalog.create_collection`. An existing collection is returned as it is, whatever ``new`` says."""
+        _check_new(new)
+        if get_or_create:
+            async with self._store.session() as sql:
+                existing = await sql.names.find_collection(new.tenant, new.database, new.name)
+            if existing is not None:
+                return existing, False
+        for _ in range(_CREATE_TRIES):
+            created = await self._try_create(new)
+            if created is not None:
+                return created, True
+            if not get_or_create:
+                raise _name_taken(new.name, new.database)
+            async with self._store.session() as sql:
+                existing = await sql.names.find_collection(new.tenant, new.database, new.name)
+            if existing is not None:
+                return existing, False
+            # Who held the name has given it up since.
+        raise Unavailable(f"collection {new.name!r} is being created and deleted all the time; try again")
+
+    async def _try_create(self, new: NewCollection) -> Collection | None:
+        async with self._store.transaction() as sql:
+            database_id = await sql.names.share_database(new.tenant, new.database)
+            if database_id is None:
+                raise _no_database(new.tenant, new.database)
+            created = await sql.names.insert_collection(database_id, new)
+            if created is not None:
+                await sql.names.insert_log_head(UUID(created.id))
+        return created
+
+    async def get_collection(self, tenant: str, database: str, name: str) -> Collection:
+        """See `Catalog.get_collection`."""
+        async with self._store.session() as sql:
+            collection = await sql.names.find_collection(tenant, database, name)
+        if collection is None:
+            raise NotFound(f"no collection {name!r} in database {database!r} of tenant {tenant!r}", field="name")
+        return collection
+
+    async def get_collection_by_id(self, collection_id: str) -> Collection:
+        """See `Catalog.get_collection_by_id`."""
+        wanted = _collection_id(collection_id)
+        async with self._store.session() as sql:
+            collection = await sql.names.find_collection_by_id(wanted)
+        if collection is None:
+            raise _no_collection(collection_id)
+        return collection
+
+    async def list_collections(self, tenant: str, database: str, *, limit: int, offset: int) -> list[Collection]:
+        """See `Catalog.list_collections`; empty for an unknown database."""
+        async with self._store.session() as sql:
+            return await sql.names.list_collections(tenant, database, limit, offset)
+
+    async def count_collections(self, tenant: str, database: str) -> int:
+        """Live collections of a database; 0 for an unknown one."""
+        async with self._store.session() as sql:
+            return await sql.names.count_collections(tenant, database)
+
+    async def modify_collection(
+        self,
+        collection_id: str,
+        *,
+        name: str | None = None,
+        metadata: Json | None = None,
+        configuration: Json | None = None,
+    ) -> Collection:
+        """See `Catalog.modify_collection`. Renames within a database happen one after another."""
+        wanted = _collection_id(collection_id)
+        async with self._store.transaction() as sql:
+            if name is not None:
+                # Two collections that swap names would each wait for the other's index entry.
+                await sql.names.lock_database_of(wanted)
+            collection = await sql.names.lock_collection(wanted)
+            if collection is None:
+                raise _no_collection(collection_id)
+            if name is not None and name != collection.name:
+                holder = await sql.names.find_collection(collection.tenant, collection.database, name)
+                if holder is not None:
+                    raise _name_taken(name, collection.database)
+            return await sql.names.update_collection(wanted, name, metadata, configuration)
+
+    async def delete_collection(self, collection_id: str) -> None:
+        """See `Catalog.delete_collection`. The name is free at once; a new collection of that name has a new id."""
+        wanted = _collection_id(collection_id)
+        async with self._store.transaction() as sql:
+            if await sql.names.lock_collection(wanted) is None:
+                raise _no_collection(collection_id)
+            await sql.names.lock_log_heads([wanted])
+            await sql.names.delete_collections([wanted])
+            await sql.names.forget_backlog([wanted])
+
+    # --- jobs --------------------------------------------------------------------------------------------------------
+
+    async def backlog(self, *, limit: int, min_records: int, min_age_ms: int) -> list[Backlog]:
+        """See `Catalog.backlog`. Tenants take turns at filling the page; the page is oldest first."""
+        async with self._store.session() as sql:
+            return await sql.versions.backlog(limit, min_records, min_age_ms)
+
+    async def claim(self, collection_id: str, kind: str, holder: str, *, ttl_ms: int) -> Lease | None:
+        """See `Catalog.claim`. None for a collection that is gone, too: there is nothing to do there."""
+        wanted = _collection_id(collection_id)
+        _check_ttl(ttl_ms)
+        async with self._store.session() as sql:
+            epoch = await sql.versions.claim_lease(wanted, kind, holder, ttl_ms)
+        return None if epoch is None else Lease(str(wanted), kind, holder, epoch)
+
+    async def renew(self, lease: Lease, *, ttl_ms: int) -> None:
+        """See `Catalog.renew`. A lease that has run out may be renewed until another claims; a released one may not."""
+        wanted = _collection_id(lease.collection_id)
+        _check_ttl(ttl_ms)
+        async with self._store.session() as sql:
+            if not await sql.versions.renew_lease(wanted, lease.kind, lease.epoch, ttl_ms):
+                raise _fenced(lease)
+
+    async def release(self, lease: Lease) -> None:
+        """See `Catalog.release`."""
+        wanted = _collection_id(lease.collection_id)
+        async with self._store.session() as sql:
+            await sql.versions.release_lease(wanted, lease.kind, lease.epoch)
+
+    async def begin_upload(self, collection_id: str) -> str:
+        """See `Catalog.begin_upload`. Raises `NotFound`."""
+        wanted = _collection_id(collection_id)
+        async with self._store.session() as sql:
+            upload_id = await sql.versions.insert_upload(wanted)
+        if upload_id is None:
+            raise _no_collection(collection_id)
+        return upload_id
+
+    # --- versions ----------------------------------------------------------------------------------------------------
+
+    async def publish(self, request: PublishRequest) -> VersionInfo:
+        """See `Catalog.publish`. Repeating a publish that has succeeded succeeds, whatever happened since."""
+        collection_id = _collection_id(request.lease.collection_id)
+        if not request.manifest_key:
+            raise InvalidArgument("is empty", field="manifest_key")
+        async with self._store.transaction() as sql:
+            current = await sql.versions.lock_version(collection_id)
+            if current is None:
+                raise _no_collection(request.lease.collection_id)
+            head_offset = await sql.versions.lock_log_head(collection_id)
+            version = request.expected_version + 1
+            done = await sql.versions.find_version(collection_id, version)
+            if done is not None and done.info.manifest_key == request.manifest_key:
+                return done.info
+            if await sql.versions.share_lease_epoch(collection_id, request.lease.kind) != request.lease.epoch:
+                raise _fenced(request.lease)
+            if current != request.expected_version:
+                raise VersionConflict(
+                    f"the current version is {current}, not {request.expected_version}; rebase the manifest on it"
+                )
+            await self._take_upload(sql.versions, collection_id, request.upload_id)
+            before = await sql.versions.find_version(collection_id, current)
+            if before is None:
+                raise _no_collection(request.lease.collection_id)
+            offset = request.compacted_offset
+            bytes_there = await _compacted_bytes(sql.versions, collection_id, before, offset, head_offset)
+            info = VersionInfo(str(collection_id), version, request.manifest_key, offset)
+            await sql.versions.insert_version(collection_id, PublishedVersion(info, bytes_there, age_ms=0))
+            if offset != before.info.compacted_offset:
+                await sql.versions.advance_backlog(collection_id, offset)
+        return info
+
+    async def _take_upload(self, versions: VersionStatements, collection_id: UUID, upload_id: str) -> None:
+        upload = _uuid(upload_id)
+        if upload is None or not await versions.take_upload(upload, collection_id, self._max_upload_age_ms):
+            raise UploadExpired(
+                f"no upload {upload_id!r} of the last {self._max_upload_age_ms} ms; begin another and upload again",
+                field="upload_id",
+            )
+
+    async def get_version(self, collection_id: str, version: int | None = None) -> VersionInfo:
+        """See `Catalog.get_version`."""
+        wanted = _collection_id(collection_id)
+        async with self._store.session() as sql:
+            found = await sql.versions.find_version(wanted, version)
+        if found is None:
+            raise NotFound(f"no version {version} of collection {collection_id}" if version else _gone(collection_id))
+        return found.info
+
+
+async def _compacted_bytes(
+    versions: VersionStatements, collection_id: UUID, before: PublishedVersion, offset: int, head_offset: int
+) -> int:
+    """Cumulative bytes of the log at ``offset``. Raises `InvalidArgument` when nothing may be compacted up to there."""
+    current = before.info.compacted_offset
+    if offset == current:
+        return before.compacted_bytes
+    if not current < offset <= head_offset:
+        raise InvalidArgument(f"{offset} is not within {current}..{head_offset}", field="compacted_offset")
+    found = await versions.bytes_at(collection_id, offset)
+    if found is None:
+        raise InvalidArgument(f"{offset} is not the end of a batch", field="compacted_offset")
+    return found
+
+
+def _uuid(text: str) -> UUID | None:
+    """The UUID if ``text`` is one in its usual form."""
+    try:
+        parsed = UUID(text)
+    except ValueError:
+        return None
+    return parsed if str(parsed) == text.lower() else None
+
+
+def _collection_id(text: str) -> UUID:
+    parsed = _uuid(text)
+    if parsed is None:
+        raise _no_collection(text)
+    return parsed
+
+
+def _check_new(new: NewCollection) -> None:
+    if new.space not in SPACES:
+        raise InvalidArgument(f"{new.space!r} is none of {', '.join(SPACES)}", field="space")
+    if new.shards < 1:
+        raise InvalidArgument(f"{new.shards} is below 1", field="shards")
+    if new.dimension is not None and new.dimension < 1:
+        raise InvalidArgument(f"{new.dimension} is below 1", field="dimension")
+
+
+def _check_ttl(ttl_ms: int) -> None:
+    if ttl_ms < 1:
+        raise InvalidArgument(f"{ttl_ms} is below 1", field="ttl_ms")
+
+
+def _no_tenant(name: str) -> NotFound:
+    return NotFound(f"no tenant {name!r}", field="tenant")
+
+
+def _no_database(tenant: str, name: str) -> NotFound:
+    return NotFound(f"no database {name!r} in tenant {tenant!r}", field="database")
+
+
+def _gone(collection_id: str) -> str:
+    return f"no collection {collection_id!r}"
+
+
+def _no_collection(collection_id: str) -> NotFound:
+    return NotFound(_gone(collection_id), field="collection_id")
+
+
+def _name_taken(name: str, database: str) -> AlreadyExists:
+    return AlreadyExists(f"collection {name!r} exists in database {database!r}", field="name")
+
+
+def _fenced(lease: Lease) -> Fenced:
+    return Fenced(f"lease epoch {lease.epoch} of {lease.kind} on {lease.collection_id} is over; stop this job")

@@ -1,0 +1,61 @@
+"""What the statements of `names` and `versions` have in common. A connection is known here by what it can do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
+
+from shoal_core.contracts import Collection, Database, Json
+from shoal_core.errors import InvalidArgument
+
+Row: TypeAlias = Mapping[str, Any]
+
+COLLECTION_COLUMNS = """c.id, c.tenant, c.database_name, c.name, c.epoch, c.incarnation, c.dimension, c.space, c.shards,
+    c.metadata, c.configuration"""
+AGE_MS = "greatest(0, extract(epoch FROM statement_timestamp() - {since}) * 1000)::bigint"
+
+
+class Sql(Protocol):
+    """A connection, with or without a transaction around it."""
+
+    async def fetch(self, query: str, /, *args: object) -> list[Any]: ...
+
+    async def fetchrow(self, query: str, /, *args: object) -> Any: ...
+
+    async def fetchval(self, query: str, /, *args: object) -> Any: ...
+
+    async def execute(self, query: str, /, *args: object) -> Any: ...
+
+
+def database_of(row: Row) -> Database:
+    """From ``id, tenant, name``."""
+    return Database(id=str(row["id"]), tenant=row["tenant"], name=row["name"])
+
+
+def collection_of(row: Row) -> Collection:
+    """From `COLLECTION_COLUMNS`."""
+    metadata = row["metadata"]
+    return Collection(
+        id=str(row["id"]),
+        tenant=row["tenant"],
+        database=row["database_name"],
+        name=row["name"],
+        epoch=row["epoch"],
+        incarnation=str(row["incarnation"]),
+        space=row["space"],
+        shards=row["shards"],
+        dimension=row["dimension"],
+        metadata=None if metadata is None else json.loads(metadata),
+        configuration=json.loads(row["configuration"]),
+    )
+
+
+def dump_json(value: Json | None, field: str) -> str | None:
+    """JSON text as it will come back: key order and number forms included (the column is ``json``, not ``jsonb``)."""
+    if value is None:
+        return None
+    try:
+        return json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(f"is not JSON: {error}", field=field) from error
