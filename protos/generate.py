@@ -4,8 +4,8 @@
     python protos/generate.py --check    fail if what is there differs from what the protos say
 
 The proto package is ``shoal.v1``, but ``shoal`` is the Python package of the SDK, so the generated modules live in
-``shoal_wire.v1`` and their references to each other are rewritten. Only grpcio-tools and mypy-protobuf are needed, from the
-same environment as the interpreter that runs this.
+``shoal_wire.v1`` and their references to each other are rewritten. Needs grpcio-tools and mypy-protobuf, from the same
+environment as the interpreter that runs this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from grpc_tools import protoc
+from grpc_tools import protoc  # type: ignore[import-untyped]
 
 PROTOS = Path(__file__).resolve().parent
 TARGET = PROTOS.parent / "libs" / "wire" / "shoal_wire" / "v1"
@@ -99,7 +99,9 @@ def drift(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
         elif name not in wanted:
             summary.append(f"{name}: not generated from any proto")
         elif wanted[name] != found[name]:
-            lines = list(difflib.unified_diff(found[name].splitlines(), wanted[name].splitlines(), lineterm="", n=0))[2:]
+            lines = list(difflib.unified_diff(found[name].splitlines(), wanted[name].splitlines(), lineterm="", n=0))[
+                2:
+            ]
             changed = [line for line in lines if line.startswith(("+", "-"))]
             summary.append(f"{name}: {len(changed)} lines differ")
             summary.extend(f"    {line[:110]}" for line in changed[:DIFF_LINES])

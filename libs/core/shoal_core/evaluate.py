@@ -70,12 +70,13 @@ def columns_of(tree: Filter, available: pa.Schema) -> set[str]:
         case Text():
             return {DOCUMENT} & set(available.names)
         case Compare(key) | Membership(key) | ListContains(key) | Exists(key):
-            return {field.column for kind in Kind if (field := MetadataField(key, kind)).column in available.names}
+            return {name for kind in Kind if available.get_field_index(name := MetadataField(key, kind).column) >= 0}
 
 
 def _column(rows: pa.Table, key: str, kind: Kind) -> pa.ChunkedArray | None:
     name = MetadataField(key, kind).column
-    return rows.column(name) if name in rows.column_names else None
+    index = rows.schema.get_field_index(name)
+    return rows.column(index) if index >= 0 else None
 
 
 def _true_where(column: pa.ChunkedArray | pa.Array) -> Mask:

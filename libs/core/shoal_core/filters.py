@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -18,6 +18,12 @@ from shoal_core.errors import InvalidArgument
 from shoal_core.limits import Limits
 
 Scalar = str | int | float | bool
+
+
+def _types(*values: Scalar) -> tuple[str, ...]:
+    """Part of a node's equality, because to Python ``1 == True`` and to a filter they differ: trees are keys of caches."""
+    return tuple(type(value).__name__ for value in values)
+
 
 ID_KEY = "#id"
 DOCUMENT_KEY = "#document"
@@ -64,6 +70,10 @@ class Compare:
     key: str
     comparator: Comparator
     value: Scalar
+    _types: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_types", _types(self.value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,10 @@ class Membership:
     key: str
     values: tuple[Scalar, ...]
     negated: bool = False
+    _types: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_types", _types(*self.values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +96,10 @@ class ListContains:
     key: str
     value: Scalar
     negated: bool = False
+    _types: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_types", _types(self.value))
 
 
 @dataclass(frozen=True, slots=True)

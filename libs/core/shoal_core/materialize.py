@@ -47,6 +47,8 @@ from shoal_core.records import (
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
+_ADD, _UPDATE, _UPSERT, _DELETE = (int(item) for item in Operation)  # comparing arrays with an enum is slow
+
 
 @dataclass(frozen=True, slots=True)
 class Operations:
@@ -113,16 +115,16 @@ def fold(operations: Operations, find: Callable[[pa.Array], tuple[pa.Table, Indi
     Columns of the rows may share memory with the operations.
 
     Args:
-        find: from (u,) distinct ids to a row table and, per id, its (u,) int64 row number there or -1. It is not called when
-            there are no operations.
+        find: from (u,) distinct ids to a row table and, per id, its (u,) int64 row number there or -1. Called once.
     """
-    given = {name: one_chunk(operations.table.column(name)) for name in operations.table.column_names}
+    table = operations.table
+    given = {name: one_chunk(column) for name, column in zip(table.column_names, table.columns, strict=True)}
     encoded = given[ID].dictionary_encode()
     ids = encoded.dictionary
+    base, base_row = find(ids)
     if len(ids) == 0:
         nothing = np.zeros(0, dtype=bool)
         return Folded(ids, nothing, nothing, empty_rows(dimension), np.zeros(0, dtype=np.uint64))
-    base, base_row = find(ids)
     groups = _Groups.of(encoded.indices.to_numpy(), len(ids))
     effects = _effects(given, operations.misfit, groups, base_row >= 0)
     changed = groups.any(effects.creates | effects.merges | effects.removes)
@@ -189,8 +191,8 @@ def _effects(given: Mapping[str, pa.Array], misfit: Mask, groups: _Groups, base_
     op = given[OP].to_numpy()[groups.order]
     can_create = _valid(given[EMBEDDING])[groups.order] if EMBEDDING in given else np.zeros(len(op), dtype=bool)
     misfit = misfit[groups.order]
-    adds, upserts = op == Operation.ADD, op == Operation.UPSERT
-    updates, deletes = op == Operation.UPDATE, op == Operation.DELETE
+    adds, upserts = op == _ADD, op == _UPSERT
+    updates, deletes = op == _UPDATE, op == _DELETE
     sets_live = (adds | upserts) & can_create
     before = _live_before(sets_live, deletes, groups, base_live)
     creates = sets_live & ~before
@@ -266,6 +268,8 @@ class _Source:
         A null comes from the last write: it has none in a column whose last value is older or superseded.
         """
         given, old = self.given.get(name), self.old.get(name)
+        if position is self.last_write:
+            return _take(given, self.groups.order[position])
         use_old = (position < 0) & (self.old_row >= 0)
         if keep_old is not None:
             use_old &= keep_old
@@ -283,7 +287,7 @@ class _Source:
         position = self.last_valid(EMBEDDING)
         fresh = position >= 0
         rows = self.groups.order[position[fresh]]
-        if fresh.all() and _is_identity(rows, len(self.given[EMBEDDING])):
+        if fresh.all() and _is_identity(rows, len(self.given[EMBEDDING])) and _is_aligned(self.given[EMBEDDING]):
             return self.given[EMBEDDING]
         matrix = np.empty((len(self.chosen), dimension), dtype=np.float32)
         if fresh.any():
@@ -301,7 +305,8 @@ def _metadata_columns(source: _Source) -> dict[str, pa.Array]:
         touched[key] = np.maximum(touched[key], last[name]) if key in touched else last[name]
     columns = {}
     for name, key in keys.items():
-        position = np.where(last[name] == touched[key], last[name], -1)
+        superseded = touched[key] is not last[name]
+        position = np.where(last[name] == touched[key], last[name], -1) if superseded else last[name]
         columns[name] = source.values(name, position, keep_old=touched[key] < 0)
     return columns
 
@@ -326,6 +331,11 @@ def _deletions(source: _Source, keys: set[str]) -> dict[str, Indices]:
 
 def _is_identity(rows: Indices, count: int) -> bool:
     return len(rows) == count and bool((rows == np.arange(count)).all())
+
+
+def _is_aligned(embeddings: pa.Array) -> bool:
+    """Whether numpy may compute on the vectors in place: a payload can start at any byte of a message."""
+    return embedding_matrix(embeddings).flags.aligned
 
 
 def _take(array: pa.Array, rows: Indices) -> pa.Array:

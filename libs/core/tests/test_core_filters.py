@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -182,6 +183,22 @@ def test_check_size_refuses_a_deep_tree() -> None:
         tree = Or((tree,))
     with pytest.raises(InvalidArgument, match="deeper"):
         check_size(tree, Limits())
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        lambda value: Compare("a", Comparator.EQ, value),
+        lambda value: Membership("a", (value,)),
+        lambda value: ListContains("a", value),
+        lambda value: And((Or((Compare("a", Comparator.EQ, value),)),)),
+    ],
+)
+def test_trees_that_mean_different_things_differ(node: Callable[[Any], Filter]) -> None:
+    assert node(1) != node(True)
+    assert len({node(1), node(True), node("1"), node(0), node(False)}) == 5
+    assert len({node(1), node(1)}) == 1
+    assert repr(node(1)).count("types") == 0
 
 
 def test_all_of() -> None:

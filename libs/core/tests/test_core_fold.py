@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_core.materialize import Folded, Indices, fold, join_operations
-from shoal_core.records import EMBEDDING, concat_rows, empty_rows
+from shoal_core.records import EMBEDDING, concat_rows, decode_batch, embedding_matrix, empty_rows, encode_batch
 from shoal_testing.oracle import OracleCollection
 from shoal_testing.strategies import QUICK, Op, Record, from_row_table, operations, to_operation_batch
 
@@ -215,6 +215,18 @@ def test_created_offset_survives_updates_and_not_delete_and_add() -> None:
     )
     [row] = from_row_table(engine.rows)
     assert (row["created_offset"], row["updated_offset"], row["document"], row["metadata"]) == (4, 4, None, {})
+
+
+def test_embeddings_of_a_misaligned_payload_come_out_aligned() -> None:
+    payload = encode_batch(batch(("add", "a", ONE, None, None, None), ("add", "b", TWO, None, None, None))).to_pybytes()
+    engine = Engine()
+    for shift in range(1, 4):
+        shifted = pa.py_buffer(b"." * shift + payload).slice(shift)
+        folded = engine.fold(run(decode_batch(shifted)))
+        matrix = embedding_matrix(folded.rows.column(EMBEDDING))
+        assert matrix.flags.aligned
+        assert matrix.tolist() == [list(ONE), list(TWO)]
+        engine = Engine()
 
 
 def test_rows_keep_embedding_bits() -> None:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeAlias
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 from asyncpg.pool import PoolConnectionProxy
 
 from shoal_core.errors import (
@@ -126,7 +127,7 @@ async def open_pool(
             max_size=max_size,
             timeout=connect_timeout_ms / 1000,
             command_timeout=statement_timeout_ms / 1000 + 2,
-            target_session_attrs="read-write",
+            target_session_attrs=SessionAttribute.read_write,
             server_settings=settings,
             reset=_keep_session,
         )

@@ -9,8 +9,8 @@ from typing import TypeVar
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
-from shoal_core.errors import Corrupt, InvalidArgument, OutcomeUnknown, ShoalError, Unavailable
 
+from shoal_core.errors import Corrupt, InvalidArgument, OutcomeUnknown, ShoalError, Unavailable
 from shoal_wire.messages import sized
 from shoal_wire.status import error_from_rpc
 from shoal_wire.tracing import trace_metadata
@@ -87,7 +87,9 @@ class Rpc:
     def _closed(self, write: bool) -> ShoalError:
         """Nobody cancelled this task, so the channel was closed under the call."""
         if write:
-            return OutcomeUnknown("the connection was closed during a write; send it again with the same idempotency key")
+            return OutcomeUnknown(
+                "the connection was closed during a write; send it again with the same idempotency key"
+            )
         return Unavailable(f"the connection to {self._service} was closed during a call")
 
 
@@ -99,5 +101,5 @@ def parsed(message: type[_M], decode: Callable[[_M], _T]) -> Callable[[bytes], _
 def _serialise(encode: Callable[[], Message]) -> bytes:
     try:
         return encode().SerializeToString()
-    except ValueError as error:
+    except (ValueError, DecodeError) as error:  # protobuf parses what it copies, and refuses what is nested too deep
         raise InvalidArgument(f"a value does not fit into the request: {error}") from error

@@ -1,8 +1,8 @@
 """The server side of a call: bytes to message, span, typed errors to status.
 
-A servicer is a plain object with a coroutine for each method of a service, named in snake case: ``async def read_index(self,
-request: pb.ReadIndexRequest) -> pb.Head``. It knows no gRPC context: it returns a message, or the bytes of one that is already
-encoded, and raises `ShoalError`.
+A servicer is a plain object with a coroutine for each method of a service, named in snake case: ``async def
+read_index(self, request: pb.ReadIndexRequest) -> pb.Head``. It knows no gRPC context: it returns a message, or the
+bytes of one that is already encoded, and raises `ShoalError`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from opentelemetry import trace
-from shoal_core.errors import Internal, InvalidArgument, ShoalError
 
+from shoal_core.errors import Internal, InvalidArgument, ShoalError
 from shoal_wire import tracing
 from shoal_wire.messages import sized
 from shoal_wire.status import status_of
@@ -42,7 +42,7 @@ def add_service(server: grpc.aio.Server, file: FileDescriptor, service: str, ser
     """
     descriptor = file.services_by_name[service]
     tracer = trace.get_tracer("shoal_wire")
-    handlers = {
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         method.name: grpc.unary_unary_rpc_method_handler(
             _handler(method, getattr(servicer, method_name(method.name)), tracer)
         )

@@ -1,7 +1,7 @@
 """Errors ↔ gRPC status: the one mapping, in both directions.
 
-A status carries its error as a serialised `ErrorDetail` in the trailing metadata ``shoal-error-bin``. A status without one
-comes from gRPC itself (no connection, a deadline) or from a foreign server, and is read by its code.
+A status carries its error as a serialised `ErrorDetail` in the trailing metadata ``shoal-error-bin``. A status without
+one comes from gRPC itself (no connection, a deadline) or from a foreign server, and is read by its code.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+
 from shoal_core import errors
 from shoal_core.errors import ShoalError, error_types
-
 from shoal_wire.v1 import types_pb2 as pb
 
 DETAIL_KEY = "shoal-error-bin"
@@ -60,7 +60,7 @@ _AMBIGUOUS = frozenset(
 )
 
 # How gRPC begins the details of a status that it made before it had any connection to send the request over.
-_NOT_SENT = ("failed to connect to all addresses", "DNS resolution failed", "Channel closed", "empty address list")
+_NOT_SENT = ("failed to connect to all addresses", "DNS resolution failed")
 
 
 def code_of(error: ShoalError) -> grpc.StatusCode:
@@ -89,8 +89,8 @@ def error_from_rpc(error: grpc.RpcError, *, write: bool) -> ShoalError:
 
     Args:
         error: what a call of grpc or grpc.aio raised.
-        write: the call may have changed something. Then an ambiguous status without detail becomes `OutcomeUnknown`, unless
-            gRPC says that it never had a connection to send the request over.
+        write: the call may have changed something. Then an ambiguous status without detail becomes `OutcomeUnknown`,
+            unless gRPC says that it never had a connection to send the request over.
     """
     call: Any = error  # grpc.RpcError declares none of what both its kinds have
     code, details = call.code(), str(call.details() or "")
@@ -101,7 +101,9 @@ def error_from_rpc(error: grpc.RpcError, *, write: bool) -> ShoalError:
         return errors.InvalidArgument(f"too large for one message, send less at a time: {details}")
     sent = not (code is grpc.StatusCode.UNAVAILABLE and details.startswith(_NOT_SENT))
     if write and sent and code in _AMBIGUOUS:
-        return errors.OutcomeUnknown(f"no answer to a write ({code.name}: {details}); send it again with the same idempotency key")
+        return errors.OutcomeUnknown(
+            f"no answer to a write ({code.name}: {details}); send it again with the same idempotency key"
+        )
     return _BY_CODE.get(code, errors.Internal)(f"{code.name}: {details}")
 
 
@@ -113,7 +115,9 @@ def _decode_detail(metadata: Iterable[tuple[str, str | bytes]] | None) -> ShoalE
             except DecodeError:
                 return None
             cls = error_types().get(detail.type)
-            return cls and cls(detail.message, field=detail.field, retry_after_ms=detail.retry_after_ms)
+            if cls is None:
+                return None
+            return cls(detail.message, field=detail.field, retry_after_ms=detail.retry_after_ms)
     return None
 
 

@@ -1,7 +1,7 @@
 """W3C trace context over gRPC metadata, with the OpenTelemetry API alone: without an SDK all of this does nothing.
 
-Functions rather than interceptors: every call goes through `rpc.Rpc` and every handler through `server.add_service`, so no channel
-and no server needs to be built in a special way to be traced.
+Functions rather than interceptors: every call goes through `rpc.Rpc` and every handler through `server.add_service`, so
+no channel and no server needs to be built in a special way to be traced.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def trace_metadata() -> Metadata:
 def server_span(
     tracer: trace.Tracer, service: str, method: str, metadata: Iterable[tuple[str, str | bytes]] | None
 ) -> Iterator[trace.Span]:
-    """A server span named ``service/method``, current within the block, child of the span in the caller's metadata if any."""
+    """A server span ``service/method``, current within the block, child of the span in the caller's metadata if any."""
     carrier = {key: value for key, value in metadata or () if key in _HEADERS and isinstance(value, str)}
     with tracer.start_as_current_span(
         f"{service}/{method}",

@@ -104,11 +104,24 @@ class GroupQueue(Generic[T]):
         for item in [*group, *(item for item in since if item.collection_id in apart)]:
             self._waiting.setdefault(item.collection_id, deque()).append(item)
 
-    def finish(self, lane: str) -> None:
-        """Nobody serves the lane any more. A drained collection is back in the main lane."""
+    def finish(self, lane: str, *, stuck: bool = False) -> None:
+        """Nobody serves the lane any more; it goes behind the others.
+
+        A drained collection is back in the main lane, unless it is ``stuck``: then it stays apart until a group of its own
+        succeeds, or every append to it would hold up the main lane again.
+        """
         self._running.discard(lane)
-        if lane != MAIN and not self._waiting.get(lane):
-            self._waiting.pop(lane, None)
+        if lane == MAIN or lane not in self._waiting:
+            return
+        queue = self._waiting.pop(lane)
+        if queue or stuck:
+            self._waiting[lane] = queue
+
+    def drain(self) -> list[T]:
+        """Everything that waits, taken out."""
+        items = [item for queue in self._waiting.values() for item in queue]
+        self._waiting = {MAIN: deque()}
+        return items
 
     def _lane_of(self, collection_id: str) -> deque[T]:
         return self._waiting.get(collection_id, self._waiting[MAIN])

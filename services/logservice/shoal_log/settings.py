@@ -17,7 +17,8 @@ class AppendSettings:
     Attributes:
         payload_size_bytes: the largest operation batch, as Arrow IPC.
         inline_limit_bytes: larger payloads become objects, only their id hashes stay in Postgres.
-        offload_size_bytes: larger payloads are checked and cut in a thread.
+        offload_size_bytes: larger payloads are checked in a thread.
+        uploads: objects written at a time.
         group_items, group_size_bytes: of one transaction (bytes that go into Postgres).
         admitted_items, admitted_size_bytes: appends begun and not yet answered; more are refused.
         lanes: transactions in parallel for collections that a lock time-out has set apart.
@@ -25,12 +26,14 @@ class AppendSettings:
         lock_attempts: lock time-outs after which the items of a collection fail.
         uncompacted_records, uncompacted_size_bytes: back-pressure beyond.
         condition_ids: ids in the read set of a conditional write.
+        scan_entries: entries whose id hashes are read at a time for a conditional write.
         max_upload_age_ms: an append refuses an object whose upload began longer ago; the same number as the catalog's.
     """
 
     payload_size_bytes: int = 48 << 20
     inline_limit_bytes: int = 256 << 10
     offload_size_bytes: int = 256 << 10
+    uploads: int = 8
     group_items: int = 512
     group_size_bytes: int = 8 << 20
     admitted_items: int = 4096
@@ -45,6 +48,7 @@ class AppendSettings:
     uncompacted_size_bytes: int = 2 << 30
     backpressure_retry_ms: int = 1_000
     condition_ids: int = 10_000
+    scan_entries: int = 500
     max_upload_age_ms: int = _HOUR_MS // 4
 
     def __post_init__(self) -> None:
@@ -62,7 +66,8 @@ class TailSettings:
     Attributes:
         size_bytes, entries: of one answer, whatever the request allows.
         page_size_bytes, page_entries: read from Postgres at a time.
-        object_fetches: objects fetched in parallel for one answer.
+        offload_size_bytes: more than this is verified and cut in a thread.
+        object_fetches: objects fetched at a time.
         cache_size_bytes: recent entries kept in memory.
         known_heads: collections whose last known head is kept.
         read_index_collections, read_index_statements: collections per read-index statement, and statements in flight.
@@ -72,6 +77,7 @@ class TailSettings:
     entries: int = 20_000
     page_size_bytes: int = 8 << 20
     page_entries: int = 1000
+    offload_size_bytes: int = 256 << 10
     object_fetches: int = 8
     cache_size_bytes: int = 128 << 20
     known_heads: int = 10_000
@@ -90,7 +96,7 @@ class TrimSettings:
         version_retention_ms: a version replaced this long ago need no longer be replayed from.
         idempotency_retention_ms: outlives the log and the longest retry of a client.
         idempotency_batch: rows deleted per statement.
-        partitions_per_round: partitions looked at per round.
+        partitions_per_round: partitions dropped per round.
     """
 
     period_ms: int = _HOUR_MS

@@ -27,6 +27,7 @@ from shoal_core.errors import (
     UploadExpired,
     VersionConflict,
 )
+from shoal_sysdb.names import NameStatements
 from shoal_sysdb.store import PostgresCatalogStore
 from shoal_sysdb.versions import PublishedVersion, VersionStatements
 
@@ -91,9 +92,7 @@ class CatalogService:
             if database_id is None:
                 raise _no_database(tenant, name)
             collection_ids = await sql.names.lock_collections_of(database_id)
-            await sql.names.lock_log_heads(collection_ids)
-            await sql.names.delete_collections(collection_ids)
-            await sql.names.forget_backlog(collection_ids)
+            await _delete(sql.names, collection_ids)
             await sql.names.delete_database(database_id)
 
     # --- collections -------------------------------------------------------------------------------------------------
@@ -164,16 +163,14 @@ class CatalogService:
         metadata: Json | None = None,
         configuration: Json | None = None,
     ) -> Collection:
-        """See `Catalog.modify_collection`. Renames within a database happen one after another."""
+        """See `Catalog.modify_collection`."""
         wanted = _collection_id(collection_id)
         async with self._store.transaction() as sql:
-            if name is not None:
-                # Two collections that swap names would each wait for the other's index entry.
-                await sql.names.lock_database_of(wanted)
             collection = await sql.names.lock_collection(wanted)
             if collection is None:
                 raise _no_collection(collection_id)
             if name is not None and name != collection.name:
+                # Says it well and keeps two that swap names from waiting for each other; the unique index decides.
                 holder = await sql.names.find_collection(collection.tenant, collection.database, name)
                 if holder is not None:
                     raise _name_taken(name, collection.database)
@@ -185,9 +182,7 @@ class CatalogService:
         async with self._store.transaction() as sql:
             if await sql.names.lock_collection(wanted) is None:
                 raise _no_collection(collection_id)
-            await sql.names.lock_log_heads([wanted])
-            await sql.names.delete_collections([wanted])
-            await sql.names.forget_backlog([wanted])
+            await _delete(sql.names, [wanted])
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
@@ -277,6 +272,13 @@ class CatalogService:
         if found is None:
             raise NotFound(f"no version {version} of collection {collection_id}" if version else _gone(collection_id))
         return found.info
+
+
+async def _delete(names: NameStatements, collection_ids: list[UUID]) -> None:
+    """Delete collections whose rows are locked."""
+    await names.lock_log_heads(collection_ids)
+    await names.delete_collections(collection_ids)
+    await names.forget_backlog(collection_ids)
 
 
 async def _compacted_bytes(

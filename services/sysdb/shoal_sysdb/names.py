@@ -53,28 +53,20 @@ class NameStatements:
         return [database_of(row) for row in rows]
 
     async def share_database(self, tenant: str, name: str) -> UUID | None:
-        """Its id; it can be neither deleted nor see a rename until the transaction ends."""
+        """Its id; it cannot be deleted until the transaction ends."""
         found: UUID | None = await self._sql.fetchval(
             "SELECT id FROM database WHERE tenant = $1 AND name = $2 AND deleted_at IS NULL FOR SHARE", tenant, name
         )
         return found
 
     async def lock_database(self, tenant: str, name: str) -> UUID | None:
-        """Its id; no collection is created or renamed in it until the transaction ends."""
+        """Its id; no collection is created in it until the transaction ends."""
         found: UUID | None = await self._sql.fetchval(
             "SELECT id FROM database WHERE tenant = $1 AND name = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
             tenant,
             name,
         )
         return found
-
-    async def lock_database_of(self, collection_id: UUID) -> None:
-        """Like `lock_database`, for the database of a collection (which never moves)."""
-        await self._sql.execute(
-            """SELECT FROM database WHERE id = (SELECT database_id FROM collection WHERE id = $1)
-            FOR NO KEY UPDATE""",
-            collection_id,
-        )
 
     async def delete_database(self, database_id: UUID) -> None:
         await self._sql.execute("UPDATE database SET deleted_at = clock_timestamp() WHERE id = $1", database_id)

@@ -44,6 +44,7 @@ _DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Interna
 _SESSION_LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.StatementCompletionUnknownError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
@@ -143,7 +144,7 @@ async def connected(pool: Pool, *, acquire_timeout_ms: int = 5_000) -> AsyncIter
         connection.add_log_listener(listen)
         yield connection
     except _DRIVER_ERRORS as error:
-        if isinstance(error, _SESSION_LOST):
+        if _is_lost(error):
             _drop(connection)
         raise translate(error) from error
     finally:
@@ -176,6 +177,11 @@ async def transaction(pool: Pool, *, acquire_timeout_ms: int = 5_000) -> AsyncIt
             raise OutcomeUnknown(f"the connection was lost during COMMIT: {error or type(error).__name__}") from error
 
 
+def _is_lost(error: BaseException) -> bool:
+    """Whether the connection is of no more use."""
+    return isinstance(error, _SESSION_LOST) and not isinstance(error, (asyncpg.QueryCanceledError, *_REFUSED_VALUES))
+
+
 def _drop(connection: Connection) -> None:
     """Close without waiting; the pool opens another. The driver may have dropped it by itself."""
     with contextlib.suppress(asyncpg.InterfaceError):
@@ -184,7 +190,7 @@ def _drop(connection: Connection) -> None:
 
 async def _roll_back(connection: Connection, block: Transaction, cause: BaseException) -> None:
     """Roll back; a connection that cannot is closed, which has the same effect."""
-    if isinstance(cause, _SESSION_LOST) and not isinstance(cause, asyncpg.QueryCanceledError):
+    if _is_lost(cause):
         _drop(connection)
         return
     try:

@@ -55,7 +55,9 @@ async def test_databases(catalog: CatalogService) -> None:
 async def test_create_and_get(catalog: CatalogService, pool: Pool) -> None:
     metadata = {"z": 1, "a": 1e22, "b": -0.0, "c": "ü\U0001f41f", "d": None, "e": [True]}
     configuration = {"embedding": {"name": "x"}, "a": 2**60}
-    made = await _create(catalog, "c", metadata=metadata, configuration=configuration, space="ip", shards=3, dimension=7)
+    made = await _create(
+        catalog, "c", metadata=metadata, configuration=configuration, space="ip", shards=3, dimension=7
+    )
     assert (made.epoch, made.space, made.shards, made.dimension) == (1, "ip", 3, 7)
     found = await catalog.get_collection(TENANT, DATABASE, "c")
     assert found == made == await catalog.get_collection_by_id(made.id)
@@ -198,7 +200,9 @@ async def test_delete_database_against_creates(catalog: CatalogService, pool: Po
     """No collection stays alive in a dead database."""
     await catalog.create_database(TENANT, "d")
     creates = [catalog.create_collection(_new(f"c{i}", database="d"), get_or_create=False) for i in range(20)]
-    results = await asyncio.gather(*creates[:10], catalog.delete_database(TENANT, "d"), *creates[10:], return_exceptions=True)
+    results = await asyncio.gather(
+        *creates[:10], catalog.delete_database(TENANT, "d"), *creates[10:], return_exceptions=True
+    )
     assert {type(result) for result in results if isinstance(result, BaseException)} <= {NotFound}
     assert await pool.fetchval("SELECT count(*) FROM collection WHERE deleted_at IS NULL") == 0
 

@@ -1,7 +1,7 @@
-"""The core protocols over a channel: `catalog.CatalogClient`, `log.LogClient`, `query.QueryClient`, `public.PublicClient`.
+"""The core protocols over a channel.
 
-Each takes a channel, or a function that returns the channel to use, and a timeout that becomes every call's deadline. Each raises
-`shoal_core.errors` only; a write whose outcome cannot be known raises `OutcomeUnknown`.
+Each client takes a channel, or a function that returns the channel to use, and a timeout that becomes every call's
+deadline. Each raises `shoal_core.errors` only; a write whose outcome cannot be known raises `OutcomeUnknown`.
 """
 
 from shoal_wire.clients.catalog import CatalogClient

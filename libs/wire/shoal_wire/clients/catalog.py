@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shoal_core.contracts import Backlog, Collection, Database, Json, Lease, NewCollection, PublishRequest, VersionInfo
-
 from shoal_wire.codec import catalog as codec
 from shoal_wire.codec.common import encode_json
 from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed
@@ -81,7 +80,9 @@ class CatalogClient:
         return await self._rpc.call(
             "ListCollections",
             lambda: pb.ListCollectionsRequest(tenant=tenant, database=database, limit=limit, offset=offset),
-            parsed(pb.ListCollectionsResponse, lambda page: [codec.decode_collection(item) for item in page.collections]),
+            parsed(
+                pb.ListCollectionsResponse, lambda page: [codec.decode_collection(item) for item in page.collections]
+            ),
         )
 
     async def count_collections(self, tenant: str, database: str) -> int:

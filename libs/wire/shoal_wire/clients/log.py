@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shoal_core.contracts import AppendRequest, AppendResult, Head, Tail, TailRequest
-
 from shoal_wire.codec import log as codec
 from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed
 from shoal_wire.v1 import log_pb2 as pb

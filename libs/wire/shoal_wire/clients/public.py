@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
 from shoal_core.consistency import STRONG, Consistency
 from shoal_core.contracts import (
     Answer,
@@ -22,7 +23,6 @@ from shoal_core.contracts import (
     WriteResult,
 )
 from shoal_core.filters import Filter
-
 from shoal_wire.codec import catalog, common
 from shoal_wire.codec.answers import decode_answer, decode_count
 from shoal_wire.codec.filters import encode_filter
@@ -38,7 +38,6 @@ _COLLECTION = parsed(types_pb2.Collection, catalog.decode_collection)
 _WRITTEN = parsed(pb.WriteResponse, decode_write_result)
 _COUNT = parsed(types_pb2.CountAnswer, decode_count)
 _NOTHING = types_pb2.Empty.FromString
-_IDS_ONLY = Include()
 
 
 class PublicClient:
@@ -124,7 +123,9 @@ class PublicClient:
                 collection=encode_ref(ref),
                 name=name,
                 metadata_json=None if metadata is None else common.encode_json(metadata, "metadata"),
-                configuration_json=None if configuration is None else common.encode_json(configuration, "configuration"),
+                configuration_json=None
+                if configuration is None
+                else common.encode_json(configuration, "configuration"),
             ),
             _COLLECTION,
             write=True,
@@ -141,18 +142,14 @@ class PublicClient:
         idempotency_key: str = "",
         condition: Condition | None = None,
     ) -> WriteResult:
-        return await self._rpc.call(
-            "Write",
-            lambda: pb.WriteRequest(
-                collection=encode_ref(ref),
-                records=encode_records(batch),
-                idempotency_key=idempotency_key,
-                condition=encode_condition(condition),
-            ),
-            _WRITTEN,
-            write=True,
-            size_bytes=batch.nbytes,
-        )
+        def encode() -> pb.WriteRequest:
+            request = pb.WriteRequest(
+                collection=encode_ref(ref), idempotency_key=idempotency_key, condition=encode_condition(condition)
+            )
+            encode_records(batch, request.records)
+            return request
+
+        return await self._rpc.call("Write", encode, _WRITTEN, write=True, size_bytes=batch.nbytes)
 
     async def delete_where(
         self,
@@ -184,7 +181,7 @@ class PublicClient:
         where: Filter | None = None,
         limit: int | None = None,
         offset: int = 0,
-        include: Include = _IDS_ONLY,
+        include: Include = Include(),
         consistency: Consistency = STRONG,
         explain: bool = False,
     ) -> Answer:
@@ -211,7 +208,7 @@ class PublicClient:
         *,
         ids: Sequence[str] | None = None,
         where: Filter | None = None,
-        include: Include = _IDS_ONLY,
+        include: Include = Include(),
         consistency: Consistency = STRONG,
         ef: int = 0,
         exact: bool = False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shoal_core.contracts import Answer, CountAnswer, CountRequest, EncodedAnswer, GetRequest, QueryRequest
-
 from shoal_wire.codec import reads as codec
 from shoal_wire.codec.answers import decode_answer, decode_count
 from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed

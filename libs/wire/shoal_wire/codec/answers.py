@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from google.protobuf.message import DecodeError
+
 from shoal_core.contracts import Answer, CountAnswer
 from shoal_core.errors import Corrupt, InvalidArgument
-
 from shoal_wire.codec.common import decode_json, decode_served_at, encode_json, encode_served_at
 from shoal_wire.codec.records import decode_rows, encode_records
 from shoal_wire.v1 import types_pb2 as pb
@@ -14,14 +14,15 @@ from shoal_wire.v1 import types_pb2 as pb
 
 def encode_answer(answer: Answer) -> pb.ReadAnswer:
     """An answer as a message; ``updated_offset`` stays behind."""
-    return pb.ReadAnswer(
-        rows=encode_records(answer.rows),
+    message = pb.ReadAnswer(
         row_counts=answer.row_counts.tolist(),
         served_at=encode_served_at(answer.served_at),
         incomplete=not answer.complete,
         reason=answer.reason,
         explain_json=encode_json(answer.explain, "explain"),
     )
+    encode_records(answer.rows, message.rows)
+    return message
 
 
 def encode_answer_bytes(answer: Answer) -> bytes:
@@ -39,12 +40,14 @@ def decode_answer(message: pb.ReadAnswer | bytes) -> Answer:
         raise Corrupt(f"an answer cannot be read: {error}") from error
     counts = np.array(parsed.row_counts[:], dtype=np.uint32)
     if int(counts.sum(dtype=np.uint64)) != rows.num_rows:
-        raise Corrupt(f"an answer cannot be read: {rows.num_rows} rows, but the queries have {counts.sum(dtype=np.uint64)}")
+        raise Corrupt(
+            f"an answer cannot be read: {rows.num_rows} rows, but the queries have {counts.sum(dtype=np.uint64)}"
+        )
     return Answer(rows, counts, decode_served_at(parsed.served_at), not parsed.incomplete, parsed.reason, explain)
 
 
 def answer_size_bytes(answer: Answer, large: int) -> int:
-    """The size of the rows; the sum of the buffers under them where that is not above ``large``, which is cheaper to know."""
+    """The size of the rows, or of all the buffers under them if that, cheaper to know, is not above ``large``."""
     roughly = int(answer.rows.get_total_buffer_size())
     return roughly if roughly <= large else int(answer.rows.nbytes)
 

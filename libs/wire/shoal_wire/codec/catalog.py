@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shoal_core.contracts import Backlog, Collection, Database, Lease, NewCollection, PublishRequest, VersionInfo
-
 from shoal_wire.codec.common import decode_json, encode_json
 from shoal_wire.v1 import catalog_pb2 as pb
 from shoal_wire.v1 import types_pb2
@@ -34,7 +33,7 @@ def encode_new_collection(new: NewCollection) -> types_pb2.NewCollection:
 
 
 def decode_new_collection(message: types_pb2.NewCollection) -> NewCollection:
-    """What a collection is created with; fields not set have their defaults. Raises `InvalidArgument` for malformed JSON."""
+    """What a collection is created with; fields not set have defaults. Raises `InvalidArgument` for malformed JSON."""
     return NewCollection(
         tenant=message.tenant,
         database=message.database,

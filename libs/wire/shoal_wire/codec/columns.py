@@ -1,8 +1,8 @@
 """Arrow arrays ↔ packed bytes, one column at a time.
 
-Encoding copies a column once, into the bytes of a message; decoding wraps bytes of a message as Arrow buffers without copying.
-Everything decoded comes from strangers: each function checks lengths before it builds an array and raises `InvalidArgument`
-with the name of the wire field. Hosts are little-endian, as the wire is.
+Encoding copies a column once, into the bytes of a message; decoding wraps bytes of a message as Arrow buffers without
+copying. Everything decoded comes from strangers: each function checks lengths before it builds an array and raises
+`InvalidArgument` with the name of the wire field. Hosts are little-endian, as the wire is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
 from shoal_core.errors import InvalidArgument
 
 Bits = npt.NDArray[np.bool_]
@@ -46,7 +47,9 @@ def decode_validity(data: bytes, rows: int, field: str) -> pa.Buffer | None:
     if not data:
         return None
     if len(data) != (rows + 7) >> 3:
-        raise InvalidArgument(f"{len(data)} bytes, expected {(rows + 7) >> 3}: one bit for each of {rows} rows", field=field)
+        raise InvalidArgument(
+            f"{len(data)} bytes, expected {(rows + 7) >> 3}: one bit for each of {rows} rows", field=field
+        )
     return pa.py_buffer(data)
 
 
@@ -67,7 +70,9 @@ def encode_numbers(array: pa.Array, dtype: npt.DTypeLike, valid: Bits | None = N
     return values.tobytes()
 
 
-def decode_numbers(data: bytes, kind: pa.DataType, width: int, rows: int, validity: pa.Buffer | None, field: str) -> pa.Array:
+def decode_numbers(
+    data: bytes, kind: pa.DataType, width: int, rows: int, validity: pa.Buffer | None, field: str
+) -> pa.Array:
     """An array of ``rows`` values of ``width`` bytes each."""
     check_size(data, rows, width, field)
     return pa.Array.from_buffers(kind, rows, [validity, pa.py_buffer(data)])

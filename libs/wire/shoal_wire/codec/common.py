@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+
 from shoal_core.consistency import Consistency, ReadLevel, ServedAt, VersionToken
 from shoal_core.contracts import Include, Json
 from shoal_core.errors import InvalidArgument
-
 from shoal_wire.codec.columns import check_size
 from shoal_wire.v1 import types_pb2 as pb
 

@@ -17,7 +17,6 @@ from shoal_core.filters import (
     Text,
     TextMatcher,
 )
-
 from shoal_wire.v1 import types_pb2 as pb
 
 # Bounds the work a message can cause. The limits of the model are `filters.check_size`.
@@ -101,7 +100,9 @@ class _Decoder:
             case "text":
                 matcher = _MATCHERS.get(message.text.matcher)
                 if matcher is None:
-                    raise InvalidArgument(f"unknown operator; one of {', '.join(TextMatcher)}", field=f"{field}.text.matcher")
+                    raise InvalidArgument(
+                        f"unknown operator; one of {', '.join(TextMatcher)}", field=f"{field}.text.matcher"
+                    )
                 return Text(matcher, message.text.pattern)
         raise InvalidArgument("a condition without content", field=field)
 
@@ -113,7 +114,9 @@ class _Decoder:
     def _compare(self, message: pb.Filter.Compare, field: str) -> Compare:
         comparator = _COMPARATORS.get(message.comparator)
         if comparator is None:
-            raise InvalidArgument(f"unknown operator; one of {', '.join(Comparator)}", field=f"{field}.compare.comparator")
+            raise InvalidArgument(
+                f"unknown operator; one of {', '.join(Comparator)}", field=f"{field}.compare.comparator"
+            )
         return Compare(message.key, comparator, _scalar(message.value, field))
 
     def _spend(self, count: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+
 from shoal_core.contracts import (
     EVERYTHING,
     AppendRequest,
@@ -16,7 +17,6 @@ from shoal_core.contracts import (
     TailRequest,
 )
 from shoal_core.errors import InvalidArgument
-
 from shoal_wire.codec.common import decode_token, encode_token
 from shoal_wire.v1 import log_pb2 as pb
 from shoal_wire.v1 import types_pb2
@@ -126,16 +126,15 @@ def decode_tail_request(message: pb.ReadTailRequest) -> TailRequest:
 
 def encode_tail(tail: Tail) -> pb.ReadTailResponse:
     """A tail as a message."""
-    entries = [
-        pb.TailEntry(
+    message = pb.ReadTailResponse(head=encode_head(tail.head), through_offset=tail.through_offset)
+    for entry in tail.entries:
+        message.entries.add(
             first_offset=entry.first_offset,
             end_offset=entry.end_offset,
             payload=entry.payload.to_pybytes(),
             offsets=b"" if entry.offsets is None else np.ascontiguousarray(entry.offsets, dtype=np.uint64).tobytes(),
         )
-        for entry in tail.entries
-    ]
-    return pb.ReadTailResponse(head=encode_head(tail.head), entries=entries, through_offset=tail.through_offset)
+    return message
 
 
 def decode_tail(message: pb.ReadTailResponse) -> Tail:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+
 from shoal_core.errors import InvalidArgument
 from shoal_core.records import ARROW_TYPES, SPARSE_TYPE, Kind, MetadataField
-
 from shoal_wire.codec import columns
 from shoal_wire.v1 import types_pb2 as pb
 
@@ -15,53 +15,47 @@ _NUMBERS = {Kind.INT: np.int64, Kind.FLOAT: np.float64, Kind.INTS: np.int64, Kin
 _KINDS = {str(kind): kind for kind in Kind}
 
 
-def encode_metadata(field: MetadataField, array: pa.Array) -> pb.MetadataColumn:
-    """One metadata column. Raises `InvalidArgument` for a null inside a list and for uneven sparse vectors."""
+def encode_metadata(field: MetadataField, array: pa.Array, column: pb.MetadataColumn) -> None:
+    """Fill an empty ``column``. Raises `InvalidArgument` for a null inside a list and for uneven sparse vectors."""
     valid = columns.valid_bits(array)
-    validity = columns.encode_validity(valid)
-    key, kind = field.key, field.kind
+    column.key = field.key
+    column.kind = kind = field.kind
+    column.validity = columns.encode_validity(valid)
     match kind:
         case Kind.STRING:
-            return pb.MetadataColumn(key=key, kind=kind, validity=validity, strings=columns.encode_strings(array))
+            column.strings.extend(columns.encode_strings(array))
         case Kind.INT | Kind.FLOAT:
-            numbers = columns.encode_numbers(array, _NUMBERS[kind], valid)
-            return pb.MetadataColumn(key=key, kind=kind, validity=validity, numbers=numbers)
+            column.numbers = columns.encode_numbers(array, _NUMBERS[kind], valid)
         case Kind.BOOL:
-            numbers = columns.encode_bools(array, valid)
-            return pb.MetadataColumn(key=key, kind=kind, validity=validity, numbers=numbers)
+            column.numbers = columns.encode_bools(array, valid)
         case Kind.SPARSE:
-            return _encode_sparse(field, array, validity)
-    return _encode_list(field, array, validity)
+            _encode_sparse(field, array, column)
+        case _:
+            _encode_list(field, array, column)
 
 
-def _encode_list(field: MetadataField, array: pa.Array, validity: bytes) -> pb.MetadataColumn:
+def _encode_list(field: MetadataField, array: pa.Array, column: pb.MetadataColumn) -> None:
     offsets, elements = columns.list_parts(array)
     _check_no_nulls(field, elements)
-    column = pb.MetadataColumn(key=field.key, kind=field.kind, validity=validity, list_offsets=offsets.tobytes())
+    column.list_offsets = offsets.tobytes()
     if field.kind is Kind.STRINGS:
         column.strings.extend(columns.encode_strings(elements))
     elif field.kind is Kind.BOOLS:
         column.numbers = columns.encode_bools(elements)
     else:
         column.numbers = columns.encode_numbers(elements, _NUMBERS[field.kind])
-    return column
 
 
-def _encode_sparse(field: MetadataField, array: pa.Array, validity: bytes) -> pb.MetadataColumn:
+def _encode_sparse(field: MetadataField, array: pa.Array, column: pb.MetadataColumn) -> None:
     offsets, indices = columns.list_parts(array.field("indices"))
     value_offsets, values = columns.list_parts(array.field("values"))
     if not np.array_equal(offsets, value_offsets):
         raise InvalidArgument("a sparse vector needs as many values as indices", field=f"metadata.{field.key}")
     _check_no_nulls(field, indices)
     _check_no_nulls(field, values)
-    return pb.MetadataColumn(
-        key=field.key,
-        kind=field.kind,
-        validity=validity,
-        numbers=columns.encode_numbers(values, np.float32),
-        list_offsets=offsets.tobytes(),
-        sparse_indices=columns.encode_numbers(indices, np.uint32),
-    )
+    column.list_offsets = offsets.tobytes()
+    column.sparse_indices = columns.encode_numbers(indices, np.uint32)
+    column.numbers = columns.encode_numbers(values, np.float32)
 
 
 def _check_no_nulls(field: MetadataField, elements: pa.Array) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shoal_core.contracts import CollectionRef, IndexingStatus, WriteResult
-
 from shoal_wire.codec.common import decode_token, encode_token
 from shoal_wire.v1 import shoal_pb2 as pb
 
@@ -20,9 +19,7 @@ def decode_ref(message: pb.CollectionRef) -> CollectionRef:
 
 def encode_write_result(result: WriteResult) -> pb.WriteResponse:
     """An accepted batch as a message."""
-    return pb.WriteResponse(
-        token=encode_token(result.token), first_offset=result.first_offset, records=result.records
-    )
+    return pb.WriteResponse(token=encode_token(result.token), first_offset=result.first_offset, records=result.records)
 
 
 def decode_write_result(message: pb.WriteResponse) -> WriteResult:

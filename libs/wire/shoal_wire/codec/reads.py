@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from shoal_core.contracts import CountRequest, GetRequest, QueryRequest, Target
 from shoal_core.errors import InvalidArgument
-
 from shoal_wire.codec.common import (
     decode_consistency,
     decode_ids,

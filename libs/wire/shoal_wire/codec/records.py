@@ -1,4 +1,4 @@
-"""Records in columns: `RecordColumns` ↔ operation batches and the rows of answers (the layouts of `shoal_core.records`)."""
+"""Records in columns: `RecordColumns` ↔ operation batches and rows of answers (the layouts of `shoal_core.records`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+
 from shoal_core.errors import Internal, InvalidArgument
 from shoal_core.limits import Limits
 from shoal_core.records import (
@@ -20,7 +21,6 @@ from shoal_core.records import (
     Operation,
     embedding_type,
 )
-
 from shoal_wire.codec import columns
 from shoal_wire.codec.metadata import decode_metadata, encode_metadata
 from shoal_wire.v1 import types_pb2 as pb
@@ -32,16 +32,19 @@ _MAX_DIMENSION = 2**31 - 1  # what Arrow's list size can hold
 _STRING_SIZE_BYTES = 128  # a guess at a string with what surrounds it
 
 
-def encode_records(batch: pa.RecordBatch | pa.Table) -> pb.RecordColumns:
+def encode_records(batch: pa.RecordBatch | pa.Table, message: pb.RecordColumns | None = None) -> pb.RecordColumns:
     """An operation batch or the row table of an answer, in columns.
 
     ``updated_offset`` stays behind: no answer carries it. Values under nulls are sent as zeros and empty strings.
+
+    Args:
+        message: an empty message to fill, where it is part of another: protobuf copies what is assigned to a field.
 
     Raises:
         InvalidArgument: a metadata list holds a null, or a sparse vector is uneven.
         Internal: a column that neither layout knows.
     """
-    message = pb.RecordColumns()
+    message = pb.RecordColumns() if message is None else message
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         _encode_column(message, name, columns.one_chunk(column))
     return message
@@ -70,7 +73,7 @@ def _encode_column(message: pb.RecordColumns, name: str, array: pa.Array) -> Non
             message.deleted_keys.extend(columns.encode_strings(keys))
             message.deleted_key_offsets = offsets.tobytes()
         case _ if (field := MetadataField.of_column(name)) is not None:
-            message.metadata.append(encode_metadata(field, array))
+            encode_metadata(field, array, message.metadata.add())
         case _ if name != UPDATED_OFFSET:
             raise Internal(f"column {name} has no place on the wire")
 
@@ -96,12 +99,12 @@ def _encode_embeddings(message: pb.RecordColumns, array: pa.Array) -> None:
 def decode_operations(message: pb.RecordColumns, limits: Limits | None = None) -> pa.RecordBatch:
     """The operation batch that a message from a stranger holds, sharing the message's memory.
 
-    Columns without any value are left out, as the layout asks. What the values mean (ids not empty, vectors finite, sizes) is
-    for the validator.
+    Columns without any value are left out, as the layout asks. What the values mean (ids not empty, vectors finite,
+    sizes) is for the validator.
 
     Raises:
-        InvalidArgument: naming the field whose length, kind or offsets do not fit, or more records or metadata columns than
-            ``limits`` allow, which bounds the work a message can cause.
+        InvalidArgument: naming the field whose length, kind or offsets do not fit, or that has more records or metadata
+            columns than ``limits`` allow, which bounds the work a message can cause.
     """
     limits = limits or Limits()
     rows = len(message.ids)
@@ -120,11 +123,13 @@ def decode_operations(message: pb.RecordColumns, limits: Limits | None = None) -
 
 
 def decode_rows(message: pb.RecordColumns) -> pa.Table:
-    """The row table of an answer, sharing the message's memory. Raises `InvalidArgument` naming the field that does not fit."""
+    """The row table of an answer, sharing the message's memory. Raises `InvalidArgument` naming the field at fault."""
     rows = len(message.ids)
     found: dict[str, pa.Array] = {
         ID: columns.decode_strings(message.ids[:], rows, None, "rows.ids"),
-        CREATED_OFFSET: columns.decode_numbers(message.created_offsets, pa.uint64(), 8, rows, None, "rows.created_offsets"),
+        CREATED_OFFSET: columns.decode_numbers(
+            message.created_offsets, pa.uint64(), 8, rows, None, "rows.created_offsets"
+        ),
     }
     if message.HasField("distances"):
         found[DISTANCE] = columns.decode_numbers(message.distances, pa.float32(), 4, rows, None, "rows.distances")

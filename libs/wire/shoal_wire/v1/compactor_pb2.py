@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18shoal/v1/compactor.proto\x12\x08shoal.v1\"6\n\x0e\x43ompactRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05merge\x18\x02 \x01(\x08\"<\n\x0f\x43ompactResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x18\n\x10\x63ompacted_offset\x18\x02 \x01(\x04\"\x11\n\x0fListJobsRequest\"y\n\x03Job\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x19\n\x11peak_memory_bytes\x18\x06 \x01(\x04\"/\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.shoal.v1.Job2\x95\x01\n\x10\x43ompactorService\x12>\n\x07\x43ompact\x12\x18.shoal.v1.CompactRequest\x1a\x19.shoal.v1.CompactResponse\x12\x41\n\x08ListJobs\x12\x19.shoal.v1.ListJobsRequest\x1a\x1a.shoal.v1.ListJobsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18shoal/v1/compactor.proto\x12\x08shoal.v1\"6\n\x0e\x43ompactRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05merge\x18\x02 \x01(\x08\"<\n\x0f\x43ompactResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x18\n\x10\x63ompacted_offset\x18\x02 \x01(\x04\"\x11\n\x0fListJobsRequest\"J\n\x03Job\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0f\n\x07records\x18\x04 \x01(\x04\"/\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.shoal.v1.Job2\x95\x01\n\x10\x43ompactorService\x12>\n\x07\x43ompact\x12\x18.shoal.v1.CompactRequest\x1a\x19.shoal.v1.CompactResponse\x12\x41\n\x08ListJobs\x12\x19.shoal.v1.ListJobsRequest\x1a\x1a.shoal.v1.ListJobsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,9 +38,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTJOBSREQUEST']._serialized_start=156
   _globals['_LISTJOBSREQUEST']._serialized_end=173
   _globals['_JOB']._serialized_start=175
-  _globals['_JOB']._serialized_end=296
-  _globals['_LISTJOBSRESPONSE']._serialized_start=298
-  _globals['_LISTJOBSRESPONSE']._serialized_end=345
-  _globals['_COMPACTORSERVICE']._serialized_start=348
-  _globals['_COMPACTORSERVICE']._serialized_end=497
+  _globals['_JOB']._serialized_end=249
+  _globals['_LISTJOBSRESPONSE']._serialized_start=251
+  _globals['_LISTJOBSRESPONSE']._serialized_end=298
+  _globals['_COMPACTORSERVICE']._serialized_start=301
+  _globals['_COMPACTORSERVICE']._serialized_end=450
 # @@protoc_insertion_point(module_scope)

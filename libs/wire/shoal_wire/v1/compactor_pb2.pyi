@@ -87,14 +87,10 @@ class Job(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
-    SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     collection_id: _builtins.str
     kind: _builtins.str
     stage: _builtins.str
     records: _builtins.int
-    size_bytes: _builtins.int
-    peak_memory_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -102,12 +98,10 @@ class Job(_message.Message):
         kind: _builtins.str = ...,
         stage: _builtins.str = ...,
         records: _builtins.int = ...,
-        size_bytes: _builtins.int = ...,
-        peak_memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "kind", b"kind", "peak_memory_bytes", b"peak_memory_bytes", "records", b"records", "size_bytes", b"size_bytes", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "kind", b"kind", "records", b"records", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

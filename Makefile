@@ -1,0 +1,61 @@
+# `make` lists the targets. Everything runs in .venv, which `make setup` makes; nothing needs to be installed before.
+
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test test-unit test-integration lint format types imports protos protos-check constraints bench clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make or update .venv (PYTHON=... chooses the interpreter); nothing to do, nothing done
+	@tools/setup
+
+demo: setup ## install, start, load WordNet's glosses, ask by meaning
+	@$(BIN)/shoal demo
+
+test: setup lint types imports protos-check ## all checks and all tests
+	$(PYTEST) -m "not integration and not cluster" -q
+	$(PYTEST) -m "integration or cluster" -q
+
+test-unit: setup ## the tests without servers and processes (ARGS=... for pytest)
+	$(PYTEST) -m "not integration and not cluster" -q $(ARGS)
+
+test-integration: setup ## the tests with real Postgres, etcd, S3 and processes (ARGS=... for pytest)
+	$(PYTEST) -m "integration or cluster" -q $(ARGS)
+
+lint: setup ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## let ruff correct what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup ## mypy --strict over every package, then its tests
+	$(BIN)/mypy
+	$(BIN)/mypy $(wildcard libs/*/tests services/*/tests) tests bench protos tools
+
+imports: setup ## the import rules of ARCHITECTURE.md
+	$(BIN)/lint-imports --no-cache
+
+protos: setup ## generate the protobuf code from protos/
+	$(BIN)/python protos/generate.py
+
+protos-check: setup ## fail if the generated code is not what protos/ says
+	$(BIN)/python protos/generate.py --check
+
+constraints: setup ## pin again after a change of dependencies (ARGS="--upgrade" for the newest)
+	tools/constraints $(ARGS)
+
+bench: setup ## the benchmark (ARGS=... for its options)
+	$(BIN)/python -m bench $(ARGS)
+
+clean: ## remove what tools leave behind
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis .cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""Configuration, telemetry, servers and the real clock."""

@@ -1,0 +1,94 @@
+"""Loopback TCP ports for the servers, chosen once and remembered beside their data."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from shoal_core.errors import Unavailable
+
+_LOOPBACK = "127.0.0.1"
+_LOWEST = 15_000
+_TRIES = 2_000
+
+
+def free_ports(count: int) -> list[int]:
+    """``count`` different TCP ports that nothing on 127.0.0.1 uses; all are held at once while choosing.
+
+    They lie below the kernel's ephemeral range where that leaves room: a client that keeps reconnecting to a server
+    which is down could otherwise be given the server's own port as its source port and keep it from coming back.
+    Raises `Unavailable` when the machine has no port left.
+    """
+    highest = min(_ephemeral_start(), 32_768)
+    held: list[socket.socket] = []
+    try:
+        for _ in range(_TRIES):
+            if len(held) == count:
+                return [sock.getsockname()[1] for sock in held]
+            candidate = _LOWEST + secrets.randbelow(highest - _LOWEST) if highest - _LOWEST > 1_000 else 0
+            sock = _bind(candidate)
+            if sock is not None:
+                held.append(sock)
+    finally:
+        for sock in held:
+            sock.close()
+    raise Unavailable(f"found no {count} free TCP ports on {_LOOPBACK}; stop some other servers")
+
+
+def busy_ports(ports: Iterable[int]) -> list[int]:
+    """Those of ``ports`` that cannot be listened on at 127.0.0.1 now."""
+    busy = []
+    for port in ports:
+        sock = _bind(port)
+        if sock is None:
+            busy.append(port)
+            continue
+        sock.close()
+    return busy
+
+
+def remembered_ports(path: Path, names: Sequence[str]) -> dict[str, int]:
+    """Ports by name from the JSON file ``path``; empty if it is missing, damaged or names other ports."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict) or set(found) != set(names):
+        return {}
+    if not all(isinstance(port, int) and 0 < port < 65_536 for port in found.values()):
+        return {}
+    return {name: found[name] for name in names}
+
+
+def remember_ports(path: Path, ports: dict[str, int]) -> None:
+    """Write ``ports`` to the JSON file ``path``, atomically."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(ports, indent=1, sort_keys=True) + "\n")
+    os.replace(fresh, path)
+
+
+def _bind(port: int) -> socket.socket | None:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # As the servers do: connections of a former server in TIME_WAIT are no obstacle, a listener is.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((_LOOPBACK, port))
+        sock.listen(1)
+    except OSError as error:
+        sock.close()
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            return None
+        raise
+    return sock
+
+
+def _ephemeral_start() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 32_768

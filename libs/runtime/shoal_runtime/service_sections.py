@@ -1,0 +1,225 @@
+"""The sections of the configuration that belong to one service each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from shoal_runtime.sections import Address, Count, Section, Share, SizeBytes, TimeMs
+
+_HOUR_MS = 3_600_000
+
+
+class ServiceSection(Section):
+    """What every service has."""
+
+    listen: Address = ""
+    """host:port of the gRPC server; port 0 takes a free one."""
+    advertise: Address = ""
+    """host:port by which others reach it; empty: the address it listens on."""
+    metrics: Address = ""
+    """host:port of the page with metrics and health; empty: none."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Share of the work relative to other members of the same role."""
+
+
+class LogAppendSection(Section):
+    """The write path."""
+
+    payload_size_bytes: Count = 48 << 20
+    """The largest batch, as the log stores it."""
+    inline_limit_bytes: SizeBytes = 256 << 10
+    """Larger batches become objects; only the hashes of their ids stay in Postgres."""
+    offload_size_bytes: SizeBytes = 256 << 10
+    """Larger batches are checked and cut in a thread."""
+    group_items: Count = 512
+    """Batches of one group commit."""
+    group_size_bytes: Count = 8 << 20
+    """Bytes of one group commit that go into Postgres."""
+    admitted_items: Count = 4096
+    """Appends begun and not yet answered; more are refused."""
+    admitted_size_bytes: Count = 256 << 20
+    """Their bytes."""
+    admission_retry_ms: TimeMs = 100
+    """Hint to a client that was refused."""
+    lanes: Count = 4
+    """Transactions in parallel for collections that a lock time-out has set apart."""
+    attempts: Count = 5
+    """Transactions tried for a group when the database fails."""
+    retry_delay_ms: TimeMs = 50
+    """Pause between them."""
+    lock_timeout_ms: Count = 1_000
+    """Wait for the row of a collection."""
+    lock_attempts: Count = 3
+    """Lock time-outs after which the batches of a collection fail."""
+    uncompacted_records: Count = 1_000_000
+    """Back-pressure: records that may wait for compaction, per collection."""
+    uncompacted_size_bytes: Count = 2 << 30
+    """Back-pressure: their bytes."""
+    backpressure_retry_ms: TimeMs = 1_000
+    """Hint to a client under back-pressure."""
+    condition_ids: Count = 10_000
+    """Ids in the read set of a conditional write."""
+    max_upload_age_ms: Count = _HOUR_MS // 4
+    """An object whose upload began longer ago is refused; the garbage collector waits twice as long."""
+
+
+class LogTailSection(Section):
+    """The read path."""
+
+    size_bytes: Count = 48 << 20
+    """Bytes of one answer, whatever the request allows."""
+    entries: Count = 20_000
+    """Batches of one answer."""
+    page_size_bytes: Count = 8 << 20
+    """Bytes read from Postgres at a time."""
+    page_entries: Count = 1000
+    """Batches read from Postgres at a time."""
+    object_fetches: Count = 8
+    """Objects fetched in parallel for one answer."""
+    cache_size_bytes: SizeBytes = 128 << 20
+    """Recent batches kept in memory."""
+    known_heads: Count = 10_000
+    """Collections whose last known head is kept."""
+    read_index_collections: Count = 1000
+    """Collections of one read-index statement."""
+    read_index_statements: Count = 2
+    """Read-index statements in flight."""
+
+
+class LogTrimSection(Section):
+    """Partitions and trimming."""
+
+    period_ms: Annotated[int, Field(ge=1000, multiple_of=1000)] = _HOUR_MS
+    """Length of a partition of the log."""
+    periods_ahead: Count = 4
+    """Partitions made ahead of time."""
+    interval_ms: Count = 300_000
+    """Pause between two rounds of maintenance."""
+    retention_ms: TimeMs = 24 * _HOUR_MS
+    """A partition that ended longer ago is dropped once all of it is compacted."""
+    version_retention_ms: TimeMs = 24 * _HOUR_MS
+    """A version replaced this long ago need no longer be replayed from."""
+    idempotency_retention_ms: TimeMs = 7 * 24 * _HOUR_MS
+    """How long the outcome of a write is remembered; longer than the log and than any client retries."""
+    idempotency_batch: Count = 5_000
+    """Outcomes forgotten per statement."""
+    idempotency_batches: Count = 100
+    """Statements per round."""
+    partitions_per_round: Count = 100
+    """Partitions looked at per round."""
+    lock_timeout_ms: Count = 500
+    """Wait for a lock of maintenance."""
+
+
+class LogSection(ServiceSection):
+    """The log service."""
+
+    listen: Address = "127.0.0.1:8802"
+    metrics: Address = "127.0.0.1:9802"
+    append: LogAppendSection = LogAppendSection()
+    tail: LogTailSection = LogTailSection()
+    trim: LogTrimSection = LogTrimSection()
+    read_connections: Count = 4
+    """Connections for reads; appends have their own."""
+    acquire_timeout_ms: TimeMs = 5_000
+    """Wait for a free connection."""
+    statement_timeout_ms: TimeMs = 10_000
+    """A statement that takes longer is cancelled by the server."""
+    idle_transaction_timeout_ms: TimeMs = 5_000
+    """A log node that froze within a transaction loses its locks after that."""
+    drain_timeout_ms: TimeMs = 5_000
+    """How long appends may finish at the end."""
+
+
+class SysdbSection(ServiceSection):
+    """The catalog."""
+
+    listen: Address = "127.0.0.1:8801"
+    metrics: Address = "127.0.0.1:9801"
+
+
+class QuerySection(ServiceSection):
+    """The query node."""
+
+    listen: Address = "127.0.0.1:8803"
+    metrics: Address = "127.0.0.1:9803"
+    loaded_bytes: Count = 8 << 30
+    """Shards are dropped, least recently used first, above so many bytes of segments and tails."""
+    reads_at_work: Count = 64
+    """Reads at a time."""
+    reads_waiting: SizeBytes = 1024
+    """Reads that wait for their turn; more are refused."""
+    threads: Count = 2
+    """Threads of one search with many vectors."""
+    attempts: Count = 5
+    """How often a strong read takes a new snapshot when its version was replaced under it."""
+
+
+class FlushSection(Section):
+    """Bounds of one flush; they bound its memory."""
+
+    records: Count = 200_000
+    """Records taken in one flush."""
+    size_bytes: Count = 512 << 20
+    """Their bytes; the first batch is taken whatever its size."""
+    threads: Count = 2
+    """For building graphs."""
+    graph_rows: SizeBytes = 10_000
+    """Segments with more rows get a graph; smaller ones are scanned."""
+
+
+class MergeSection(Section):
+    """When segments are merged."""
+
+    fanout: Annotated[int, Field(ge=2)] = 4
+    """So many segments of one tier become one of the next."""
+    dead_share: Share = 0.4
+    """A segment with a larger share of dead rows is rewritten by itself."""
+    largest_rows: Count = 2_000_000
+    """Segments with more live rows are not merged further."""
+
+
+class CompactorSection(ServiceSection):
+    """The compactor."""
+
+    listen: Address = "127.0.0.1:8804"
+    metrics: Address = "127.0.0.1:9804"
+    poll_ms: Count = 500
+    """Between two looks at the backlog."""
+    min_records: Count = 5_000
+    """A collection is flushed when it has so many un-compacted records,"""
+    max_age_ms: TimeMs = 3_000
+    """or one that is older than this."""
+    orphan_age_ms: TimeMs = 15_000
+    """A backlog that its owner left alone for longer is taken by any compactor."""
+    lease_ms: Count = 15_000
+    """A lease on a collection; renewed three times within this."""
+    parallel_jobs: Count = 1
+    """Collections worked on at a time."""
+    page: Count = 100
+    """Collections looked at per poll."""
+    flush: FlushSection = FlushSection()
+    policy: MergeSection = MergeSection()
+
+
+class FrontendSection(ServiceSection):
+    """The frontend."""
+
+    listen: Address = "127.0.0.1:8800"
+    metrics: Address = "127.0.0.1:9800"
+    http: Address = "127.0.0.1:8000"
+    """host:port of the HTTP side; empty: none."""
+    timeout_ms: Count = 30_000
+    """Deadline of a request that brings none of its own."""
+    replicas: Count = 2
+    """Query nodes that may answer for a shard."""
+    hedge: bool = True
+    """Whether a slow query node is raced by a second one."""
+    hedge_percentile: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Of the latest latencies; beyond it the second one is asked."""
+    hedge_min_ms: TimeMs = 10
+    """But never sooner than this."""
+    cached_names: Count = 10_000
+    """Collections whose name is remembered; a stale one is noticed and looked up again."""

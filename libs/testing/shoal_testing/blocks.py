@@ -1,0 +1,23 @@
+"""Blocks straight from an object store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from shoal_core.ports import ObjectStore
+from shoal_storage.blocks import BlockRef, verify
+
+
+@dataclass(frozen=True, slots=True)
+class DirectBlocks:
+    """A `BlockReader` without a cache: every block is fetched and verified anew."""
+
+    objects: ObjectStore
+
+    async def get(self, ref: BlockRef) -> pa.Buffer:
+        """The block. Raises `Corrupt`, `NotFound`, `Unavailable`."""
+        data = await self.objects.get(ref.key)
+        verify(data, ref)
+        return pa.py_buffer(data)

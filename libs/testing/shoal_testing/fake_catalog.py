@@ -1,0 +1,367 @@
+"""The catalog in memory, with a clock of the test's choice; held to the same contract cases as sysdb."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from shoal_core.contracts import (
+    Backlog,
+    Collection,
+    Database,
+    Json,
+    Lease,
+    NewCollection,
+    PublishRequest,
+    VersionInfo,
+)
+from shoal_core.errors import (
+    AlreadyExists,
+    Fenced,
+    InvalidArgument,
+    NotFound,
+    UploadExpired,
+    VersionConflict,
+)
+from shoal_core.ports import Clock, Random
+from shoal_testing.fake_state import CollectionState, Hook, check_new
+from shoal_testing.virtual_clock import SeededRandom
+
+DEFAULT_TENANT = "default_tenant"
+DEFAULT_DATABASE = "default_database"
+_RELEASED = float("-inf")
+
+
+@dataclass(slots=True)
+class _LeaseState:
+    holder: str
+    epoch: int
+    expires_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class _UploadState:
+    collection_id: str
+    began_ms: float
+
+
+class MemoryCatalog:
+    """A `Catalog` that lives as long as it does, with the default tenant and database in it.
+
+    Args:
+        clock: dates leases, uploads and appends.
+        random: for ids.
+        max_upload_age_ms: publish refuses uploads that began longer ago.
+
+    Attributes:
+        before, after: called with the method's name around `backlog`, `claim`, `renew`, `begin_upload`, `publish` and
+            `get_version`, to raise what a service far away might: `Unavailable` before, `OutcomeUnknown` after.
+    """
+
+    def __init__(self, clock: Clock, random: Random | None = None, *, max_upload_age_ms: int = 15 * 60 * 1000) -> None:
+        self.before: Hook = lambda name: None
+        self.after: Hook = lambda name: None
+        self._clock = clock
+        self._random = random or SeededRandom()
+        self._max_upload_age_ms = max_upload_age_ms
+        self._databases: dict[tuple[str, str], Database] = {}
+        self._tenants = {DEFAULT_TENANT}
+        self._states: dict[str, CollectionState] = {}
+        self._leases: dict[tuple[str, str], _LeaseState] = {}
+        self._uploads: dict[str, _UploadState] = {}
+        self._add_database(DEFAULT_TENANT, DEFAULT_DATABASE)
+
+    def now_ms(self) -> float:
+        """The clock that everything here is dated with."""
+        return self._clock.monotonic() * 1000
+
+    def state(self, collection_id: str) -> CollectionState:
+        """The state of a live collection, for the log and for tests. Raises `NotFound`."""
+        state = self._states.get(collection_id)
+        if state is None or not state.alive:
+            raise NotFound(f"no collection {collection_id!r}", field="collection_id")
+        return state
+
+    def any_state(self, collection_id: str) -> CollectionState:
+        """Also of a deleted one. Raises `NotFound`."""
+        state = self._states.get(collection_id)
+        if state is None:
+            raise NotFound(f"no collection {collection_id!r}", field="collection_id")
+        return state
+
+    # --- tenants and databases ---------------------------------------------------------------------------------------
+
+    async def create_tenant(self, name: str) -> None:
+        """See `Catalog.create_tenant`."""
+        if name in self._tenants:
+            raise AlreadyExists(f"tenant {name!r} exists", field="name")
+        self._tenants.add(name)
+
+    async def get_tenant(self, name: str) -> str:
+        """See `Catalog.get_tenant`."""
+        if name not in self._tenants:
+            raise NotFound(f"no tenant {name!r}", field="tenant")
+        return name
+
+    async def create_database(self, tenant: str, name: str) -> Database:
+        """See `Catalog.create_database`."""
+        await self.get_tenant(tenant)
+        if (tenant, name) in self._databases:
+            raise AlreadyExists(f"database {name!r} exists in tenant {tenant!r}", field="name")
+        return self._add_database(tenant, name)
+
+    async def get_database(self, tenant: str, name: str) -> Database:
+        """See `Catalog.get_database`."""
+        found = self._databases.get((tenant, name))
+        if found is None:
+            raise NotFound(f"no database {name!r} in tenant {tenant!r}", field="database")
+        return found
+
+    async def list_databases(self, tenant: str, *, limit: int, offset: int) -> list[Database]:
+        """See `Catalog.list_databases`; empty for an unknown tenant."""
+        found = sorted((item for item in self._databases.values() if item.tenant == tenant), key=lambda item: item.name)
+        return found[offset : offset + limit]
+
+    async def delete_database(self, tenant: str, name: str) -> None:
+        """See `Catalog.delete_database`."""
+        await self.get_database(tenant, name)
+        for state in self._live(tenant, name):
+            state.delete()
+        del self._databases[tenant, name]
+
+    def _add_database(self, tenant: str, name: str) -> Database:
+        made = self._databases[tenant, name] = Database(self._uuid(), tenant, name)
+        return made
+
+    # --- collections -------------------------------------------------------------------------------------------------
+
+    async def create_collection(self, new: NewCollection, *, get_or_create: bool) -> tuple[Collection, bool]:
+        """See `Catalog.create_collection`. An existing collection is returned as it is, whatever ``new`` says."""
+        check_new(new)
+        await self.get_database(new.tenant, new.database)
+        existing = self._named(new.tenant, new.database, new.name)
+        if existing is not None and get_or_create:
+            return existing.collection, False
+        if existing is not None:
+            raise _name_taken(new.name)
+        made = Collection(
+            id=self._uuid(),
+            tenant=new.tenant,
+            database=new.database,
+            name=new.name,
+            epoch=1,
+            incarnation=self._uuid(),
+            space=new.space,
+            shards=new.shards,
+            dimension=new.dimension,
+            metadata=_as_json(new.metadata, "metadata"),
+            configuration=_as_json(new.configuration, "configuration") or {},
+        )
+        self._states[made.id] = CollectionState(made, [VersionInfo(made.id, 0, "", 0)])
+        return made, True
+
+    async def get_collection(self, tenant: str, database: str, name: str) -> Collection:
+        """See `Catalog.get_collection`."""
+        found = self._named(tenant, database, name)
+        if found is None:
+            raise NotFound(f"no collection {name!r} in database {database!r} of tenant {tenant!r}", field="name")
+        return found.collection
+
+    async def get_collection_by_id(self, collection_id: str) -> Collection:
+        """See `Catalog.get_collection_by_id`."""
+        return self.state(collection_id).collection
+
+    async def list_collections(self, tenant: str, database: str, *, limit: int, offset: int) -> list[Collection]:
+        """See `Catalog.list_collections`; empty for an unknown database."""
+        return [state.collection for state in self._live(tenant, database)[offset : offset + limit]]
+
+    async def count_collections(self, tenant: str, database: str) -> int:
+        """See `Catalog.count_collections`."""
+        return len(self._live(tenant, database))
+
+    async def modify_collection(
+        self,
+        collection_id: str,
+        *,
+        name: str | None = None,
+        metadata: Json | None = None,
+        configuration: Json | None = None,
+    ) -> Collection:
+        """See `Catalog.modify_collection`."""
+        state = self.state(collection_id)
+        made = state.collection
+        if name is not None and name != made.name and self._named(made.tenant, made.database, name) is not None:
+            raise _name_taken(name)
+        kept = _as_json(configuration, "configuration")
+        state.collection = replace(
+            made,
+            name=made.name if name is None else name,
+            metadata=made.metadata if metadata is None else _as_json(metadata, "metadata"),
+            configuration=made.configuration if kept is None else kept,
+            epoch=made.epoch + 1,
+        )
+        return state.collection
+
+    async def delete_collection(self, collection_id: str) -> None:
+        """See `Catalog.delete_collection`."""
+        self.state(collection_id).delete()
+
+    def _live(self, tenant: str, database: str) -> list[CollectionState]:
+        """Live collections of a database in order of creation."""
+        wanted = (tenant, database)
+        states = (state for state in self._states.values() if state.alive)
+        return [state for state in states if (state.collection.tenant, state.collection.database) == wanted]
+
+    def _named(self, tenant: str, database: str, name: str) -> CollectionState | None:
+        return next((state for state in self._live(tenant, database) if state.collection.name == name), None)
+
+    # --- jobs --------------------------------------------------------------------------------------------------------
+
+    async def backlog(self, *, limit: int, min_records: int, min_age_ms: int) -> list[Backlog]:
+        """See `Catalog.backlog`. Tenants take turns at filling the page; the page is oldest first."""
+        self.before("backlog")
+        due = [item for item in self._dirty() if _is_due(item, min_records, min_age_ms)]
+        due.sort(key=lambda item: (-item.age_ms, item.collection.id))
+        turns: dict[str, int] = {}
+        ranked = []
+        for item in due:
+            turn = turns[item.collection.tenant] = turns.get(item.collection.tenant, 0) + 1
+            ranked.append((turn, -item.age_ms, item.collection.id, item))
+        page = sorted(ranked, key=lambda entry: entry[:3])[:limit]
+        self.after("backlog")
+        return [item for *_, item in sorted(page, key=lambda entry: entry[1:3])]
+
+    def _dirty(self) -> list[Backlog]:
+        found = []
+        for state in self._states.values():
+            waiting = state.uncompacted
+            if not state.alive or not waiting:
+                continue
+            found.append(
+                Backlog(
+                    collection=state.collection,
+                    head_offset=state.head_offset,
+                    compacted_offset=state.current.compacted_offset,
+                    uncompacted_bytes=sum(entry.payload.size for entry in waiting),
+                    age_ms=int(self.now_ms() - waiting[0].committed_ms),
+                    version=state.current.version,
+                )
+            )
+        return found
+
+    async def claim(self, collection_id: str, kind: str, holder: str, *, ttl_ms: int) -> Lease | None:
+        """See `Catalog.claim`. None for a collection that is gone, too: there is nothing to do there."""
+        self.before("claim")
+        _check_ttl(ttl_ms)
+        state = self._states.get(collection_id)
+        held = self._leases.get((collection_id, kind))
+        if state is None or not state.alive or (held is not None and held.expires_ms > self.now_ms()):
+            return None
+        epoch = 1 if held is None else held.epoch + 1
+        self._leases[collection_id, kind] = _LeaseState(holder, epoch, self.now_ms() + ttl_ms)
+        self.after("claim")
+        return Lease(collection_id, kind, holder, epoch)
+
+    async def renew(self, lease: Lease, *, ttl_ms: int) -> None:
+        """See `Catalog.renew`. A lease that has run out may be renewed until another claims; a released one may not."""
+        self.before("renew")
+        _check_ttl(ttl_ms)
+        held = self._leases.get((lease.collection_id, lease.kind))
+        if held is None or held.epoch != lease.epoch or held.expires_ms == _RELEASED:
+            raise _fenced(lease)
+        held.expires_ms = self.now_ms() + ttl_ms
+        self.after("renew")
+
+    async def release(self, lease: Lease) -> None:
+        """See `Catalog.release`."""
+        held = self._leases.get((lease.collection_id, lease.kind))
+        if held is not None and held.epoch == lease.epoch:
+            held.expires_ms = _RELEASED
+
+    async def begin_upload(self, collection_id: str) -> str:
+        """See `Catalog.begin_upload`. Raises `NotFound`."""
+        self.before("begin_upload")
+        self.state(collection_id)
+        upload_id = self._uuid()
+        self._uploads[upload_id] = _UploadState(collection_id, self.now_ms())
+        self.after("begin_upload")
+        return upload_id
+
+    # --- versions ----------------------------------------------------------------------------------------------------
+
+    async def publish(self, request: PublishRequest) -> VersionInfo:
+        """See `Catalog.publish`. Repeating a publish that has succeeded succeeds, whatever happened since."""
+        self.before("publish")
+        info = self._publish(request)
+        self.after("publish")
+        return info
+
+    def _publish(self, request: PublishRequest) -> VersionInfo:
+        lease = request.lease
+        if not request.manifest_key:
+            raise InvalidArgument("is empty", field="manifest_key")
+        state = self.state(lease.collection_id)
+        version = request.expected_version + 1
+        if 0 < version < len(state.versions) and state.versions[version].manifest_key == request.manifest_key:
+            return state.versions[version]
+        held = self._leases.get((lease.collection_id, lease.kind))
+        if held is None or held.epoch != lease.epoch:
+            raise _fenced(lease)
+        if state.current.version != request.expected_version:
+            raise VersionConflict(
+                f"the current version is {state.current.version}, not {request.expected_version}; rebase the manifest on it"
+            )
+        upload = self._uploads.get(request.upload_id)
+        oldest_ms = self.now_ms() - self._max_upload_age_ms
+        if upload is None or upload.collection_id != lease.collection_id or upload.began_ms <= oldest_ms:
+            raise UploadExpired(
+                f"no upload {request.upload_id!r} of the last {self._max_upload_age_ms} ms; begin another and upload again",
+                field="upload_id",
+            )
+        state.check_compactable(request.compacted_offset)
+        del self._uploads[request.upload_id]
+        info = VersionInfo(lease.collection_id, version, request.manifest_key, request.compacted_offset)
+        state.versions.append(info)
+        return info
+
+    async def get_version(self, collection_id: str, version: int | None = None) -> VersionInfo:
+        """See `Catalog.get_version`."""
+        self.before("get_version")
+        state = self.state(collection_id)
+        wanted = state.current.version if version is None else version
+        if not 0 <= wanted < len(state.versions):
+            raise NotFound(f"no version {version} of collection {collection_id}")
+        self.after("get_version")
+        return state.versions[wanted]
+
+    def _uuid(self) -> str:
+        return str(UUID(bytes=self._random.token(), version=4))
+
+
+def _is_due(item: Backlog, min_records: int, min_age_ms: int) -> bool:
+    return item.head_offset - item.compacted_offset >= min_records or item.age_ms >= min_age_ms
+
+
+def _as_json(value: Json | None, field_name: str) -> Json | None:
+    """A copy, as it would come back from a database."""
+    if value is None:
+        return None
+    try:
+        copy: Json = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(f"is not JSON: {error}", field=field_name) from error
+    return copy
+
+
+def _check_ttl(ttl_ms: int) -> None:
+    if ttl_ms < 1:
+        raise InvalidArgument(f"{ttl_ms} is below 1", field="ttl_ms")
+
+
+def _name_taken(name: str) -> AlreadyExists:
+    return AlreadyExists(f"collection {name!r} exists", field="name")
+
+
+def _fenced(lease: Lease) -> Fenced:
+    return Fenced(f"lease epoch {lease.epoch} of {lease.kind} on {lease.collection_id} is over; stop this job")

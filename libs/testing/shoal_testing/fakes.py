@@ -1,0 +1,8 @@
+"""Fakes of the contracts: one import for tests."""
+
+from __future__ import annotations
+
+from shoal_testing.fake_catalog import DEFAULT_DATABASE, DEFAULT_TENANT, MemoryCatalog
+from shoal_testing.fake_log import MemoryLog
+
+__all__ = ["DEFAULT_DATABASE", "DEFAULT_TENANT", "MemoryCatalog", "MemoryLog"]

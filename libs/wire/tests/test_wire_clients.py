@@ -1,0 +1,421 @@
+"""Client, channel, servicer: every method passes its arguments and its result through unchanged."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import grpc.aio
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from shoal_compactor.service import CompactorServicer
+from shoal_core.consistency import Consistency, ReadLevel, ServedAt, VersionToken
+from shoal_core.contracts import (
+    Answer,
+    AppendRequest,
+    AppendResult,
+    Backlog,
+    Catalog,
+    Collection,
+    CollectionRef,
+    Condition,
+    CountAnswer,
+    CountRequest,
+    Database,
+    EncodedAnswer,
+    GetRequest,
+    HashRange,
+    Head,
+    Include,
+    IndexingStatus,
+    Lease,
+    Log,
+    NewCollection,
+    PublicApi,
+    PublishRequest,
+    QueryNode,
+    QueryRequest,
+    Tail,
+    TailEntry,
+    TailRequest,
+    Target,
+    VersionInfo,
+    WriteResult,
+)
+from shoal_core.filters import And, Comparator, Compare, IdIn, Text, TextMatcher
+from shoal_frontend.grpc_api import ShoalServicer
+from shoal_log.service import LogServicer
+from shoal_query.service import QueryServicer
+from shoal_sysdb.service import CatalogServicer
+from shoal_wire.clients import CatalogClient, LogClient, PublicClient, QueryClient
+from shoal_wire.codec.answers import encode_answer_bytes
+from shoal_wire.messages import message_options
+from shoal_wire.rpc import Rpc
+from shoal_wire.server import method_name
+from shoal_wire.v1 import catalog_pb2, compactor_pb2, log_pb2, query_pb2, shoal_pb2
+
+pytestmark = pytest.mark.integration
+
+
+class Recorder:
+    """Implements any protocol: remembers each call and answers with what it was given."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.result: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        async def method(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((name, args, kwargs))
+            return self.result
+
+        return method
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: the method, its arguments and its result."""
+
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+
+
+def case(method: str, result: Any, *args: Any, **kwargs: Any) -> Any:
+    return pytest.param(Case(method, args, kwargs, result), id=method)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equality that looks into dataclasses, arrays and tables, and tells sequences apart by content only."""
+    if isinstance(left, np.ndarray):
+        return left.dtype == right.dtype and np.array_equal(left, right)
+    if isinstance(left, pa.Table | pa.RecordBatch):
+        return bool(left.equals(right))
+    if isinstance(left, pa.Buffer):
+        return bool(left.equals(right))
+    if is_dataclass(left):
+        return type(left) is type(right) and all(
+            same(getattr(left, field.name), getattr(right, field.name)) for field in fields(left)
+        )
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    return bool(left == right)
+
+
+@asynccontextmanager
+async def serving(servicer: Any) -> AsyncIterator[grpc.aio.Channel]:
+    server = grpc.aio.server(options=message_options())
+    servicer.add_to(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=message_options())
+    try:
+        yield channel
+    finally:
+        await channel.close()
+        await server.stop(None)
+
+
+def bound(protocol: type, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name, defaults among them."""
+    arguments = inspect.signature(getattr(protocol, method)).bind(None, *args, **kwargs)
+    arguments.apply_defaults()
+    return dict(arguments.arguments)
+
+
+async def passes(protocol: type, servicer: Any, client: Any, call: Case) -> None:
+    recorder = Recorder()
+    recorder.result = call.result
+    async with serving(servicer(recorder)) as channel:
+        result = await getattr(client(channel), call.method)(*call.args, **call.kwargs)
+    (name, args, kwargs) = recorder.calls[0]
+    kwargs = {key: value for key, value in kwargs.items() if key != "encoded"}
+    assert name == call.method
+    expected = bound(protocol, name, call.args, {key: value for key, value in call.kwargs.items() if key != "encoded"})
+    found = bound(protocol, name, args, kwargs)
+    assert found.keys() == expected.keys()
+    for key in expected.keys() - {"self"}:
+        assert same(expected[key], found[key]), key
+    assert same(call.result, result)
+
+
+def verbs(protocol: type) -> set[str]:
+    return {name for name, member in vars(protocol).items() if inspect.isfunction(member) and not name.startswith("_")}
+
+
+DATABASE = Database("1", "t", "größe")
+BARE = Collection("id", "t", "d", "n", 1, "i", "l2", 1, None, None, {})
+FULL = Collection("id", "t", "d", "n", 7, "i", "cosine", 4, 384, {"a": [1, "é"]}, {"hnsw": {"m": 16}})
+NEW = NewCollection("t", "d", "n", "ip", 8, {"a": None}, {"ef": {"name": "x"}}, 5)
+LEASE = Lease("c", "merge", "me", 9)
+VERSION = VersionInfo("c", 3, "v/3", 77)
+CATALOG = [
+    case("create_tenant", None, "t"),
+    case("get_tenant", "t", "t"),
+    case("create_database", DATABASE, "t", "d"),
+    case("get_database", DATABASE, "t", "d"),
+    case("list_databases", [DATABASE, DATABASE], "t", limit=0, offset=3),
+    case("delete_database", None, "t", "d"),
+    case("create_collection", (FULL, True), NEW, get_or_create=True),
+    case("create_collection", (BARE, False), NewCollection("t", "d", "n"), get_or_create=False),
+    case("get_collection", FULL, "t", "d", "n"),
+    case("get_collection_by_id", BARE, "id"),
+    case("list_collections", [FULL, BARE], "t", "d", limit=5, offset=6),
+    case("count_collections", 2**40, "t", "d"),
+    case("modify_collection", FULL, "id", name="m", metadata={}, configuration={"a": 1}),
+    case("modify_collection", BARE, "id"),
+    case("delete_collection", None, "id"),
+    case("backlog", [Backlog(FULL, 9, 3, 2**40, 5, 2)], limit=10, min_records=5, min_age_ms=6),
+    case("claim", LEASE, "c", "flush", "me", ttl_ms=500),
+    case("claim", None, "c", "flush", "me", ttl_ms=500),
+    case("renew", None, LEASE, ttl_ms=400),
+    case("release", None, LEASE),
+    case("begin_upload", "upload", "c"),
+    case("publish", VERSION, PublishRequest(LEASE, 2, "v/3", 77, "upload")),
+    case("get_version", VERSION, "c"),
+    case("get_version", VERSION, "c", 0),
+]
+
+HEAD = Head("c", 1, "i", 9, 2, 3, 384)
+PAYLOAD = pa.py_buffer(bytes(range(256)))
+TAIL = Tail(HEAD, (TailEntry(4, 6, PAYLOAD), TailEntry(7, 9, pa.py_buffer(b"d"), np.array([7, 9], np.uint64))), 9)
+RESULT = AppendResult(VersionToken("c", "i", 12), 3, True)
+LOG = [
+    case("append", RESULT, AppendRequest("c", 1, "t", PAYLOAD)),
+    case("append", RESULT, AppendRequest("c", 1, "t", pa.py_buffer(bytes(2 << 20)), "key", Condition(0, ("a", "b")))),
+    case("read_index", HEAD, "c", 0),
+    case("read_index", Head("c", 1, "i", 0, 0, 0, None), "c", 2**63),
+    case("read_tail", TAIL, TailRequest("c", 1, 2)),
+    case("read_tail", Tail(HEAD, (), 2), TailRequest("c", 0, 2, 9, HashRange(2**63, 2**64 - 1), 0)),
+]
+
+ROWS = pa.table(
+    {
+        "id": ["a", "b"],
+        "created_offset": pa.array([1, 2], pa.uint64()),
+        "distance": pa.array([0.5, 1.5], pa.float32()),
+        "document": ["x", None],
+        "m:str:#uri": [None, "u"],
+    }
+)
+ANSWER = Answer(ROWS, np.array([2, 0], np.uint32), ServedAt(5, 2), False, "limit", {"plan": ["exact"]})
+LARGE = Answer(
+    pa.table({"id": ["x" * 1000] * 2000, "created_offset": pa.array(range(2000), pa.uint64())}),
+    np.array([2000], np.uint32),
+    ServedAt(1, 0),
+)
+COUNT = CountAnswer(2**40, ServedAt(5, 2))
+TARGET = Target("c", 3, "cosine", 1, 4)
+WHERE = And((Compare("a", Comparator.GTE, 3), IdIn(("a",), True), Text(TextMatcher.REGEX, "x.*")))
+SESSION = Consistency(ReadLevel.SESSION, 12)
+INCLUDE = Include(documents=True, embeddings=True)
+VECTORS = np.arange(6, dtype=np.float32).reshape(2, 3)
+QUERY = [
+    case("get", ANSWER, GetRequest(TARGET)),
+    case("get", LARGE, GetRequest(TARGET, SESSION, 5, (), WHERE, 0, 2, INCLUDE, True)),
+    case("query", ANSWER, QueryRequest(TARGET, VECTORS, 3)),
+    case("query", ANSWER, QueryRequest(TARGET, VECTORS, 3, SESSION, 5, ("a",), WHERE, INCLUDE, 100, True, True)),
+    case("count", COUNT, CountRequest(TARGET)),
+    case("count", COUNT, CountRequest(TARGET, SESSION, 5, WHERE)),
+]
+
+REF = CollectionRef("t", "d", "n")
+BATCH = pa.RecordBatch.from_pydict({"op": pa.array([0, 3], pa.uint8()), "id": ["a", "b"], "m:int:n": [1, None]})
+BIG_BATCH = pa.RecordBatch.from_pydict(
+    {
+        "op": pa.array([0] * 1000, pa.uint8()),
+        "id": [str(row) for row in range(1000)],
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(np.arange(384_000, dtype=np.float32)), 384),
+    }
+)
+WRITTEN = WriteResult(VersionToken("c", "i", 12), 3, 10)
+PUBLIC = [
+    case("create_tenant", None, "t"),
+    case("get_tenant", "t", "t"),
+    case("create_database", DATABASE, "t", "d"),
+    case("get_database", DATABASE, "t", "d"),
+    case("list_databases", [DATABASE], "t"),
+    case("list_databases", [], "t", limit=0, offset=1),
+    case("delete_database", None, "t", "d"),
+    case("create_collection", (FULL, True), NEW),
+    case("create_collection", (FULL, False), NEW, get_or_create=True),
+    case("get_collection", FULL, CollectionRef("t", "d", id="x")),
+    case("list_collections", [FULL, BARE], "t", "d", limit=7),
+    case("count_collections", 3, "t", "d"),
+    case("modify_collection", FULL, REF, name="", metadata={"a": 1}),
+    case("modify_collection", FULL, REF, configuration={}),
+    case("delete_collection", None, REF),
+    case("write", WRITTEN, REF, BATCH),
+    case("write", WRITTEN, REF, BIG_BATCH, idempotency_key="k", condition=Condition(4, ())),
+    case("delete_where", WRITTEN, REF, ids=None, where=None),
+    case("delete_where", WRITTEN, REF, ids=("a",), where=WHERE, limit=0, idempotency_key="k"),
+    case("get", ANSWER, REF),
+    case(
+        "get",
+        LARGE,
+        REF,
+        ids=(),
+        where=WHERE,
+        limit=0,
+        offset=3,
+        include=INCLUDE,
+        consistency=SESSION,
+        explain=True,
+    ),
+    case("query", ANSWER, REF, VECTORS, 3),
+    case(
+        "query",
+        ANSWER,
+        REF,
+        VECTORS,
+        3,
+        ids=("a", "b"),
+        where=WHERE,
+        include=INCLUDE,
+        consistency=SESSION,
+        ef=9,
+        exact=True,
+        explain=True,
+    ),
+    case("count", COUNT, REF),
+    case("count", COUNT, REF, where=WHERE, consistency=SESSION),
+    case("indexing_status", IndexingStatus(9, 8, 7, 6), REF),
+    case("status", {"members": {"frontend": 1}, "lag": [0.5]}),
+]
+
+
+@pytest.mark.parametrize("call", CATALOG)
+async def test_catalog(call: Case) -> None:
+    await passes(Catalog, CatalogServicer, CatalogClient, call)
+
+
+@pytest.mark.parametrize("call", LOG)
+async def test_log(call: Case) -> None:
+    await passes(Log, LogServicer, LogClient, call)
+
+
+@pytest.mark.parametrize("call", QUERY)
+async def test_query(call: Case) -> None:
+    await passes(QueryNode, QueryServicer, QueryClient, call)
+
+
+@pytest.mark.parametrize("call", PUBLIC)
+async def test_public(call: Case) -> None:
+    await passes(PublicApi, ShoalServicer, PublicClient, call)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "cases"), [(Catalog, CATALOG), (Log, LOG), (QueryNode, QUERY), (PublicApi, PUBLIC)]
+)
+def test_every_verb_has_a_case(protocol: type, cases: list[Any]) -> None:
+    assert {param.values[0].method for param in cases} == verbs(protocol)
+
+
+def test_the_clients_implement_the_protocols() -> None:
+    channel = grpc.aio.insecure_channel
+    catalog: type[Catalog] = CatalogClient
+    log: type[Log] = LogClient
+    node: type[QueryNode] = QueryClient
+    api: type[PublicApi] = PublicClient
+    assert channel is not None
+    for client, protocol in ((catalog, Catalog), (log, Log), (node, QueryNode), (api, PublicApi)):
+        for verb in verbs(protocol):
+            assert inspect.signature(getattr(client, verb)) == inspect.signature(getattr(protocol, verb)), verb
+
+
+@pytest.mark.parametrize(
+    ("file", "service", "servicer"),
+    [
+        (catalog_pb2, "CatalogService", CatalogServicer),
+        (log_pb2, "LogService", LogServicer),
+        (query_pb2, "QueryService", QueryServicer),
+        (shoal_pb2, "ShoalService", ShoalServicer),
+        (compactor_pb2, "CompactorService", CompactorServicer),
+    ],
+)
+def test_servicers_take_and_return_what_the_protos_say(file: Any, service: str, servicer: type) -> None:
+    for method in file.DESCRIPTOR.services_by_name[service].methods:
+        annotations = getattr(servicer, method_name(method.name)).__annotations__
+        assert annotations["request"].rpartition(".")[2] == method.input_type.name
+        assert annotations["return"] == "bytes" or annotations["return"].rpartition(".")[2] == method.output_type.name
+
+
+async def test_encoded_answers_pass_through_untouched() -> None:
+    data = (
+        encode_answer_bytes(ANSWER) + b"\xa2\x06\x03abc"
+    )  # a field of a later version, which no decoder would keep in place
+    recorder = Recorder()
+    recorder.result = EncodedAnswer(data)
+    async with serving(QueryServicer(recorder)) as channel:
+        client = QueryClient(channel)
+        get = await client.get(GetRequest(TARGET), encoded=True)
+        query = await client.query(QueryRequest(TARGET, VECTORS, 3), encoded=True)
+        decoded = await client.get(GetRequest(TARGET))
+    assert get == query == EncodedAnswer(data)
+    assert same(decoded, ANSWER)
+    assert [kwargs for _, _, kwargs in recorder.calls] == [{"encoded": True}] * 3
+
+    recorder.result = EncodedAnswer(b"\xff not a message")
+    async with serving(ShoalServicer(recorder)) as channel:
+        ref = shoal_pb2.GetRequest(collection=shoal_pb2.CollectionRef(name="n"))
+        raw = await Rpc("shoal.v1.ShoalService", channel, 5000).send("Get", ref.SerializeToString())
+        raw_query = await Rpc("shoal.v1.ShoalService", channel, 5000).send("Query", b"")
+    assert raw == raw_query == b"\xff not a message"
+
+
+async def test_pages_have_a_default_size_for_clients_that_name_none() -> None:
+    recorder = Recorder()
+    recorder.result = []
+    for servicer, service in ((CatalogServicer, "CatalogService"), (ShoalServicer, "ShoalService")):
+        async with serving(servicer(recorder)) as channel:
+            for method in ("ListDatabases", "ListCollections"):
+                await Rpc(f"shoal.v1.{service}", channel, 5000).send(method, b"")
+    assert [kwargs for _, _, kwargs in recorder.calls] == [{"limit": 100, "offset": 0}] * 4
+
+
+@dataclass
+class _Job:
+    collection_id: str
+    kind: str
+    stage: str
+    records: int
+
+
+class _Compactor:
+    async def compact(self, collection_id: str, *, merge: bool) -> VersionInfo:
+        return VersionInfo(collection_id, 4 + merge, "key", 99)
+
+    def jobs(self) -> list[_Job]:
+        return [_Job("c", "flush", "upload", 5)]
+
+
+async def test_compactor() -> None:
+    async with serving(CompactorServicer(_Compactor())) as channel:
+        rpc = Rpc("shoal.v1.CompactorService", channel, 5000)
+        request = compactor_pb2.CompactRequest(collection_id="c", merge=True)
+        version = await rpc.call("Compact", lambda: request, compactor_pb2.CompactResponse.FromString)
+        jobs = await rpc.call("ListJobs", compactor_pb2.ListJobsRequest, compactor_pb2.ListJobsResponse.FromString)
+    assert (version.version, version.compacted_offset) == (5, 99)
+    assert [(job.collection_id, job.kind, job.stage, job.records) for job in jobs.jobs] == [("c", "flush", "upload", 5)]
+
+
+async def test_a_channel_is_asked_for_at_each_call() -> None:
+    recorder = Recorder()
+    recorder.result = HEAD
+    async with serving(LogServicer(recorder)) as channel:
+        asked: list[int] = []
+
+        def source() -> grpc.aio.Channel:
+            asked.append(1)
+            return channel
+
+        client = LogClient(source)
+        await client.read_index("c", 1)
+        await client.with_timeout(None).read_index("c", 1)
+    assert len(asked) == 2

@@ -1,0 +1,1 @@
+"""frontend: the public API. Validation, planning, fan-out, merge."""

@@ -1,0 +1,234 @@
+"""The gRPC face of the public API: decode, call, encode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, overload
+
+import grpc.aio
+import numpy as np
+import numpy.typing as npt
+
+from shoal_core.consistency import STRONG, Consistency
+from shoal_core.contracts import Answer, CollectionRef, EncodedAnswer, Include, PublicApi
+from shoal_core.filters import Filter
+from shoal_wire.codec import catalog, common
+from shoal_wire.codec.answers import answer_size_bytes, encode_answer_bytes, encode_count
+from shoal_wire.codec.filters import decode_filter
+from shoal_wire.codec.log import decode_condition
+from shoal_wire.codec.public import decode_ref, encode_indexing_status, encode_write_result
+from shoal_wire.codec.records import decode_operations, estimated_size_bytes
+from shoal_wire.messages import LARGE_BYTES, sized
+from shoal_wire.server import add_service
+from shoal_wire.v1 import catalog_pb2, types_pb2
+from shoal_wire.v1 import shoal_pb2 as pb
+from shoal_wire.v1.types_pb2 import Empty
+
+DEFAULT_PAGE = 100
+
+
+class Api(PublicApi, Protocol):
+    """`PublicApi` whose reads may answer with the bytes of the one shard that answered."""
+
+    @overload
+    async def get(
+        self,
+        ref: CollectionRef,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Filter | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+        include: Include = Include(),
+        consistency: Consistency = STRONG,
+        explain: bool = False,
+    ) -> Answer: ...
+
+    @overload
+    async def get(
+        self,
+        ref: CollectionRef,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Filter | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+        include: Include = Include(),
+        consistency: Consistency = STRONG,
+        explain: bool = False,
+        encoded: Literal[True],
+    ) -> Answer | EncodedAnswer: ...
+
+    @overload
+    async def query(
+        self,
+        ref: CollectionRef,
+        vectors: npt.NDArray[np.float32],
+        k: int,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Filter | None = None,
+        include: Include = Include(),
+        consistency: Consistency = STRONG,
+        ef: int = 0,
+        exact: bool = False,
+        explain: bool = False,
+    ) -> Answer: ...
+
+    @overload
+    async def query(
+        self,
+        ref: CollectionRef,
+        vectors: npt.NDArray[np.float32],
+        k: int,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Filter | None = None,
+        include: Include = Include(),
+        consistency: Consistency = STRONG,
+        ef: int = 0,
+        exact: bool = False,
+        explain: bool = False,
+        encoded: Literal[True],
+    ) -> Answer | EncodedAnswer: ...
+
+
+class ShoalServicer:
+    """Serves `Api` as ``shoal.v1.ShoalService``."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register with a server that has not been started."""
+        add_service(server, pb.DESCRIPTOR, "ShoalService", self)
+
+    async def create_tenant(self, request: catalog_pb2.TenantRequest) -> Empty:
+        await self._api.create_tenant(request.name)
+        return Empty()
+
+    async def get_tenant(self, request: catalog_pb2.TenantRequest) -> catalog_pb2.TenantRequest:
+        return catalog_pb2.TenantRequest(name=await self._api.get_tenant(request.name))
+
+    async def create_database(self, request: catalog_pb2.DatabaseRequest) -> types_pb2.Database:
+        return catalog.encode_database(await self._api.create_database(request.tenant, request.name))
+
+    async def get_database(self, request: catalog_pb2.DatabaseRequest) -> types_pb2.Database:
+        return catalog.encode_database(await self._api.get_database(request.tenant, request.name))
+
+    async def list_databases(self, request: catalog_pb2.ListDatabasesRequest) -> catalog_pb2.ListDatabasesResponse:
+        limit = request.limit if request.HasField("limit") else DEFAULT_PAGE
+        found = await self._api.list_databases(request.tenant, limit=limit, offset=request.offset)
+        return catalog_pb2.ListDatabasesResponse(databases=[catalog.encode_database(database) for database in found])
+
+    async def delete_database(self, request: catalog_pb2.DatabaseRequest) -> Empty:
+        await self._api.delete_database(request.tenant, request.name)
+        return Empty()
+
+    async def create_collection(
+        self, request: catalog_pb2.CreateCollectionRequest
+    ) -> catalog_pb2.CreateCollectionResponse:
+        new = catalog.decode_new_collection(request.collection)
+        found, created = await self._api.create_collection(new, get_or_create=request.get_or_create)
+        return catalog_pb2.CreateCollectionResponse(collection=catalog.encode_collection(found), created=created)
+
+    async def get_collection(self, request: pb.CollectionRef) -> types_pb2.Collection:
+        return catalog.encode_collection(await self._api.get_collection(decode_ref(request)))
+
+    async def list_collections(
+        self, request: catalog_pb2.ListCollectionsRequest
+    ) -> catalog_pb2.ListCollectionsResponse:
+        limit = request.limit if request.HasField("limit") else DEFAULT_PAGE
+        found = await self._api.list_collections(request.tenant, request.database, limit=limit, offset=request.offset)
+        return catalog_pb2.ListCollectionsResponse(collections=[catalog.encode_collection(item) for item in found])
+
+    async def count_collections(self, request: catalog_pb2.DatabaseRequest) -> catalog_pb2.CountCollectionsResponse:
+        count = await self._api.count_collections(request.tenant, request.name)
+        return catalog_pb2.CountCollectionsResponse(count=count)
+
+    async def modify_collection(self, request: pb.ModifyRequest) -> types_pb2.Collection:
+        collection = await self._api.modify_collection(
+            decode_ref(request.collection),
+            name=request.name if request.HasField("name") else None,
+            metadata=common.decode_json(request.metadata_json, "metadata_json"),
+            configuration=common.decode_json(request.configuration_json, "configuration_json"),
+        )
+        return catalog.encode_collection(collection)
+
+    async def delete_collection(self, request: pb.CollectionRef) -> Empty:
+        await self._api.delete_collection(decode_ref(request))
+        return Empty()
+
+    async def write(self, request: pb.WriteRequest) -> pb.WriteResponse:
+        batch = await sized(estimated_size_bytes(request.records), decode_operations, request.records)
+        result = await self._api.write(
+            decode_ref(request.collection),
+            batch,
+            idempotency_key=request.idempotency_key,
+            condition=decode_condition(request.condition, request.HasField("condition")),
+        )
+        return encode_write_result(result)
+
+    async def delete_where(self, request: pb.DeleteWhereRequest) -> pb.WriteResponse:
+        result = await self._api.delete_where(
+            decode_ref(request.collection),
+            ids=common.decode_ids(request.ids, request.HasField("ids")),
+            where=_where(request),
+            limit=request.limit if request.HasField("limit") else None,
+            idempotency_key=request.idempotency_key,
+        )
+        return encode_write_result(result)
+
+    async def get(self, request: pb.GetRequest) -> bytes:
+        answer = await self._api.get(
+            decode_ref(request.collection),
+            ids=common.decode_ids(request.ids, request.HasField("ids")),
+            where=_where(request),
+            limit=request.limit if request.HasField("limit") else None,
+            offset=request.offset,
+            include=common.decode_include(request.include),
+            consistency=common.decode_consistency(request.consistency),
+            explain=request.explain,
+            encoded=True,
+        )
+        return await _answer_bytes(answer)
+
+    async def query(self, request: pb.QueryRequest) -> bytes:
+        answer = await self._api.query(
+            decode_ref(request.collection),
+            common.decode_vectors(request.dimension, request.vectors),
+            request.k,
+            ids=common.decode_ids(request.ids, request.HasField("ids")),
+            where=_where(request),
+            include=common.decode_include(request.include),
+            consistency=common.decode_consistency(request.consistency),
+            ef=request.ef,
+            exact=request.exact,
+            explain=request.explain,
+            encoded=True,
+        )
+        return await _answer_bytes(answer)
+
+    async def count(self, request: pb.CountRequest) -> types_pb2.CountAnswer:
+        answer = await self._api.count(
+            decode_ref(request.collection),
+            where=_where(request),
+            consistency=common.decode_consistency(request.consistency),
+        )
+        return encode_count(answer)
+
+    async def indexing_status(self, request: pb.CollectionRef) -> pb.IndexingStatusResponse:
+        return encode_indexing_status(await self._api.indexing_status(decode_ref(request)))
+
+    async def status(self, request: pb.StatusRequest) -> pb.StatusResponse:
+        return pb.StatusResponse(status_json=common.encode_json(await self._api.status(), "status"))
+
+
+def _where(request: pb.GetRequest | pb.QueryRequest | pb.CountRequest | pb.DeleteWhereRequest) -> Filter | None:
+    return decode_filter(request.where) if request.HasField("where") else None
+
+
+async def _answer_bytes(answer: Answer | EncodedAnswer) -> bytes:
+    if isinstance(answer, EncodedAnswer):
+        return answer.data
+    return await sized(answer_size_bytes(answer, LARGE_BYTES), encode_answer_bytes, answer)

@@ -1,0 +1,68 @@
+"""What the frontend remembers of collections, by name and by id. Never trusted: append and read index check the epoch."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from shoal_core.contracts import Catalog, Collection, CollectionRef
+from shoal_core.errors import NotFound, StaleEpoch
+
+T = TypeVar("T")
+
+_ATTEMPTS = 3
+
+
+class Names:
+    """A bounded cache of collections, least recently used first out."""
+
+    def __init__(self, catalog: Catalog, capacity: int = 10_000) -> None:
+        self._catalog = catalog
+        self._capacity = capacity
+        self._known: OrderedDict[CollectionRef, Collection] = OrderedDict()
+
+    async def with_collection(self, ref: CollectionRef, use: Callable[[Collection], Awaitable[T]]) -> T:
+        """Call ``use`` with the collection; look it up again and repeat when it turns out to be out of date.
+
+        ``use`` must raise `StaleEpoch` or `NotFound` before it has any effect.
+        """
+        for attempt in range(_ATTEMPTS):
+            remembered = self._known.get(ref)
+            collection = remembered or await self._look_up(ref)
+            try:
+                return await use(collection)
+            except StaleEpoch:
+                self.forget(ref)
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            except NotFound:
+                self.forget(ref)
+                if remembered is None:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def resolve(self, ref: CollectionRef) -> Collection:
+        """The collection as the catalog has it now. Raises `NotFound`."""
+        return await self._look_up(ref)
+
+    def forget(self, ref: CollectionRef) -> None:
+        """Look it up again next time."""
+        self._known.pop(ref, None)
+
+    def learned(self, ref: CollectionRef, collection: Collection) -> None:
+        """Remember what a call returned anyway."""
+        self._known[ref] = collection
+        self._known.move_to_end(ref)
+        while len(self._known) > self._capacity:
+            self._known.popitem(last=False)
+
+    async def _look_up(self, ref: CollectionRef) -> Collection:
+        if ref.id:
+            collection = await self._catalog.get_collection_by_id(ref.id)
+            if (collection.tenant, collection.database) != (ref.tenant, ref.database):
+                raise NotFound(f"collection {ref.id} does not exist in {ref.tenant}/{ref.database}", field="collection")
+        else:
+            collection = await self._catalog.get_collection(ref.tenant, ref.database, ref.name)
+        self.learned(ref, collection)
+        return collection

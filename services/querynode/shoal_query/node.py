@@ -1,0 +1,256 @@
+"""The query node: the `QueryNode` contract over the shards it has loaded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from shoal_core.consistency import Consistency, ReadLevel, ServedAt
+from shoal_core.contracts import (
+    Answer,
+    CountAnswer,
+    CountRequest,
+    GetRequest,
+    Json,
+    QueryRequest,
+    Target,
+)
+from shoal_core.errors import DimensionMismatch, NotFound, SnapshotGone, Unimplemented
+from shoal_query.admission import Admission
+from shoal_query.execute import (
+    Found,
+    Search,
+    SegmentHits,
+    Selection,
+    Snapshot,
+    count_rows,
+    finish_search,
+    hydrate,
+    search_segments,
+    select_rows,
+)
+from shoal_query.shard import Services, Shard, View
+
+ShardKey = tuple[str, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """Bounds of a query node.
+
+    Attributes:
+        loaded_bytes: shards are dropped, least recently used first, above this many bytes of segments and tails.
+        threads: of one search call with many vectors.
+        attempts: how often a strong read takes a new snapshot when its version was replaced under it.
+    """
+
+    loaded_bytes: int = 8 << 30
+    reads_at_work: int = 64
+    reads_waiting: int = 1024
+    threads: int = 2
+    attempts: int = 5
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a query node has done since its start."""
+
+    reads: int = 0
+    retaken_snapshots: int = 0
+    dropped_shards: int = 0
+
+
+@dataclass(slots=True)
+class Node:
+    """One query node. ``name`` appears in explained answers."""
+
+    name: str
+    services: Services
+    settings: NodeSettings = field(default_factory=NodeSettings)
+    counters: Counters = field(default_factory=Counters)
+    _shards: OrderedDict[ShardKey, Shard] = field(default_factory=OrderedDict)
+    _admission: Admission = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._admission = Admission(self.settings.reads_at_work, self.settings.reads_waiting)
+
+    async def get(self, request: GetRequest, *, encoded: bool = False) -> Answer:
+        """See `QueryNode`."""
+        selection = Selection(request.where, None if request.ids is None else _id_array(request.ids))
+        async with self._reading(request.target) as shard:
+            snapshot = await self._snapshot(shard, request.target, request.consistency, request.snapshot_offset)
+
+            def work() -> tuple[Found, pa.Table]:
+                found = select_rows(snapshot, selection, request.limit, request.offset)
+                return found, hydrate(snapshot, found, request.include, with_origin=request.explain)
+
+            found, rows = await self.services.compute(work)
+        explain = self._explain(snapshot, request.target, None) if request.explain else None
+        return _answer(rows, found, snapshot, explain)
+
+    async def count(self, request: CountRequest) -> CountAnswer:
+        """See `QueryNode`."""
+        async with self._reading(request.target) as shard:
+            snapshot = await self._snapshot(shard, request.target, request.consistency, request.snapshot_offset)
+            total = await self.services.compute(lambda: count_rows(snapshot, Selection(request.where)))
+        return CountAnswer(total, _served_at(snapshot))
+
+    async def query(self, request: QueryRequest, *, encoded: bool = False) -> Answer:
+        """See `QueryNode`. The segments are searched while the read index and the tail are fetched."""
+        selection = Selection(request.where, None if request.ids is None else _id_array(request.ids))
+        search = Search(request.vectors, request.k, request.ef, request.exact, self.settings.threads)
+        async with self._reading(request.target) as shard:
+            for _ in range(self.settings.attempts):
+                view = await shard.loaded()
+                _check_dimension(request, view, shard)
+                try:
+                    return await self._search(shard, view, request, selection, search)
+                except SnapshotGone:
+                    self.counters.retaken_snapshots += 1
+                    if request.snapshot_offset:
+                        raise
+        raise SnapshotGone(f"the snapshot was replaced {self.settings.attempts} times during the read; try again")
+
+    async def close(self) -> None:
+        """Stop all background loading."""
+        for shard in self._shards.values():
+            await shard.close()
+        self._shards.clear()
+
+    async def _search(
+        self, shard: Shard, view: View, request: QueryRequest, selection: Selection, search: Search
+    ) -> Answer:
+        before = view.newest()
+        if request.snapshot_offset and before.offset > request.snapshot_offset:
+            before = await self._pinned(shard, view, request.snapshot_offset)
+        segments = asyncio.ensure_future(self.services.compute(lambda: search_segments(before, selection, search)))
+        try:
+            snapshot = await self._snapshot_of(
+                shard, view, request.target, request.consistency, request.snapshot_offset
+            )
+            _check_dimension(request, view, shard)
+            hits = await segments
+        finally:
+            segments.cancel()
+
+        def finish() -> tuple[Found, pa.Table, list[SegmentHits]]:
+            if snapshot.offset < before.offset:  # served without a newer head: search at the offset asked for
+                found, current = finish_search(
+                    snapshot, 0, search_segments(snapshot, selection, search), selection, search
+                )
+            else:
+                found, current = finish_search(snapshot, before.offset, hits, selection, search)
+            return found, hydrate(snapshot, found, request.include, with_origin=request.explain), current
+
+        found, rows, current = await self.services.compute(finish)
+        explain = self._explain(snapshot, request.target, current) if request.explain else None
+        return _answer(rows, found, snapshot, explain)
+
+    async def _snapshot(self, shard: Shard, target: Target, consistency: Consistency, snapshot_offset: int) -> Snapshot:
+        """A snapshot that meets the demand, on the newest view; taken anew when a version replaces it meanwhile."""
+        for _ in range(self.settings.attempts):
+            view = await shard.loaded()
+            try:
+                return await self._snapshot_of(shard, view, target, consistency, snapshot_offset)
+            except SnapshotGone:
+                self.counters.retaken_snapshots += 1
+                if snapshot_offset:
+                    raise
+        raise SnapshotGone(f"the snapshot was replaced {self.settings.attempts} times during the read; try again")
+
+    async def _snapshot_of(
+        self, shard: Shard, view: View, target: Target, consistency: Consistency, snapshot_offset: int
+    ) -> Snapshot:
+        """The same on a given view."""
+        if snapshot_offset:
+            return await self._pinned(shard, view, snapshot_offset)
+        match consistency.level:
+            case ReadLevel.INDEX_ONLY:
+                return await view.at(view.version.compacted_offset, shard.dimension, self.services)
+            case ReadLevel.SESSION if view.newest().offset >= consistency.offset:
+                return view.newest()
+            case ReadLevel.BOUNDED if self._is_fresh(shard, consistency.staleness_ms):
+                return view.newest()
+            case ReadLevel.AS_OF:
+                raise Unimplemented("as_of reads are not served yet; read at strong or session", field="consistency")
+            case _:
+                offset = await shard.newest_offset(target.epoch)
+                return await view.at(offset, shard.dimension, self.services)
+
+    def _is_fresh(self, shard: Shard, staleness_ms: int) -> bool:
+        return (self.services.clock.monotonic() - shard.caught_up_at) * 1000 <= staleness_ms
+
+    async def _pinned(self, shard: Shard, view: View, offset: int) -> Snapshot:
+        await shard.reach(offset)
+        return await view.at(offset, shard.dimension, self.services)
+
+    @asynccontextmanager
+    async def _reading(self, target: Target) -> AsyncIterator[Shard]:
+        """An admitted read of a shard. A collection that is gone takes its shard with it."""
+        async with self._admission.admitted():
+            self.counters.reads += 1
+            key = (target.collection_id, target.shard, target.shards)
+            shard = self._shards.get(key)
+            if shard is None:
+                shard = self._shards[key] = Shard(target, self.services)
+            self._shards.move_to_end(key)
+            try:
+                yield shard
+            except NotFound:
+                await self._drop(key)
+                raise
+            await self._shrink(key)
+
+    async def _shrink(self, keep: ShardKey) -> None:
+        total = sum(shard.size_bytes for shard in self._shards.values())
+        for key in list(self._shards):
+            if total <= self.settings.loaded_bytes or key == keep:
+                return
+            total -= self._shards[key].size_bytes
+            await self._drop(key)
+
+    async def _drop(self, key: ShardKey) -> None:
+        shard = self._shards.pop(key, None)
+        if shard is not None:
+            self.counters.dropped_shards += 1
+            await shard.close()
+
+    def _explain(self, snapshot: Snapshot, target: Target, hits: list[SegmentHits] | None) -> Json:
+        segments = []
+        for number, view in enumerate(snapshot.version.segments):
+            entry: dict[str, object] = {"id": view.ref.id, "tier": view.ref.tier, "rows": view.ref.rows}
+            if hits is not None:
+                plan = hits[number].plan
+                entry |= {"allowed": hits[number].allowed, "strategy": str(plan.strategy), "ef": plan.ef}
+            segments.append(entry)
+        tail_rows = int(np.count_nonzero(snapshot.frozen.visible(snapshot.offset)))
+        tail = {"records": tail_rows, "after": snapshot.version.compacted_offset, "up_to": snapshot.offset}
+        shard = {"node": self.name, "shard": target.shard, "version": snapshot.version.version, "tail": tail}
+        return {"shards": [{**shard, "segments": segments}]}
+
+
+def _check_dimension(request: QueryRequest, view: View, shard: Shard) -> None:
+    known = shard.dimension if shard.dimension is not None else view.version.dimension
+    given = request.vectors.shape[1]
+    if known is not None and known != given:
+        raise DimensionMismatch(
+            f"the collection has embeddings of dimension {known}, the query has {given}", field="query_embeddings"
+        )
+
+
+def _id_array(ids: tuple[str, ...]) -> pa.Array:
+    return pa.array(dict.fromkeys(ids), pa.string())
+
+
+def _served_at(snapshot: Snapshot) -> ServedAt:
+    return ServedAt(snapshot.offset, snapshot.version.version)
+
+
+def _answer(rows: pa.Table, found: Found, snapshot: Snapshot, explain: Json | None) -> Answer:
+    return Answer(rows, found.counts.astype(np.uint32), _served_at(snapshot), explain=explain)

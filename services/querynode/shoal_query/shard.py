@@ -1,0 +1,209 @@
+"""A shard as this node serves it: the newest version loaded, the raw tail since, and the overlay of the one over the other.
+
+A `View` is one version with its tail and overlay. Reads pin the view they started on; when a newer version is published the next view
+is loaded beside it and takes over. A view and its blocks go when nobody holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import TypeVar
+from weakref import WeakSet
+
+from shoal_core.contracts import Catalog, Head, Log, Tail, TailRequest, Target, VersionInfo
+from shoal_core.errors import ShoalError, SnapshotGone, StaleEpoch
+from shoal_core.ports import Clock, ObjectStore
+from shoal_index.segment import BlockReader
+from shoal_index.version import ShardVersion, open_shard
+from shoal_query.execute import LiveMasks, Snapshot
+from shoal_query.rounds import Rounds
+from shoal_query.tail import Overlay, RawTail
+from shoal_storage.manifest import Manifest, decode_manifest, empty_manifest
+
+_logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a query node works with."""
+
+    catalog: Catalog
+    log: Log
+    objects: ObjectStore
+    blocks: BlockReader
+    clock: Clock
+    executor: Executor
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        """Run CPU work off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work)
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class View:
+    """One version of a shard with its tail. Folds are one at a time."""
+
+    version: ShardVersion
+    raw: RawTail
+    overlay: Overlay
+    masks: LiveMasks = field(default_factory=LiveMasks)
+    folding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def newest(self) -> Snapshot:
+        """What is folded already."""
+        frozen = self.overlay.frozen
+        return Snapshot(self.version, frozen, frozen.offset, self.masks)
+
+    async def at(self, offset: int, dimension: int | None, services: Services) -> Snapshot:
+        """The snapshot at exactly ``offset``, which the raw tail has reached.
+
+        Raises `SnapshotGone` when the version is already past it or the raw tail does not reach it.
+        """
+        compacted = self.version.compacted_offset
+        if offset < compacted or offset > self.raw.through or self.raw.base > compacted:
+            raise SnapshotGone(
+                f"version {self.version.version} with its tail covers offsets {max(compacted, self.raw.base)} to "
+                f"{self.raw.through}, not {offset}; take a new snapshot"
+            )
+        async with self.folding:
+            if self.overlay.offset < offset:
+                entries = self.raw.between(self.overlay.offset, offset)
+                await services.compute(lambda: self.overlay.advance(entries, offset, dimension))
+        if self.overlay.serves(offset):
+            return Snapshot(self.version, self.overlay.frozen, offset, self.masks)
+        return await self._apart(offset, dimension, services)
+
+    async def _apart(self, offset: int, dimension: int | None, services: Services) -> Snapshot:
+        """A snapshot that no fold stopped at: fold a fresh overlay up to it."""
+        overlay = Overlay(self.version)
+        entries = self.raw.between(self.version.compacted_offset, offset)
+        await services.compute(lambda: overlay.advance(entries, offset, dimension))
+        return Snapshot(self.version, overlay.frozen, offset, LiveMasks())
+
+
+class Shard:
+    """See the module. Used from one event loop."""
+
+    def __init__(self, target: Target, services: Services) -> None:
+        self.target = target
+        self.services = services
+        self.view: View | None = None
+        self.dimension: int | None = None
+        self.caught_up_at = float("-inf")
+        self._rounds: Rounds[Head] = Rounds(self._catch_up)
+        self._loading: asyncio.Task[None] | None = None
+        self._views: WeakSet[View] = WeakSet()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the segments and the raw tail held."""
+        if self.view is None:
+            return 0
+        return self.view.raw.size_bytes + sum(view.ref.size_bytes for view in self.view.version.segments)
+
+    async def loaded(self) -> View:
+        """The newest view loaded; loads the current version the first time."""
+        if self.view is None:
+            await self._load_shared()
+        assert self.view is not None
+        return self.view
+
+    async def newest_offset(self, epoch: int) -> int:
+        """Bring the raw tail up to a head that was read after this call began; the head's offset.
+
+        Raises `StaleEpoch`, `NotFound`, `Unavailable`.
+        """
+        await self.loaded()
+        head = await self._rounds.ask()
+        if head.epoch != epoch:
+            raise StaleEpoch(f"collection {head.collection_id} is at epoch {head.epoch}, not {epoch}; look it up again")
+        return head.head_offset
+
+    async def reach(self, offset: int) -> None:
+        """Bring the raw tail up to ``offset``, the end of a batch that is known to be committed."""
+        view = await self.loaded()
+        while view.raw.through < offset:
+            before = view.raw.through
+            await self._fetch(view.raw, offset)
+            if view.raw.through == before:
+                raise SnapshotGone(f"the log does not reach offset {offset}; take a new snapshot")
+
+    async def close(self) -> None:
+        """Stop loading."""
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait([self._loading])
+
+    async def _catch_up(self) -> Head:
+        started_at = self.services.clock.monotonic()
+        view = await self.loaded()
+        head = (await self._fetch(view.raw, 0)).head
+        while (raw := (await self.loaded()).raw).through < head.head_offset:
+            await self._fetch(raw, head.head_offset)  # the rest of a long tail, or all of it if a new version took over
+        self.caught_up_at = started_at
+        self._notice(head)
+        return head
+
+    async def _fetch(self, raw: RawTail, up_to: int) -> Tail:
+        target = self.target
+        request = TailRequest(target.collection_id, 0, raw.through, up_to, target.hash_range)
+        tail = await self.services.log.read_tail(request)
+        raw.add(tail.entries, tail.through_offset)
+        self.dimension = tail.head.dimension
+        return tail
+
+    def _notice(self, head: Head) -> None:
+        """Load a newer version beside the view in use."""
+        assert self.view is not None
+        if head.version > self.view.version.version and self._loading is None:
+            self._loading = asyncio.create_task(self._load_quietly())
+
+    async def _load_quietly(self) -> None:
+        try:
+            await self._load()
+        except ShoalError as error:
+            _logger.warning("cannot load the newest version of %s yet: %s", self.target, error)
+        finally:
+            self._loading = None
+
+    async def _load_shared(self) -> None:
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load())
+            self._loading.add_done_callback(self._loaded)
+        await asyncio.shield(self._loading)
+
+    def _loaded(self, task: asyncio.Task[None]) -> None:
+        self._loading = None
+        if not task.cancelled():
+            task.exception()  # those who wait see it; nobody may be left to
+
+    async def _load(self) -> None:
+        services, old = self.services, self.view
+        info = await services.catalog.get_version(self.target.collection_id)
+        if old is not None and info.version <= old.version.version:
+            return
+        opened = {view.ref.id: view.segment for view in old.version.segments} if old is not None else {}
+        manifest = await self._manifest(info)
+        version = await open_shard(manifest, self.target.shard, services.blocks, opened)
+        if self.dimension is None:
+            self.dimension = manifest.dimension
+        compacted = version.compacted_offset
+        raw = old.raw if old is not None and old.raw.base <= compacted <= old.raw.through else RawTail(compacted)
+        view = View(version, raw, Overlay(version))
+        if raw.through > compacted:
+            await view.at(raw.through, self.dimension, services)
+        self.view = view
+        self._views.add(view)
+        raw.release(min(other.version.compacted_offset for other in self._views if other.raw is raw))
+
+    async def _manifest(self, info: VersionInfo) -> Manifest:
+        if info.version == 0:
+            return empty_manifest(self.target.collection_id, self.target.space, self.target.shards)
+        data = await self.services.objects.get(info.manifest_key)
+        return decode_manifest(data)

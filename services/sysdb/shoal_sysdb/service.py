@@ -1,0 +1,112 @@
+"""The gRPC face of the catalog: decode, call, encode."""
+
+from __future__ import annotations
+
+import grpc.aio
+
+from shoal_core.contracts import Catalog
+from shoal_wire.codec import catalog as codec
+from shoal_wire.codec.common import decode_json
+from shoal_wire.server import add_service
+from shoal_wire.v1 import catalog_pb2 as pb
+from shoal_wire.v1 import types_pb2
+from shoal_wire.v1.types_pb2 import Empty
+
+DEFAULT_PAGE = 100
+
+
+class CatalogServicer:
+    """Serves `Catalog` as ``shoal.v1.CatalogService``."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register with a server that has not been started."""
+        add_service(server, pb.DESCRIPTOR, "CatalogService", self)
+
+    async def create_tenant(self, request: pb.TenantRequest) -> Empty:
+        await self._catalog.create_tenant(request.name)
+        return Empty()
+
+    async def get_tenant(self, request: pb.TenantRequest) -> pb.TenantRequest:
+        return pb.TenantRequest(name=await self._catalog.get_tenant(request.name))
+
+    async def create_database(self, request: pb.DatabaseRequest) -> types_pb2.Database:
+        return codec.encode_database(await self._catalog.create_database(request.tenant, request.name))
+
+    async def get_database(self, request: pb.DatabaseRequest) -> types_pb2.Database:
+        return codec.encode_database(await self._catalog.get_database(request.tenant, request.name))
+
+    async def list_databases(self, request: pb.ListDatabasesRequest) -> pb.ListDatabasesResponse:
+        limit = request.limit if request.HasField("limit") else DEFAULT_PAGE
+        found = await self._catalog.list_databases(request.tenant, limit=limit, offset=request.offset)
+        return pb.ListDatabasesResponse(databases=[codec.encode_database(database) for database in found])
+
+    async def delete_database(self, request: pb.DatabaseRequest) -> Empty:
+        await self._catalog.delete_database(request.tenant, request.name)
+        return Empty()
+
+    async def create_collection(self, request: pb.CreateCollectionRequest) -> pb.CreateCollectionResponse:
+        new = codec.decode_new_collection(request.collection)
+        collection, created = await self._catalog.create_collection(new, get_or_create=request.get_or_create)
+        return pb.CreateCollectionResponse(collection=codec.encode_collection(collection), created=created)
+
+    async def get_collection(self, request: pb.GetCollectionRequest) -> types_pb2.Collection:
+        if request.id:
+            return codec.encode_collection(await self._catalog.get_collection_by_id(request.id))
+        return codec.encode_collection(
+            await self._catalog.get_collection(request.tenant, request.database, request.name)
+        )
+
+    async def list_collections(self, request: pb.ListCollectionsRequest) -> pb.ListCollectionsResponse:
+        limit = request.limit if request.HasField("limit") else DEFAULT_PAGE
+        found = await self._catalog.list_collections(
+            request.tenant, request.database, limit=limit, offset=request.offset
+        )
+        return pb.ListCollectionsResponse(collections=[codec.encode_collection(collection) for collection in found])
+
+    async def count_collections(self, request: pb.DatabaseRequest) -> pb.CountCollectionsResponse:
+        count = await self._catalog.count_collections(request.tenant, request.name)
+        return pb.CountCollectionsResponse(count=count)
+
+    async def modify_collection(self, request: pb.ModifyCollectionRequest) -> types_pb2.Collection:
+        collection = await self._catalog.modify_collection(
+            request.id,
+            name=request.name if request.HasField("name") else None,
+            metadata=decode_json(request.metadata_json, "metadata_json"),
+            configuration=decode_json(request.configuration_json, "configuration_json"),
+        )
+        return codec.encode_collection(collection)
+
+    async def delete_collection(self, request: pb.DeleteCollectionRequest) -> Empty:
+        await self._catalog.delete_collection(request.id)
+        return Empty()
+
+    async def list_backlog(self, request: pb.ListBacklogRequest) -> pb.ListBacklogResponse:
+        found = await self._catalog.backlog(
+            limit=request.limit, min_records=request.min_records, min_age_ms=request.min_age_ms
+        )
+        return pb.ListBacklogResponse(backlog=[codec.encode_backlog(backlog) for backlog in found])
+
+    async def claim(self, request: pb.ClaimRequest) -> pb.ClaimResponse:
+        lease = await self._catalog.claim(request.collection_id, request.kind, request.holder, ttl_ms=request.ttl_ms)
+        return pb.ClaimResponse(lease=None if lease is None else codec.encode_lease(lease))
+
+    async def renew(self, request: pb.RenewRequest) -> Empty:
+        await self._catalog.renew(codec.decode_lease(request.lease), ttl_ms=request.ttl_ms)
+        return Empty()
+
+    async def release(self, request: pb.Lease) -> Empty:
+        await self._catalog.release(codec.decode_lease(request))
+        return Empty()
+
+    async def begin_upload(self, request: pb.BeginUploadRequest) -> pb.BeginUploadResponse:
+        return pb.BeginUploadResponse(upload_id=await self._catalog.begin_upload(request.collection_id))
+
+    async def publish(self, request: pb.PublishRequest) -> pb.Version:
+        return codec.encode_version(await self._catalog.publish(codec.decode_publish(request)))
+
+    async def get_version(self, request: pb.GetVersionRequest) -> pb.Version:
+        version = request.version if request.HasField("version") else None
+        return codec.encode_version(await self._catalog.get_version(request.collection_id, version))
