@@ -15,7 +15,19 @@ from shoal_core.evaluate import columns_of, evaluate
 from shoal_core.filters import Text, TextMatcher, parse_where, parse_where_document
 from shoal_core.records import concat_rows
 from shoal_testing.oracle import matches, matches_document
-from shoal_testing.strategies import QUICK, Record, Where, records, to_row_table, where_documents, wheres
+from shoal_testing.strategies import (
+    FLOATS,
+    INFINITIES,
+    INTS,
+    QUICK,
+    STRINGS,
+    Record,
+    Where,
+    records,
+    to_row_table,
+    where_documents,
+    wheres,
+)
 
 DIMENSION = 2
 rows_of = records(DIMENSION, nan=True)
@@ -121,6 +133,30 @@ def row(**metadata: Any) -> Record:
 def test_one_value(value: Any, operand: Where, expected: bool) -> None:
     assert mask_of(to_row_table([row(k=value)], DIMENSION), {"k": operand}) == [expected]
     assert matches(row(k=value), {"k": operand}) == expected
+
+
+SCALARS: list[Any] = [*INTS, *FLOATS, *INFINITIES, float("nan"), *STRINGS, True, False]
+OPERANDS: list[Any] = [value for value in SCALARS if value == value]  # a filter refuses NaN
+
+
+@pytest.mark.parametrize("operator", ["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin"])
+def test_all_pairs_of_scalars(operator: str) -> None:
+    rows = [row(k=value) for value in SCALARS]
+    table = to_row_table(rows, DIMENSION)
+    for operand in OPERANDS:
+        if isinstance(operand, bool) and operator in ("$gt", "$gte", "$lt", "$lte"):
+            continue
+        where = {"k": {operator: [operand] if operator in ("$in", "$nin") else operand}}
+        assert mask_of(table, where) == [matches(row, where) for row in rows]
+
+
+@pytest.mark.parametrize("operator", ["$contains", "$not_contains", "$eq"])
+def test_all_pairs_of_lists_and_elements(operator: str) -> None:
+    rows = [row(k=[value]) for value in SCALARS] + [row(k=[0, 1]), row(k=["x", "x"]), row(k=[]), row(k=1), row()]
+    table = to_row_table(rows, DIMENSION)
+    for operand in OPERANDS:
+        where = {"k": {operator: operand}}
+        assert mask_of(table, where) == [matches(row, where) for row in rows]
 
 
 def test_a_key_of_several_kinds_matches_each_by_its_own() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_core.errors import InvalidArgument
@@ -21,6 +21,7 @@ from shoal_core.filters import (
     Text,
     TextMatcher,
 )
+from shoal_testing.strategies import QUICK
 from shoal_wire.codec import filters
 from shoal_wire.codec.filters import decode_filter, encode_filter
 from shoal_wire.v1 import types_pb2 as pb
@@ -54,7 +55,7 @@ def _types(tree: Filter) -> list[type]:
     return []
 
 
-@settings(max_examples=200)
+@QUICK
 @given(st.recursive(LEAVES, _branches, max_leaves=12))
 def test_filters_survive(tree: Filter) -> None:
     decoded = decode_filter(pb.Filter.FromString(encode_filter(tree).SerializeToString()))

@@ -26,6 +26,7 @@ from shoal_core.records import (
     MetadataField,
     embedding_type,
 )
+from shoal_testing.strategies import QUICK
 from shoal_wire.codec.answers import answer_size_bytes, decode_answer, encode_answer, encode_answer_bytes
 from shoal_wire.codec.records import decode_operations, decode_rows, encode_records, estimated_size_bytes
 from shoal_wire.v1 import types_pb2 as pb
@@ -119,6 +120,7 @@ def _said(array: pa.Array, name: str) -> bool:
     return any(_lists(array, name)) if name == DELETED_KEYS else array.null_count < len(array)
 
 
+@QUICK
 @given(operation_batches())
 def test_operation_batches_survive(batch: pa.RecordBatch) -> None:
     data = encode_records(batch).SerializeToString()
@@ -132,6 +134,7 @@ def test_operation_batches_survive(batch: pa.RecordBatch) -> None:
         assert _lists(decoded[name], name) == _lists(batch[name], name)
 
 
+@QUICK
 @given(answers())
 def test_answers_survive(answer: Answer) -> None:
     decoded = decode_answer(encode_answer_bytes(answer))
@@ -310,7 +313,7 @@ def hostile_columns(draw: st.DrawFn) -> pb.RecordColumns:
     return message
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(QUICK, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(hostile_columns())
 def test_hostile_columns_raise_invalid_argument_or_decode_to_sound_arrays(message: pb.RecordColumns) -> None:
     try:
@@ -321,7 +324,7 @@ def test_hostile_columns_raise_invalid_argument_or_decode_to_sound_arrays(messag
     batch.to_pylist()
 
 
-@settings(max_examples=200)
+@QUICK
 @given(st.binary(max_size=60), st.integers(0, 200))
 def test_torn_and_random_bytes_do_no_harm(noise: bytes, cut: int) -> None:
     for data in (noise, _valid().SerializeToString()[:cut] + noise):
@@ -331,7 +334,7 @@ def test_torn_and_random_bytes_do_no_harm(noise: bytes, cut: int) -> None:
             continue
 
 
-@settings(max_examples=100)
+@QUICK
 @given(hostile_columns())
 def test_broken_answers_are_corrupt(message: pb.RecordColumns) -> None:
     try:

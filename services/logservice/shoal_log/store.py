@@ -20,7 +20,7 @@ from shoal_log.decide import Entry, Key, LogState, Plan, Recorded, Scanned
 from shoal_log.settings import LogCounters, LogSettings
 from shoal_storage.postgres import Connection, Pool, close_pool, connected, open_pool, transaction
 
-Row: TypeAlias = Mapping[str, Any]
+Row: TypeAlias = Any  # a record of the driver
 
 _STATE = """SELECT c.id, c.tenant, c.epoch, c.incarnation, c.deleted_at IS NULL AS alive, c.dimension, c.version,
         coalesce(v.compacted_offset, 0) AS compacted_offset, coalesce(v.compacted_bytes, 0) AS compacted_bytes,

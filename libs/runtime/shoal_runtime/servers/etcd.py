@@ -11,7 +11,6 @@ import subprocess
 from pathlib import Path
 
 from shoal_core.errors import NotFound, Unavailable
-
 from shoal_runtime.servers.process import (
     ServerCommand,
     ServerHome,

@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from shoal_core.errors import FailedPrecondition, Unavailable
-
 from shoal_runtime.servers.postgres_install import unprivileged_account, usable_install, wheel_install
 from shoal_runtime.servers.process import (
     Account,

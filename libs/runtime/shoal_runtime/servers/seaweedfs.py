@@ -32,7 +32,6 @@ import urllib.parse
 from pathlib import Path
 
 from shoal_core.errors import NotFound, Unavailable
-
 from shoal_runtime.servers.process import (
     ServerCommand,
     ServerHome,

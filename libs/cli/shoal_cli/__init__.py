@@ -1,0 +1,1 @@
+"""The shoal command, the embedded system and the local cluster."""

@@ -1,0 +1,127 @@
+"""Where a client's `PublicApi` comes from: frontends over gRPC, or a whole system in this process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shoal_core.contracts import PublicApi
+from shoal_core.errors import FailedPrecondition, InvalidArgument
+
+if TYPE_CHECKING:
+    import grpc
+
+EMBEDDED_GROUP = "shoal.embedded"
+EMBEDDED_NAME = "default"
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\],]+):([0-9]{1,5})")
+
+# Probing every 10 s is what servers allow; a lost frontend is given up 5 s later, an unreachable one after 2 s.
+_CHANNEL_OPTIONS = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.enable_retries", 0),  # `_calls` retries; two layers would multiply
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class EmbeddedSystem(Protocol):
+    """A whole Shoal in this process, as the entry point ``default`` of the group ``shoal.embedded`` makes it.
+
+    The entry point is a callable ``(path: Path, **options) -> EmbeddedSystem`` that does nothing yet.
+    """
+
+    @property
+    def api(self) -> PublicApi:
+        """The public API; usable between `start` and `close`."""
+        ...
+
+    async def start(self) -> None:
+        """Start on the running event loop, which every later call uses too."""
+        ...
+
+    async def close(self) -> None:
+        """Stop everything; also after a `start` that failed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Endpoints that serve the same data, and what releases them. ``name`` is for display."""
+
+    endpoints: tuple[PublicApi, ...]
+    name: str
+    close: Callable[[], Awaitable[None]]
+
+
+def parse_addresses(text: str) -> tuple[str, ...]:
+    """The addresses in ``"host1:port,host2:port"``, each once. Raises `InvalidArgument`."""
+    addresses = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for address in addresses:
+        match = _ADDRESS.fullmatch(address)
+        if match is None or not 0 < int(match[2]) < 65_536:
+            hint = " without a scheme: the SDK speaks gRPC" if "//" in address else ""
+            raise InvalidArgument(f"expected host:port{hint}, got {address!r}", field="address")
+    return addresses
+
+
+async def connect_frontends(
+    addresses: tuple[str, ...], timeout_ms: int, credentials: grpc.ChannelCredentials | None
+) -> Connection:
+    """One channel per address; nothing is sent yet. Needs the running event loop."""
+    # gRPC and its messages take longest to import; an embedded system does not need them here.
+    import grpc.aio
+    from shoal_wire.clients.public import PublicClient
+    from shoal_wire.messages import message_options
+
+    options = [*message_options(), *_CHANNEL_OPTIONS]
+    channels = [
+        grpc.aio.insecure_channel(address, options=options)
+        if credentials is None
+        else grpc.aio.secure_channel(address, credentials, options=options)
+        for address in addresses
+    ]
+
+    async def close() -> None:
+        for channel in channels:
+            await channel.close()
+
+    return Connection(tuple(PublicClient(channel, timeout_ms) for channel in channels), ",".join(addresses), close)
+
+
+async def open_embedded(path: str | Path, options: Mapping[str, Any]) -> Connection:
+    """Start the whole system on the directory ``path``, on the running event loop.
+
+    Raises:
+        FailedPrecondition: no installed package offers it.
+        ShoalError: what the start raises.
+    """
+    directory = Path(path).expanduser()
+    make: Callable[..., EmbeddedSystem] = _embedded_entry_point().load()
+    system = make(directory, **options)
+    try:
+        await system.start()
+    except BaseException:
+        await system.close()
+        raise
+    return Connection((system.api,), str(directory), system.close)
+
+
+def _embedded_entry_point() -> EntryPoint:
+    found = tuple(entry_points(group=EMBEDDED_GROUP, name=EMBEDDED_NAME))
+    if not found:
+        raise FailedPrecondition(
+            "connect(path=...) runs the whole system in this process, which the package shoal-cli brings; install "
+            "shoal-cli, or connect to a running frontend with connect('host:port')",
+            field="path",
+        )
+    return found[0]
