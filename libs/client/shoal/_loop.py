@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 Cleanup = Callable[[], Awaitable[None]]
 
+_Ready = Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]
+
 _EXIT_TIMEOUT_S = 30.0
 
 
@@ -36,9 +38,12 @@ class LoopThread:
         self._lock = threading.Lock()
         self._closed = False
         self._cleanups: list[Cleanup] = []
-        ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        ready: _Ready = Future()
+        self._ended: Future[None] = Future()
         # A daemon, so that a forgotten client does not keep the process alive; `_at_exit` ends it in time.
-        self._thread = threading.Thread(target=_serve, args=(ready, self._cleanups), name=name, daemon=True)
+        self._thread = threading.Thread(
+            target=_serve, args=(ready, self._ended, self._cleanups), name=name, daemon=True
+        )
         self._thread.start()
         self._loop, self._stop = ready.result()
         self._collected = weakref.finalize(self, _signal, self._loop, self._stop, self._pid)
@@ -77,30 +82,33 @@ class LoopThread:
             raise
 
     def close(self, timeout_s: float = _EXIT_TIMEOUT_S) -> None:
-        """Cancel what runs, run the clean-ups, end the thread. Again, or in a forked process: nothing."""
+        """Cancel what runs, run the clean-ups, end the thread; raises what a clean-up raised.
+
+        Again, or in a forked process: nothing.
+        """
         if os.getpid() != self._pid:
             return
         with self._lock:
-            self._closed = True
+            first, self._closed = not self._closed, True
         _signal(self._loop, self._stop, self._pid)
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout_s)
+        if threading.current_thread() is self._thread:
+            return
+        self._thread.join(timeout_s)
+        if first and self._ended.done():
+            self._ended.result()
 
 
-def _serve(ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]], cleanups: list[Cleanup]) -> None:
+def _serve(ready: _Ready, ended: Future[None], cleanups: list[Cleanup]) -> None:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_until_stopped(ready, cleanups))
     except BaseException as error:
-        if not ready.done():
-            ready.set_exception(error)
-            return
-        raise
+        (ended if ready.done() else ready).set_exception(error)
+    else:
+        ended.set_result(None)
 
 
-async def _until_stopped(
-    ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]], cleanups: list[Cleanup]
-) -> None:
+async def _until_stopped(ready: _Ready, cleanups: list[Cleanup]) -> None:
     stop = asyncio.Event()
     ready.set_result((asyncio.get_running_loop(), stop))
     await stop.wait()

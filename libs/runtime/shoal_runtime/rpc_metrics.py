@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -13,8 +13,8 @@ import grpc.aio
 from shoal_core.ports import Clock
 from shoal_runtime.telemetry import Telemetry
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Handler = grpc.RpcMethodHandler[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # (request streams, response streams) → attribute of a handler, and what makes such a handler.
 _KINDS: Mapping[tuple[bool, bool], tuple[str, Any]] = {
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
@@ -82,7 +82,7 @@ def _measured(handler: Any, method: str, metrics: RpcMetrics) -> Handler:
     name, make = _KINDS[streams]
     wrap = _measured_stream if handler.response_streaming else _measured_unary
     behaviour = wrap(getattr(handler, name), method, metrics)
-    return make(behaviour, handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
+    return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
 
 def _measured_unary(behaviour: Any, method: str, metrics: RpcMetrics) -> Any:

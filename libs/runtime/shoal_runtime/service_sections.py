@@ -32,7 +32,9 @@ class LogAppendSection(Section):
     inline_limit_bytes: SizeBytes = 256 << 10
     """Larger batches become objects; only the hashes of their ids stay in Postgres."""
     offload_size_bytes: SizeBytes = 256 << 10
-    """Larger batches are checked and cut in a thread."""
+    """Larger batches are checked in a thread."""
+    uploads: Count = 8
+    """Objects written at a time."""
     group_items: Count = 512
     """Batches of one group commit."""
     group_size_bytes: Count = 8 << 20
@@ -61,6 +63,8 @@ class LogAppendSection(Section):
     """Hint to a client under back-pressure."""
     condition_ids: Count = 10_000
     """Ids in the read set of a conditional write."""
+    scan_entries: Count = 500
+    """Batches whose ids are read at a time for a conditional write."""
     max_upload_age_ms: Count = _HOUR_MS // 4
     """An object whose upload began longer ago is refused; the garbage collector waits twice as long."""
 
@@ -76,8 +80,10 @@ class LogTailSection(Section):
     """Bytes read from Postgres at a time."""
     page_entries: Count = 1000
     """Batches read from Postgres at a time."""
+    offload_size_bytes: SizeBytes = 256 << 10
+    """More than this is verified and cut in a thread."""
     object_fetches: Count = 8
-    """Objects fetched in parallel for one answer."""
+    """Objects fetched at a time."""
     cache_size_bytes: SizeBytes = 128 << 20
     """Recent batches kept in memory."""
     known_heads: Count = 10_000
@@ -108,7 +114,7 @@ class LogTrimSection(Section):
     idempotency_batches: Count = 100
     """Statements per round."""
     partitions_per_round: Count = 100
-    """Partitions looked at per round."""
+    """Partitions dropped per round."""
     lock_timeout_ms: Count = 500
     """Wait for a lock of maintenance."""
 

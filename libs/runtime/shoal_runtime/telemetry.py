@@ -76,7 +76,7 @@ class Telemetry:
     def histogram(self, name: str, help_text: str, buckets: Iterable[float] = DURATION_BUCKETS_MS) -> Histogram:
         """A distribution; ``buckets`` are upper bounds in the unit of the name."""
         return self._meter.create_histogram(
-            name, description=help_text, explicit_bucket_boundaries_advisory=list(buckets)
+            name, description=help_text, explicit_bucket_boundaries_advisory=[float(bound) for bound in buckets]
         )
 
     def gauge(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, overload
+from typing import Protocol
 
 import grpc.aio
 import numpy as np
 import numpy.typing as npt
 
-from shoal_core.consistency import STRONG, Consistency
+from shoal_core.consistency import Consistency
 from shoal_core.contracts import Answer, CollectionRef, EncodedAnswer, Include, PublicApi
 from shoal_core.filters import Filter
 from shoal_wire.codec import catalog, common
@@ -28,68 +28,34 @@ DEFAULT_PAGE = 100
 
 
 class Api(PublicApi, Protocol):
-    """`PublicApi` whose reads may answer with the bytes of the one shard that answered."""
+    """`PublicApi`, with reads whose answer may be the bytes of the one shard that gave it."""
 
-    @overload
-    async def get(
+    async def get_encoded(
         self,
         ref: CollectionRef,
         *,
-        ids: Sequence[str] | None = None,
-        where: Filter | None = None,
-        limit: int | None = None,
-        offset: int = 0,
-        include: Include = Include(),
-        consistency: Consistency = STRONG,
-        explain: bool = False,
-    ) -> Answer: ...
-
-    @overload
-    async def get(
-        self,
-        ref: CollectionRef,
-        *,
-        ids: Sequence[str] | None = None,
-        where: Filter | None = None,
-        limit: int | None = None,
-        offset: int = 0,
-        include: Include = Include(),
-        consistency: Consistency = STRONG,
-        explain: bool = False,
-        encoded: Literal[True],
+        ids: Sequence[str] | None,
+        where: Filter | None,
+        limit: int | None,
+        offset: int,
+        include: Include,
+        consistency: Consistency,
+        explain: bool,
     ) -> Answer | EncodedAnswer: ...
 
-    @overload
-    async def query(
+    async def query_encoded(
         self,
         ref: CollectionRef,
         vectors: npt.NDArray[np.float32],
         k: int,
         *,
-        ids: Sequence[str] | None = None,
-        where: Filter | None = None,
-        include: Include = Include(),
-        consistency: Consistency = STRONG,
-        ef: int = 0,
-        exact: bool = False,
-        explain: bool = False,
-    ) -> Answer: ...
-
-    @overload
-    async def query(
-        self,
-        ref: CollectionRef,
-        vectors: npt.NDArray[np.float32],
-        k: int,
-        *,
-        ids: Sequence[str] | None = None,
-        where: Filter | None = None,
-        include: Include = Include(),
-        consistency: Consistency = STRONG,
-        ef: int = 0,
-        exact: bool = False,
-        explain: bool = False,
-        encoded: Literal[True],
+        ids: Sequence[str] | None,
+        where: Filter | None,
+        include: Include,
+        consistency: Consistency,
+        ef: int,
+        exact: bool,
+        explain: bool,
     ) -> Answer | EncodedAnswer: ...
 
 
@@ -180,7 +146,7 @@ class ShoalServicer:
         return encode_write_result(result)
 
     async def get(self, request: pb.GetRequest) -> bytes:
-        answer = await self._api.get(
+        answer = await self._api.get_encoded(
             decode_ref(request.collection),
             ids=common.decode_ids(request.ids, request.HasField("ids")),
             where=_where(request),
@@ -189,12 +155,11 @@ class ShoalServicer:
             include=common.decode_include(request.include),
             consistency=common.decode_consistency(request.consistency),
             explain=request.explain,
-            encoded=True,
         )
         return await _answer_bytes(answer)
 
     async def query(self, request: pb.QueryRequest) -> bytes:
-        answer = await self._api.query(
+        answer = await self._api.query_encoded(
             decode_ref(request.collection),
             common.decode_vectors(request.dimension, request.vectors),
             request.k,
@@ -205,7 +170,6 @@ class ShoalServicer:
             ef=request.ef,
             exact=request.exact,
             explain=request.explain,
-            encoded=True,
         )
         return await _answer_bytes(answer)
 

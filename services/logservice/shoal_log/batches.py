@@ -137,7 +137,7 @@ def _check_embedding_type(kind: pa.DataType, limits: Limits) -> None:
 def _check_operations(operations: pa.Array) -> None:
     if operations.null_count:
         raise _invalid("has rows without an operation")
-    highest = pc.max(operations).as_py()
+    highest = int(operations.to_numpy().max())
     if highest > max(Operation):
         raise _invalid(f"operation {highest} is unknown")
 
@@ -145,9 +145,9 @@ def _check_operations(operations: pa.Array) -> None:
 def _check_ids(ids: pa.Array, limits: Limits) -> None:
     if ids.null_count:
         raise _invalid("has rows without an id")
-    sizes = pc.min_max(pc.binary_length(ids)).as_py()
-    if sizes["min"] < 1 or sizes["max"] > limits.id_size_bytes:
-        raise _invalid(f"ids must have 1 to {limits.id_size_bytes} bytes, not {sizes['min']} to {sizes['max']}")
+    sizes = pc.binary_length(ids).to_numpy()
+    if sizes.min() < 1 or sizes.max() > limits.id_size_bytes:
+        raise _invalid(f"ids must have 1 to {limits.id_size_bytes} bytes, not {sizes.min()} to {sizes.max()}")
 
 
 def _invalid(message: str) -> InvalidArgument:

@@ -98,6 +98,9 @@ class EtcdServer:
             "listen-peer-urls": peer,
             "initial-advertise-peer-urls": peer,
             "initial-cluster": f"shoal={peer}",
+            # One member: nothing is gained by waiting a second to elect it.
+            "heartbeat-interval": "50",
+            "election-timeout": "500",
             "auto-compaction-mode": "revision",
             "auto-compaction-retention": str(_KEPT_REVISIONS),
             "logger": "zap",

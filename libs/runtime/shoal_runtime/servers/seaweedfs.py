@@ -190,7 +190,9 @@ class SeaweedServer:
             "master.port": port["master"],
             "master.port.grpc": port["master_grpc"],
             "master.telemetry": "false",
-            "master.electionTimeout": "1s",
+            # The volume server tries again only 5 s after a heartbeat that found no leader: elect before it.
+            "master.electionTimeout": "400ms",
+            "master.heartbeatInterval": "100ms",
             "master.volumeSizeLimitMB": _VOLUME_LIMIT_MB,
             "volume.max": 10_000,  # every bucket has volumes of its own; the disk is the limit
             "volume.minFreeSpace": 1,
