@@ -34,9 +34,9 @@ format: setup ## let ruff correct what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: setup ## mypy --strict over every package, then its tests
+types: setup ## mypy --strict over every package, then tests, bench and tools
 	$(BIN)/mypy
-	$(BIN)/mypy $(wildcard libs/*/tests services/*/tests) tests bench protos tools
+	$(BIN)/mypy --config-file tools/mypy-tests.toml --cache-dir .mypy_cache/tests $(wildcard libs/*/tests services/*/tests) tests bench protos tools
 
 imports: setup ## the import rules of ARCHITECTURE.md
 	$(BIN)/lint-imports --no-cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from shoal_log.log import LogService
 from shoal_log.settings import LogSettings
 from shoal_query.node import Node, NodeSettings
 from shoal_query.shard import Services
+from shoal_runtime.blas import one_blas_thread
+from shoal_runtime.config import ROLES
+from shoal_runtime.lifecycle import Background
 from shoal_runtime.servers.postgres import PostgresServer
 from shoal_runtime.servers.process import DirectoryLock
 from shoal_runtime.system import SystemClock, SystemRandom
@@ -120,10 +124,7 @@ class EmbeddedSystem:
     def __init__(self, path: Path, settings: EmbeddedSettings | None = None) -> None:
         self._path = Path(path)
         self._settings = settings or EmbeddedSettings()
-        self._lock = DirectoryLock(self._path)
-        self._postgres = PostgresServer(self._path / "postgres")
-        self._compacting: asyncio.Task[None] | None = None
-        self._executor = ThreadPoolExecutor(self._settings.threads, thread_name_prefix="shoal-query")
+        self._stack = AsyncExitStack()
         self.api: DatabaseService
         self.node: Node
         self.compactor: Compactor
@@ -133,57 +134,49 @@ class EmbeddedSystem:
 
         Raises `FailedPrecondition` when another process has the directory, `Unavailable` when Postgres does not come up.
         """
-        self._lock.acquire()
         try:
-            await self._postgres.start()
-            await self._start_services()
+            await self._start()
         except BaseException:
-            await self._stop_servers()
+            await self.close()
             raise
 
     async def close(self) -> None:
         """Stop everything. What was acknowledged is durable already."""
-        if self._compacting is not None:
-            self._compacting.cancel()
-            await asyncio.wait([self._compacting])
-        await self.node.close()
-        await self._log.close()
-        await self._pool.close()
-        await self._cache.close()
-        await asyncio.to_thread(self._objects.close)
-        self._executor.shutdown(wait=True)
-        await self._stop_servers()
+        await self._stack.aclose()
 
-    async def _start_services(self) -> None:
-        settings, clock, random = self._settings, SystemClock(), SystemRandom()
-        await migrate(self._postgres.dsn)
-        self._objects = await asyncio.to_thread(LocalObjectStore, self._path / "objects")
-        self._cache = BlockCache(None, 0, settings.cache_size_bytes, self._objects)
-        self._pool = await open_pool(self._postgres.dsn)
+    async def _start(self) -> None:
+        settings, clock, random, stack = self._settings, SystemClock(), SystemRandom(), self._stack
+        stack.enter_context(one_blas_thread())
+        lock = DirectoryLock(self._path)
+        lock.acquire()
+        stack.callback(lock.release)
+        postgres = PostgresServer(self._path / "postgres")
+        stack.push_async_callback(postgres.stop)
+        await postgres.start()
+        await migrate(postgres.dsn)
+        objects = await asyncio.to_thread(LocalObjectStore, self._path / "objects")
+        stack.callback(objects.close)
+        cache = BlockCache(None, 0, settings.cache_size_bytes, objects)
+        stack.push_async_callback(cache.close)
+        pool = await open_pool(postgres.dsn)
+        stack.push_async_callback(pool.close)
         log_settings = replace(settings.log, limits=settings.limits)
-        self._log = LogService(self._postgres.dsn, self._objects, clock, random, log_settings, exclusive=True)
-        await self._log.start()
-        catalog = EmbeddedCatalog(PostgresCatalogStore(self._pool), self._log)
-        services = Services(catalog, self._log, self._objects, self._cache, clock, self._executor)
-        self.node = Node(_NAME, services, settings.node)
+        log = LogService(postgres.dsn, objects, clock, random, log_settings, exclusive=True)
+        await log.start()
+        stack.push_async_callback(log.close)
+        catalog = EmbeddedCatalog(PostgresCatalogStore(pool), log)
+        executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="shoal-query")
+        stack.callback(executor.shutdown)
+        self.node = Node(_NAME, Services(catalog, log, objects, cache, clock, executor), settings.node)
+        stack.push_async_callback(self.node.close)
+        holder = f"{_NAME}-{random.token().hex()}"
         self.compactor = Compactor(
-            f"{_NAME}-{random.token().hex()}",
-            catalog,
-            self._log,
-            self._objects,
-            self._cache,
-            clock,
-            lambda collection_id: True,
-            settings.compactor,
+            holder, catalog, log, objects, cache, clock, lambda collection_id: True, settings.compactor
         )
-        roles = ("frontend", "logservice", "querynode", "compactor", "sysdb")
-        registry = StaticRegistry([Member(role, _NAME, "in this process") for role in roles])
-        self.api = DatabaseService(catalog, self._log, self.node, random, registry.view, settings.limits)
-        self._compacting = asyncio.create_task(self.compactor.run())
-
-    async def _stop_servers(self) -> None:
-        await self._postgres.stop()
-        self._lock.release()
+        registry = StaticRegistry([Member(role, _NAME, "in this process") for role in ROLES])
+        self.api = DatabaseService(catalog, log, self.node, random, registry.view, settings.limits)
+        background = await stack.enter_async_context(Background())
+        background.start("compactor", self.compactor.run())
 
 
 def open_embedded(path: Path) -> EmbeddedSystem:

@@ -6,7 +6,6 @@ Each value keeps its kind: ``1`` is an int, ``1.0`` a float. A key with values o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ def _from_rows(metadatas: Sequence[Any], count: int, deletes: bool) -> Columns:
     deleted: list[tuple[int, str]] = []
     for key, (rows, values) in _gather(metadatas).items():
         check_key(key, f"metadatas[{rows[0]}]")
-        if None in set(values) if _hashable(values) else any(value is None for value in values):
+        if type(None) in set(map(type, values)):
             if deletes:
                 deleted += [(row, key) for row, value in zip(rows, values, strict=True) if value is None]
             kept = [(row, value) for row, value in zip(rows, values, strict=True) if value is not None]
@@ -161,7 +160,7 @@ def _from_arrow(key: str, array: pa.Array, place: str) -> Columns:
     field = MetadataField(key, kind)
     try:
         array = array.cast(field.arrow_type)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InvalidArgument(f"does not fit {field.arrow_type}: {error}", field=place) from error
     _check_array(kind, array, lambda row: f"{place}[{row}]", range(len(array)))
     return {field.column: array}
@@ -327,7 +326,3 @@ def _spread(array: pa.Array, rows: Sequence[int], count: int) -> pa.Array:
     index = np.full(count, -1, dtype=np.int64)
     index[np.asarray(rows)] = np.arange(len(array))
     return array.take(pa.array(index, mask=index < 0))
-
-
-def _hashable(values: list[Any]) -> bool:
-    return not any(issubclass(cls, list | dict | np.ndarray) for cls in set(map(type, values)))

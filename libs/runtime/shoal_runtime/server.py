@@ -100,7 +100,7 @@ class GrpcServer:
     async def run_until_signal(
         self, grace_s: float, *, deregister: Callable[[], Awaitable[None]] | None = None, settle_s: float = 0.0
     ) -> None:
-        """Serve until SIGINT or SIGTERM, then `drain`."""
+        """Serve until SIGINT or SIGTERM, then `drain`. A signal before this call acts as usual; `stop_signals` can begin earlier."""
         async with stop_signals() as stop:
             await stop.wait()
             await self.drain(grace_s, deregister=deregister, settle_s=settle_s)

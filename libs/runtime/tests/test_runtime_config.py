@@ -140,9 +140,9 @@ def test_errors_show_no_values(tmp_path: Path) -> None:
 def test_the_configuration_is_frozen() -> None:
     config = Config()
     with pytest.raises(ValidationError):
-        config.etcd.cluster = "other"  # type: ignore[misc]
+        config.etcd.cluster = "other"
     with pytest.raises(ValidationError):
-        config.etcd = config.etcd  # type: ignore[misc]
+        config.etcd = config.etcd
 
 
 def test_roles_have_a_section_each() -> None:

@@ -56,7 +56,7 @@ class Echo:
             await context.abort(grpc.StatusCode.DATA_LOSS, "broken")
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        handlers = {
+        handlers: dict[str, Any] = {
             "Unary": grpc.unary_unary_rpc_method_handler(self.unary),
             "Stream": grpc.unary_stream_rpc_method_handler(self.stream),
         }
@@ -103,7 +103,7 @@ async def test_health_of_the_server_and_of_each_service() -> None:
 
 async def test_reflection_lists_the_services() -> None:
     async with serving(Echo()) as (_, channel):
-        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]  # takes an aio channel too
         stream = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
         answers = [answer async for answer in stream]
         names = {service.name for service in answers[0].list_services_response.service}
@@ -264,7 +264,8 @@ async def main():
         print("deregistered", type(asyncio.get_running_loop()).__module__, flush=True)
         if sys.argv[1] == "hang":
             await asyncio.Event().wait()
-    print("ready", flush=True)
+    # Runs once the next line waits, so the signal handlers are in place.
+    asyncio.get_running_loop().call_soon(lambda: print("ready", flush=True))
     await server.run_until_signal(1, deregister=deregister)
     print("drained", flush=True)
 

@@ -148,7 +148,12 @@ class CompactionWorld:
         **settings: Any,
     ) -> Compactor:
         """A compactor of this world that takes any backlog."""
-        chosen = {"min_records": 1, "lease_ms": LEASE_MS, "flush": self.settings, "policy": self.policy} | settings
+        chosen: dict[str, Any] = {
+            "min_records": 1,
+            "lease_ms": LEASE_MS,
+            "flush": self.settings,
+            "policy": self.policy,
+        } | settings
         return Compactor(
             holder,
             self.catalog,

@@ -18,7 +18,7 @@ from shoal_index.build import BuiltSegment, build_segment, encode_tombstones, so
 from shoal_index.segment import BlockReader
 from shoal_index.version import Located, ShardVersion, open_shard
 from shoal_storage.blocks import BlockRef, EncodedBlock
-from shoal_storage.manifest import Manifest, SegmentRef, ShardManifest
+from shoal_storage.manifest import Manifest, SegmentRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class FlushSettings:
 
 @dataclass(frozen=True, slots=True)
 class FlushResult:
-    """What a flush did."""
+    """What a flush did. ``quarantined``: offsets of the operations that could not be applied, ascending."""
 
     version: VersionInfo
     operations: int
@@ -93,7 +93,7 @@ async def flush(
     await publisher.step("uploaded")
     edit = _FlushEdit(tuple(parts), end, dimension, blocks)
     info = await publisher.publish(collection, lease, upload_id, prefix, edit)
-    return FlushResult(info, operations.table.num_rows, tuple(np.concatenate(quarantined).tolist()))
+    return FlushResult(info, operations.table.num_rows, tuple(np.sort(np.concatenate(quarantined)).tolist()))
 
 
 async def _read_tail(
@@ -190,19 +190,14 @@ class _FlushEdit:
                 objects.extend(tombstones)
             if part.segment is not None:
                 segments.append(part.segment.ref)
-            kept = tuple(segment for segment in segments if segment.live)
-            shards[part.shard] = _with_segments(shards[part.shard], kept)
+            shards[part.shard] = replace(shards[part.shard], segments=tuple(segments))
         return Edited(manifest.replace_shards(tuple(shards), dimension=self.dimension), tuple(objects))
-
-
-def _with_segments(shard: ShardManifest, segments: tuple[SegmentRef, ...]) -> ShardManifest:
-    return replace(shard, segments=segments)
 
 
 def _bury(
     version: ShardVersion, ids: pa.Array, prefix: str
 ) -> tuple[list[SegmentRef], list[tuple[BlockRef, EncodedBlock]]]:
-    """The version's segments with the rows of ``ids`` dead too, and the new tombstone blocks."""
+    """The version's segments with the rows of ``ids`` dead too, without those that are all dead, and the new tombstone blocks."""
     located = version.locate(ids)
     segments, objects = [], []
     for number, view in enumerate(version.segments):
@@ -212,6 +207,8 @@ def _bury(
             continue
         dead = np.zeros(view.ref.rows, dtype=bool) if view.dead is None else view.dead.copy()
         dead[rows] = True
+        if dead.all():
+            continue
         ref, block = encode_tombstones(np.flatnonzero(dead), f"{prefix}/dead-{number:04d}-of-{view.ref.id}")
         segments.append(replace(view.ref, dead=int(np.count_nonzero(dead)), tombstones=ref))
         objects.append((ref, block))

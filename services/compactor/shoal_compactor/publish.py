@@ -60,16 +60,19 @@ class Publisher:
         return decode_manifest(await self.objects.get(info.manifest_key))
 
     async def upload(self, objects: Sequence[tuple[BlockRef, EncodedBlock]]) -> None:
-        """Put all objects, a few at a time."""
+        """Put all objects, a few at a time. Raises what the first put that failed raised."""
         gate = asyncio.Semaphore(self.parallel_puts)
 
         async def put(ref: BlockRef, block: EncodedBlock) -> None:
             async with gate:
                 await self.objects.put(ref.key, memoryview(block.data))
 
-        async with asyncio.TaskGroup() as group:
-            for ref, block in objects:
-                group.create_task(put(ref, block))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for ref, block in objects:
+                    group.create_task(put(ref, block))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
 
     async def publish(
         self, collection: Collection, lease: Lease, upload_id: str, prefix: str, edit: Edit

@@ -56,6 +56,11 @@ class KnownHeads:
         """Drop what is known."""
         self._states.pop(collection_id, None)
 
+    @property
+    def collection_ids(self) -> list[str]:
+        """Of which something is known."""
+        return list(self._states)
+
 
 @dataclass(slots=True)
 class _Fill:
@@ -112,6 +117,11 @@ class CommittedHeads:
         for fill in self._fills.get(collection_id, ()):
             fill.outdated = True
         self._known.forget(collection_id)
+
+    def everything_changed(self) -> None:
+        """Ask the database again for every collection: logs were trimmed."""
+        for collection_id in [*self._fills, *self._known.collection_ids]:
+            self.catalog_changed(collection_id)
 
     async def _try_fill(self, collection_id: str) -> LogState | None:
         fill = _Fill([], [])

@@ -161,6 +161,8 @@ class LogService:
     async def trim(self) -> TrimReport:
         """Drop what nobody needs any more, objects included. Runs by itself every ``trim.interval_ms``."""
         report = await self._trimmer.trim()
+        if report.dropped and self._committed_heads is not None:
+            self._committed_heads.everything_changed()
         await self._payloads.delete(list(report.object_keys))
         return report
 

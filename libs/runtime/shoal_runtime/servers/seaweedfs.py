@@ -11,9 +11,10 @@
   they are rebuilt from the volume files before the server runs. That reads the volume files once.
 * The master's election state is not synced either; it is thrown away in the same case, as heartbeats restore it.
 
-So a put that was acknowledged survives kill -9 of everything and a power cut, as far as the disk honours fsync. Weaker: a
-volume whose last, unacknowledged write was torn by the power cut may serve reads only from then on, and compaction of
-volumes after deletes (which renames whole new files into place) is SeaweedFS's own business.
+So a put that was acknowledged survives kill -9 of everything and a power cut, as far as the disk honours fsync. (Seen in a
+trace of its system calls: the volume file and the SQLite log are fsynced before each answer, all chunks of large and
+multipart objects too; volume compaction syncs its files and their directory.) Weaker: a volume whose last,
+unacknowledged write was torn by the power cut may serve reads only from then on; new writes go to other volumes.
 
 **Who can reach it.** S3 requests need the generated key. The ports of master, volume and filer answer every local user of
 this machine: this server is for one machine that its user trusts.
@@ -48,6 +49,7 @@ _REPAIR_TIMEOUT_S = 3600.0
 _STOP_GRACE_S = 1.0  # its own shutdown takes 15 s, for nothing: what it acknowledged is on disk
 _VOLUME_LIMIT_MB = 1024
 _CHUNK_LIMIT_MB = 8
+_INLINE_LIMIT_BYTES = 1024
 _RULE_PROBE = "/shoal-rule-probe"
 
 # The rule on the probe path refuses writes: seeing it refuse shows that the filer has taken in these rules.
@@ -204,6 +206,8 @@ class SeaweedServer:
             "filer.port.grpc": port["filer_grpc"],
             "filer.localSocket": "filer.sock",
             "filer.maxMB": _CHUNK_LIMIT_MB,
+            # Its rules then lie in SQLite. On a volume, a filer that starts before the volume server comes up without.
+            "filer.saveToFilerLimit": _INLINE_LIMIT_BYTES,
             "s3": "true",
             "s3.port": port["s3"],
             "s3.port.grpc": port["s3_grpc"],

@@ -1,0 +1,130 @@
+"""The ``shoal`` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shoal_core.errors import ShoalError
+
+app = typer.Typer(
+    name="shoal",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="""Shoal, a distributed vector database.
+
+    Start here: **shoal demo** loads a dictionary and asks it a few questions by meaning. **shoal up** serves a data directory on this
+    machine; **shoal up --cluster 3** runs a real cluster on it. From Python: `import shoal; shoal.connect("localhost:8800")`.
+    """,
+)
+
+DEFAULT_PATH = Path("./data")
+DEFAULT_GRPC = "127.0.0.1:8800"
+DEFAULT_HTTP = "127.0.0.1:8000"
+
+PathOption = Annotated[
+    Path, typer.Option("--path", help="Data directory; made if it is missing. One process at a time.")
+]
+GrpcOption = Annotated[
+    str, typer.Option("--grpc", metavar="HOST:PORT", help="Where clients connect. Port 0 takes a free one.")
+]
+HttpOption = Annotated[
+    str,
+    typer.Option("--http", metavar="HOST:PORT", help="HTTP side: a health page until the gateway exists. Empty: none."),
+]
+ClusterOption = Annotated[
+    int,
+    typer.Option(
+        "--cluster",
+        metavar="N",
+        min=0,
+        help="Run a real cluster on this machine: Postgres, etcd, an S3 server, N query nodes and two each of the other roles, "
+        "every one a process. 0: everything in this process, over an embedded Postgres and files.",
+    ),
+]
+
+
+@app.command()
+def up(
+    path: PathOption = DEFAULT_PATH,
+    grpc: GrpcOption = DEFAULT_GRPC,
+    http: HttpOption = DEFAULT_HTTP,
+    cluster: ClusterOption = 0,
+    allow_reset: Annotated[
+        bool,
+        typer.Option("--allow-reset", help="Let HTTP clients delete everything; takes effect with the HTTP gateway."),
+    ] = False,
+) -> None:
+    """Serve a data directory in the foreground until Ctrl-C or SIGTERM, then stop all that was started.
+
+    Nothing that was acknowledged is lost, however this ends.
+    """
+    from shoal_cli import up as serving
+
+    _run(
+        lambda: (
+            serving.serve_cluster(path, grpc, http, cluster) if cluster else serving.serve_embedded(path, grpc, http)
+        )
+    )
+
+
+@app.command()
+def serve(
+    role: Annotated[str, typer.Argument(help="frontend, logservice, querynode, compactor or sysdb.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file with a table per section.")] = None,
+) -> None:
+    """Serve one role of a cluster against external Postgres, etcd and S3.
+
+    Settings come from the file, then from the environment: SHOAL_POSTGRES__DSN, SHOAL_ETCD__ENDPOINTS, SHOAL_OBJECTS__S3__BUCKET and
+    so on, two underscores between section and name.
+    """
+    from shoal_cli import roles
+    from shoal_runtime.config import load
+
+    _run(lambda: roles.serve(role, load(path=config)))
+
+
+@app.command()
+def demo(
+    path: PathOption = Path("./demo-data"),
+    records: Annotated[int, typer.Option(min=100, help="How many glosses to load, of 117,659.")] = 20_000,
+    cluster: ClusterOption = 3,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the data directory for another run.")] = False,
+) -> None:
+    """Start the system, load real text, ask it a few questions by meaning, and say where the answers came from."""
+    from shoal_cli import demo as tour
+
+    _run(lambda: tour.run(path, records, cluster, keep=keep))
+
+
+@app.command()
+def status(
+    address: Annotated[str, typer.Argument(help="host:port of a frontend.")] = DEFAULT_GRPC,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Show members, collections with a backlog, and limits."""
+    from shoal_cli import status as report
+
+    _run(lambda: report.show(address, as_json=as_json))
+
+
+def _run(make: Any) -> None:
+    """Run a coroutine on uvloop; a typed error becomes one line and exit code 1."""
+    from shoal_runtime.lifecycle import run
+
+    try:
+        run(make)
+    except ShoalError as error:
+        typer.secho(f"shoal: {type(error).__name__}: {error}", fg="red", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="shoal" if sys.argv[0].endswith("__main__.py") else None)

@@ -1,0 +1,72 @@
+"""``shoal up``: serve a data directory, in this process or as a local cluster, until a signal."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import typer
+
+from shoal_cli.embedded import EmbeddedSettings, EmbeddedSystem
+from shoal_cli.local_cluster import ClusterPlan, LocalCluster
+from shoal_cluster.channels import ChannelSettings
+from shoal_core.limits import Limits
+from shoal_frontend.grpc_api import ShoalServicer
+from shoal_runtime.lifecycle import stop_signals
+from shoal_runtime.logs import configure_logging
+from shoal_runtime.pages import Page, Pages
+from shoal_runtime.server import GrpcServer, split_address
+from shoal_runtime.system import SystemClock
+
+_DRAIN_S = 5.0
+
+
+async def serve_embedded(path: Path, grpc: str, http: str) -> None:
+    """Everything in this process, with a gRPC face."""
+    configure_logging("WARNING", as_json=False)
+    async with stop_signals() as stop, AsyncExitStack() as stack:
+        system = EmbeddedSystem(path, EmbeddedSettings())
+        await system.start()
+        stack.push_async_callback(system.close)
+        options = ChannelSettings(Limits().message_size_bytes).server_options()
+        server = GrpcServer(["shoal.v1.ShoalService"], SystemClock(), options=options)
+        ShoalServicer(system.api).add_to(server.grpc_server)
+        host, port = split_address(grpc, "grpc")
+        bound = await server.start(host, port)
+        stack.push_async_callback(server.drain, _DRAIN_S)
+        await _serve_health(http, stack)
+        _say(path, f"{host}:{bound}", http, "everything in this process")
+        await stop.wait()
+        typer.echo("Stopping.")
+
+
+async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int) -> None:
+    """A local cluster."""
+    configure_logging("WARNING", as_json=False)
+    async with stop_signals() as stop:
+        cluster = LocalCluster(ClusterPlan(path, querynodes=querynodes, grpc=grpc, http=http))
+        await cluster.start()
+        try:
+            roles = ", ".join(f"{count} {role}" for role, count in ClusterPlan(path, querynodes).counts().items())
+            _say(path, " and ".join(cluster.frontends), http, f"{roles}, Postgres, etcd and S3")
+            await stop.wait()
+            typer.echo("Stopping.")
+        finally:
+            await cluster.stop()
+
+
+async def _serve_health(http: str, stack: AsyncExitStack) -> None:
+    if not http:
+        return
+    pages = Pages(
+        {"/": lambda: Page(b"Shoal is up. The HTTP gateway comes later.\n"), "/health": lambda: Page(b"ok\n")}
+    )
+    await pages.start(*split_address(http, "http"))
+    stack.push_async_callback(pages.close)
+
+
+def _say(path: Path, grpc: str, http: str, what: str) -> None:
+    typer.echo(f"Shoal serves {path} on {grpc}: {what}.")
+    if http:
+        typer.echo(f"Health page: http://{http}/health")
+    typer.echo("Ready. Stop with Ctrl-C.")

@@ -1,0 +1,280 @@
+"""Append while the database fails: nothing acknowledged is lost, nothing is written twice, every failure is typed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import asyncpg
+import pytest
+
+from services.logservice.tests.log_support import Wire, World, eventually, request_of, rows_of, whole_tail
+from shoal_core.contracts import AppendRequest, AppendResult
+from shoal_core.errors import (
+    FailedPrecondition,
+    OutcomeUnknown,
+    ShoalError,
+    StaleEpoch,
+    Unavailable,
+)
+from shoal_log import AppendSettings, LogService, LogSettings
+from shoal_storage.postgres import LockBusy, database_errors, open_pool, transaction
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def wire(world: World) -> AsyncIterator[Wire]:
+    async with Wire(world.dsn) as wire:
+        yield wire
+        for node in world.nodes:
+            await node.close()
+
+
+def settings_of(**append: Any) -> LogSettings:
+    return LogSettings(append=AppendSettings(**{"retry_delay_ms": 5, **append}))
+
+
+async def outcome_of(node: LogService, request: AppendRequest) -> AppendResult | ShoalError:
+    try:
+        return await node.append(request)
+    except ShoalError as error:
+        return error
+
+
+async def test_sessions_killed_under_load_lose_nothing_acknowledged_and_write_nothing_twice(world: World) -> None:
+    node = await world.node(settings_of(attempts=3))
+    collection = await world.collection()
+    acknowledged: dict[str, int] = {}
+    outcomes: list[type] = []
+    stop = False
+
+    async def write(writer: int, *, keyed: bool) -> None:
+        turn = 0
+        while not stop:
+            turn += 1
+            name = f"{writer}-{turn}"
+            outcome = await outcome_of(node, request_of(collection, [name], key=name if keyed else ""))
+            outcomes.append(type(outcome))
+            assert isinstance(outcome, AppendResult | Unavailable | OutcomeUnknown), outcome
+            if isinstance(outcome, AppendResult):
+                acknowledged[name] = outcome.first_offset
+
+    tasks = [asyncio.create_task(write(writer, keyed=writer % 2 == 0)) for writer in range(8)]
+    for _ in range(25):
+        await asyncio.sleep(0.04)
+        await world.terminate_backends()
+    stop = True
+    await asyncio.gather(*tasks)
+    assert outcomes.count(AppendResult) > 20
+    rows = rows_of(await whole_tail(await world.node(), collection))
+    assert len({id for _, id in rows}) == len(rows)
+    present = {id: offset for offset, id in rows}
+    assert acknowledged.items() <= present.items()
+    assert [offset for offset, _ in rows] == list(range(1, len(rows) + 1))
+
+
+async def test_a_connection_lost_before_commit_is_tried_again(world: World, wire: Wire) -> None:
+    node = await world.node(settings_of(), dsn=wire.dsn)
+    collection = await world.collection()
+    await node.append(request_of(collection, ["a"]))
+    wire.cut_on, wire.deliver = b"BEGIN", False
+    assert (await node.append(request_of(collection, ["b"]))).first_offset == 2
+    assert wire.cuts == 1
+    assert node.counters.transient_failures == 1
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+async def test_a_lost_commit_is_resolved_by_the_key(world: World, wire: Wire, delivered: bool) -> None:
+    node = await world.node(settings_of(), dsn=wire.dsn)
+    collection = await world.collection()
+    await node.append(request_of(collection, ["a"]))
+    wire.cut_on, wire.deliver = b"COMMIT", delivered
+    result = await node.append(request_of(collection, ["b", "c"], key="k"))
+    assert wire.cuts == 1
+    assert (result.first_offset, result.token.offset, result.replayed) == (2, 3, delivered)
+    assert node.counters.commits_in_doubt == 1
+    assert rows_of(await whole_tail(node, collection)) == [(1, "a"), (2, "b"), (3, "c")]
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+async def test_a_lost_commit_without_a_key_is_unknown(world: World, wire: Wire, delivered: bool) -> None:
+    node = await world.node(settings_of(), dsn=wire.dsn)
+    collection = await world.collection()
+    await node.append(request_of(collection, ["a"]))
+    wire.cut_on, wire.deliver = b"COMMIT", delivered
+    with pytest.raises(OutcomeUnknown):
+        await node.append(request_of(collection, ["b"]))
+    await eventually(lambda: world_has(world, 2 if delivered else 1))
+    assert (await node.append(request_of(collection, ["c"]))).first_offset == (3 if delivered else 2)
+
+
+async def world_has(world: World, entries: int) -> bool:
+    return await world.count("log_entry") == entries
+
+
+async def test_a_lost_commit_of_a_group_answers_each_of_its_items(world: World, wire: Wire) -> None:
+    node = await world.node(settings_of(), dsn=wire.dsn)
+    collection = await world.collection()
+    wire.cut_on = b"COMMIT"
+    requests = [
+        request_of(collection, ["keyed"], key="k"),
+        request_of(collection, ["plain"]),
+        request_of(collection, ["stale"], epoch=9),
+    ]
+    keyed, plain, stale = await asyncio.gather(*(outcome_of(node, request) for request in requests))
+    assert wire.cuts == 1
+    assert isinstance(keyed, AppendResult)
+    assert isinstance(plain, OutcomeUnknown)
+    assert isinstance(stale, StaleEpoch)
+    assert [id for _, id in rows_of(await whole_tail(node, collection))] == ["keyed", "plain"]
+
+
+async def test_an_unresolved_commit_is_unknown_even_if_the_database_stays_away(world: World, wire: Wire) -> None:
+    node = await world.node(settings_of(attempts=3), dsn=wire.dsn)
+    collection = await world.collection()
+    await node.append(request_of(collection, ["a"]))
+    wire.cut_on, wire.refuse = b"COMMIT", True
+    outcome = await outcome_of(node, request_of(collection, ["b"], key="k"))
+    assert isinstance(outcome, OutcomeUnknown)
+    never_tried = await outcome_of(node, request_of(collection, ["c"], key="l"))
+    assert type(never_tried) is Unavailable
+    wire.refuse = False
+    assert (await node.append(request_of(collection, ["b"], key="k"))).replayed
+    assert (await node.append(request_of(collection, ["c"], key="l"))).first_offset == 3
+
+
+async def test_a_database_that_is_away_is_unavailable_and_comes_back(world: World, wire: Wire) -> None:
+    node = await world.node(settings_of(attempts=2), dsn=wire.dsn)
+    collection = await world.collection()
+    wire.refuse = True
+    await world.terminate_backends()
+    await world.terminate_backends("shoal-log-read")
+    outcomes = await asyncio.gather(*(outcome_of(node, request_of(collection, [f"{i}"])) for i in range(5)))
+    assert [type(outcome) for outcome in outcomes] == [Unavailable] * 5
+    with pytest.raises(Unavailable):
+        await node.read_index(collection, 1)
+    wire.refuse = False
+    assert (await node.append(request_of(collection, ["a"]))).first_offset == 1
+    assert (await node.read_index(collection, 1)).head_offset == 1
+
+
+async def test_a_cancelled_wait_for_the_standby_is_unknown_and_never_an_acknowledgement(world: World) -> None:
+    """The server then answers COMMIT with success and a warning."""
+    node = await world.node(settings_of(attempts=2))
+    collection = await world.collection()
+    try:
+        await world.admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        await world.admin.execute("SELECT pg_reload_conf()")
+        task = asyncio.create_task(outcome_of(node, request_of(collection, ["a"], key="k")))
+        plain = asyncio.create_task(outcome_of(node, request_of(collection, ["b"])))
+        for _ in range(2):  # the append, and the try that finds its key: it may not be acknowledged either
+            await eventually(lambda: waits_for_standby(world))
+            await world.admin.execute(
+                """SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'
+                AND application_name = 'shoal-log-append'"""
+            )
+            await eventually(lambda: settled(world))
+        assert isinstance(await plain, OutcomeUnknown)
+        assert isinstance(await task, OutcomeUnknown)
+    finally:
+        await world.admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        await world.admin.execute("SELECT pg_reload_conf()")
+    assert (await node.append(request_of(collection, ["a"], key="k"))).replayed
+
+
+async def waits_for_standby(world: World) -> bool:
+    return bool(await world.admin.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"))
+
+
+async def settled(world: World) -> bool:
+    return not await waits_for_standby(world)
+
+
+async def test_a_node_that_freezes_in_a_transaction_loses_its_locks(world: World) -> None:
+    settings = replace(settings_of(), idle_transaction_timeout_ms=100)
+    node, other = await world.node(settings), await world.node(settings_of(lock_timeout_ms=5_000))
+    collection = await world.collection()
+    with pytest.raises(Unavailable):
+        async with node._store.appending() as frozen:
+            await frozen.lock([collection])
+            assert (await other.append(request_of(collection, ["a"]))).first_offset == 1
+            await frozen.lock([collection])
+
+
+async def test_a_server_that_acknowledges_before_it_is_durable_is_refused(world: World) -> None:
+    name = world.dsn.rpartition("/")[2]
+    await world.admin.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    with pytest.raises(FailedPrecondition, match="synchronous_commit"):
+        await world.node()
+
+
+# --- shoal_storage.postgres ------------------------------------------------------------------------------------------
+
+
+async def test_transactions_roll_back_and_connections_are_reused(world: World) -> None:
+    pool = await open_pool(world.dsn, application_name="test", max_size=1)
+    with pytest.raises(KeyError):
+        async with transaction(pool) as connection:
+            await connection.execute("INSERT INTO tenant (name) VALUES ('x')")
+            raise KeyError
+    async with transaction(pool) as connection:
+        pid = connection.get_server_pid()
+        assert await connection.fetchval("SELECT count(*) FROM tenant WHERE name = 'x'") == 0
+    with pytest.raises(asyncio.CancelledError):
+        async with transaction(pool):
+            raise asyncio.CancelledError
+    async with transaction(pool) as connection:
+        assert connection.get_server_pid() != pid
+    await pool.close()
+
+
+async def test_a_commit_of_a_failed_transaction_is_no_success(world: World) -> None:
+    pool = await open_pool(world.dsn, application_name="test", max_size=1)
+    with pytest.raises(Unavailable, match="rolled"):
+        async with transaction(pool) as connection:
+            with pytest.raises(asyncpg.UndefinedTableError):
+                await connection.execute("SELECT FROM nothing_here")
+    await pool.close()
+
+
+async def test_a_lock_that_does_not_come_is_told_apart_on_request(world: World) -> None:
+    collection = await world.collection()
+    pool = await open_pool(world.dsn, application_name="test")
+    lock = f"SELECT FROM collection WHERE id = '{collection}' FOR UPDATE"
+    async with world.holding(collection):
+        with pytest.raises(Unavailable):
+            async with transaction(pool, lock_timeout_ms=20) as connection:
+                await connection.execute(lock)
+        with pytest.raises(LockBusy):
+            async with transaction(pool, lock_timeout_ms=20, lock_busy=True) as connection:
+                await connection.execute(lock)
+    await pool.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.InternalClientError("cannot switch to state 12"),
+        asyncpg.ConnectionDoesNotExistError("gone"),
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.AdminShutdownError("terminating"),
+        asyncpg.TooManyConnectionsError("full"),
+        asyncpg.ReadOnlySQLTransactionError("standby"),
+        asyncpg.QueryCanceledError("slow"),
+        ConnectionResetError(),
+        TimeoutError(),
+    ],
+)
+def test_every_way_of_losing_a_server_is_unavailable(error: Exception) -> None:
+    with pytest.raises(Unavailable), database_errors():
+        raise error
+
+
+async def test_a_server_that_is_not_there(world: World) -> None:
+    with pytest.raises(Unavailable):
+        await open_pool("postgresql://postgres@127.0.0.1:1/x", application_name="test")
+    with pytest.raises(FailedPrecondition):
+        await open_pool(world.dsn + "_not", application_name="test")
