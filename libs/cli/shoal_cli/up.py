@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import typer
@@ -21,10 +22,10 @@ from shoal_runtime.system import SystemClock
 _DRAIN_S = 5.0
 
 
-async def serve_embedded(path: Path, grpc: str, http: str) -> None:
-    """Everything in this process, with a gRPC face."""
-    configure_logging("WARNING", as_json=False)
-    async with stop_signals() as stop, AsyncExitStack() as stack:
+@asynccontextmanager
+async def embedded_server(path: Path, grpc: str) -> AsyncIterator[str]:
+    """Everything in this process, with a gRPC face; the address it listens on."""
+    async with AsyncExitStack() as stack:
         system = EmbeddedSystem(path, EmbeddedSettings())
         await system.start()
         stack.push_async_callback(system.close)
@@ -34,8 +35,15 @@ async def serve_embedded(path: Path, grpc: str, http: str) -> None:
         host, port = split_address(grpc, "grpc")
         bound = await server.start(host, port)
         stack.push_async_callback(server.drain, _DRAIN_S)
+        yield f"{host}:{bound}"
+
+
+async def serve_embedded(path: Path, grpc: str, http: str) -> None:
+    """Everything in this process until a signal."""
+    configure_logging("WARNING", as_json=False)
+    async with stop_signals() as stop, embedded_server(path, grpc) as address, AsyncExitStack() as stack:
         await _serve_health(http, stack)
-        _say(path, f"{host}:{bound}", http, "everything in this process")
+        _say(path, address, http, "everything in this process")
         await stop.wait()
         typer.echo("Stopping.")
 

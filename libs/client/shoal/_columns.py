@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -129,7 +130,9 @@ def check_complete(given: Given, field: str = "embeddings") -> None:
         raise InvalidArgument(f"{verb} needs embeddings, or documents to make them from", field=field)
     if given.embeddings.null_count:
         row = int(np.argmin(_valid(given.embeddings)))
-        raise InvalidArgument("a new record needs an embedding or a document; update() changes parts", field=f"{field}[{row}]")
+        raise InvalidArgument(
+            "a new record needs an embedding or a document; update() changes parts", field=f"{field}[{row}]"
+        )
 
 
 # --- ids and texts
@@ -151,9 +154,8 @@ def id_column(ids: Any, field: str = "ids") -> pa.Array:
 
 
 def _twice(ids: pa.Array) -> str:
-    seen: set[str] = set()
-    doubles = (name for name in ids.to_pylist() if name in seen or seen.add(name))
-    return ", ".join(repr(name) for name in islice(dict.fromkeys(doubles), _SHOWN))
+    counts = Counter(ids.to_pylist())
+    return ", ".join(repr(name) for name, times in islice(counts.most_common(), _SHOWN) if times > 1)
 
 
 def text_column(texts: Any, count: int | None, field: str) -> pa.Array:
@@ -182,7 +184,9 @@ def _text_array(array: pa.Array, field: str) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     types = pa.types
-    if not any(test(array.type) for test in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)):
+    if not any(
+        test(array.type) for test in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+    ):
         raise InvalidArgument(f"expected an array of strings, got {array.type}", field=field)
     return array.cast(pa.string())
 
@@ -329,7 +333,9 @@ def _check_finite(matrix: Vectors, valid: Mask | None, field: str) -> None:
         return
     bad = ~finite.all(axis=1) if valid is None else ~finite.all(axis=1) & valid
     if bad.any():
-        raise InvalidArgument("holds NaN, infinity or a number too large for float32", field=f"{field}[{int(np.argmax(bad))}]")
+        raise InvalidArgument(
+            "holds NaN, infinity or a number too large for float32", field=f"{field}[{int(np.argmax(bad))}]"
+        )
 
 
 def _valid(array: pa.Array) -> Mask:

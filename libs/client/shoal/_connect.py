@@ -80,6 +80,7 @@ async def connect_frontends(
     """One channel per address; nothing is sent yet. Needs the running event loop."""
     # gRPC and its messages take longest to import; an embedded system does not need them here.
     import grpc.aio
+
     from shoal_wire.clients.public import PublicClient
     from shoal_wire.messages import message_options
 
@@ -105,15 +106,18 @@ async def open_embedded(path: str | Path, options: Mapping[str, Any]) -> Connect
         FailedPrecondition: no installed package offers it.
         ShoalError: what the start raises.
     """
-    directory = Path(path).expanduser()
-    make: Callable[..., EmbeddedSystem] = _embedded_entry_point().load()
-    system = make(directory, **options)
+    system = _make_embedded(Path(path), options)
     try:
         await system.start()
     except BaseException:
         await system.close()
         raise
-    return Connection((system.api,), str(directory), system.close)
+    return Connection((system.api,), str(path), system.close)
+
+
+def _make_embedded(path: Path, options: Mapping[str, Any]) -> EmbeddedSystem:
+    make: Callable[..., EmbeddedSystem] = _embedded_entry_point().load()
+    return make(path.expanduser(), **options)
 
 
 def _embedded_entry_point() -> EntryPoint:

@@ -76,7 +76,9 @@ class LoopThread:
         try:
             return future.result()
         except CancelledError as error:
-            raise Unavailable("the client was closed during the call; if it was a write, it may have happened") from error
+            raise Unavailable(
+                "the client was closed during the call; if it was a write, it may have happened"
+            ) from error
         except BaseException:
             future.cancel()  # an interrupt of the waiting thread ends the call too
             raise

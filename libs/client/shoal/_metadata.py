@@ -6,6 +6,7 @@ Each value keeps its kind: ``1`` is an int, ``1.0`` a float. A key with values o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def metadata_columns(metadatas: Any, count: int, *, deletes: bool) -> Columns:
         )
     if len(metadatas) != count:
         raise InvalidArgument(f"{len(metadatas)} entries for {count} ids", field="metadatas")
-    return _from_rows(metadatas, count, deletes)
+    return _from_rows(list(metadatas), count, deletes)
 
 
 def check_key(key: object, place: str) -> None:
@@ -76,10 +77,14 @@ def _from_rows(metadatas: Sequence[Any], count: int, deletes: bool) -> Columns:
                 deleted += [(row, key) for row, value in zip(rows, values, strict=True) if value is None]
             kept = [(row, value) for row, value in zip(rows, values, strict=True) if value is not None]
             rows, values = [row for row, _ in kept], [value for _, value in kept]
-        found |= _typed_columns(key, rows, values, count, lambda row, key=key: f"metadatas[{row}].{key}")
+        found |= _typed_columns(key, rows, values, count, partial(_row_place, key))
     if deleted:
         found[DELETED_KEYS] = _key_lists(deleted, count)
     return found
+
+
+def _row_place(key: str, row: int) -> str:
+    return f"metadatas[{row}].{key}"
 
 
 def _gather(metadatas: Sequence[Any]) -> dict[str, tuple[list[int], list[Any]]]:

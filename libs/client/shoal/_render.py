@@ -31,12 +31,13 @@ def _cell(value: Any) -> str:
         return f"[{numbers}{', …' if len(value) > _NUMBERS else ''}]"
     if isinstance(value, float | np.floating):
         return f"{float(value):.4g}"
-    if isinstance(value, Mapping):
-        text = ", ".join(f"{key}={_scalar(item)}" for key, item in value.items())
-    else:
-        text = str(value)
+    text = _pairs(value) if isinstance(value, Mapping) else str(value)
     text = " ".join(text.split())
     return text if len(text) <= _CELL_WIDTH else text[: _CELL_WIDTH - 1] + "…"
+
+
+def _pairs(mapping: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={_scalar(item)}" for key, item in mapping.items())
 
 
 def _scalar(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -49,11 +50,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What `Collection.load` wrote. ``token``: of the write with the highest offset."""
+    """What `Collection.load` wrote. ``token``: of the write with the highest offset; None if there was nothing to write."""
 
     records: int
     batches: int
-    token: VersionToken
+    token: VersionToken | None
 
 
 def include_of(include: Sequence[str]) -> Include:
@@ -62,7 +63,7 @@ def include_of(include: Sequence[str]) -> Include:
     if unknown := names - set(_COLUMNS):
         known = ", ".join(_COLUMNS[1:])
         raise InvalidArgument(f"unknown column {sorted(map(str, unknown))[0]!r}; one of {known}", field="include")
-    return Include(**{name: True for name in names - {"ids"}})
+    return Include(**dict.fromkeys(names - {"ids"}, True))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -142,7 +143,9 @@ class GetResult:
         wanted += [URI_COLUMN] if self.include.uris and URI_COLUMN in self.rows.column_names else []
         wanted += [name for name in (DISTANCE, _ORIGIN) if name in self.rows.column_names]
         wanted += [field.column for field in fields]
-        return self.rows.select(wanted).rename_columns([{URI_COLUMN: "uri", **names}.get(name, name) for name in wanted])
+        return self.rows.select(wanted).rename_columns(
+            [{URI_COLUMN: "uri", **names}.get(name, name) for name in wanted]
+        )
 
     def keys(self) -> tuple[str, ...]:
         """The columns that this result has."""
@@ -299,7 +302,7 @@ class QueryResult:
 
     def _split(self, column: T) -> list[T]:
         bounds = self._bounds
-        return [column[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]  # type: ignore[misc]
+        return [column[start:end] for start, end in pairwise(bounds)]  # type: ignore[misc]
 
 
 def get_result(answer: Answer, include: Include) -> GetResult:

@@ -70,6 +70,8 @@ class Router(Generic[S]):
     def candidates(self, key: str, preferred: int) -> Sequence[Member]:
         """All members of the role: the preferred ones by latency, then the rest in the policy's order."""
         members = self.registry.view().of(self.role)
+        if not members:
+            return ()
         ranked = self.policy.assign(key, members, len(members))
         first = self.latencies.order(ranked[:preferred], lambda member: member.id, self.clock.monotonic())
         return (*first, *ranked[preferred:])

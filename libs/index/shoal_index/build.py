@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,16 @@ class BuiltSegment:
 
     ref: SegmentRef
     objects: tuple[tuple[BlockRef, EncodedBlock], ...]
+
+    def placed(self, prefix: str, segment_id: str) -> BuiltSegment:
+        """The same with another id and its objects under ``prefix``, when it was built with an empty one."""
+        blocks = {kind: tuple(_under(prefix, ref) for ref in refs) for kind, refs in self.ref.blocks.items()}
+        objects = tuple((_under(prefix, ref), block) for ref, block in self.objects)
+        return BuiltSegment(replace(self.ref, id=segment_id, blocks=blocks), objects)
+
+
+def _under(prefix: str, ref: BlockRef) -> BlockRef:
+    return replace(ref, key=f"{prefix}{ref.key}")
 
 
 def sort_rows(table: pa.Table) -> pa.Table:

@@ -29,7 +29,7 @@ from shoal_index.vector.engine import (
     exact_distances,
     order_by_distance,
 )
-from shoal_index.vector.exact import search_exact
+from shoal_index.vector.exact import search_exact, squared_lengths
 from shoal_index.vector.hnsw import Graph
 from shoal_storage.blocks import BlockRef, decode_block
 from shoal_storage.manifest import SegmentRef
@@ -77,6 +77,7 @@ class VectorPieces:
     def __init__(self, tables: Sequence[pa.Table]) -> None:
         self._chunks = [embedding_matrix(table.column(EMBEDDING)) for table in tables]
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)])
+        self._squares: list[npt.NDArray[np.float32]] | None = None
 
     @property
     def count(self) -> int:
@@ -84,6 +85,11 @@ class VectorPieces:
 
     def chunks(self) -> list[Vectors]:
         return self._chunks
+
+    def squares(self) -> list[npt.NDArray[np.float32]]:
+        if self._squares is None:
+            self._squares = [squared_lengths(chunk) for chunk in self._chunks]
+        return self._squares
 
     def gather(self, rows: Rows) -> Vectors:
         if len(self._chunks) == 1:

@@ -47,6 +47,10 @@ def _gone(pid: int, timeout_s: float = 5.0) -> bool:
     return False
 
 
+def _parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
 async def _up(process: ServerProcess, tmp_path: Path) -> None:
     async def probe() -> bool:
         return "up" in (tmp_path / "log").read_text()
@@ -92,7 +96,7 @@ async def test_kill_of_the_guard_ends_the_server(tmp_path: Path) -> None:
     process = ServerProcess("stubborn")
     await process.start(_command(tmp_path, _STUBBORN))
     await _up(process, tmp_path)
-    guard = int(Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    guard = _parent_of(process.pid)
     os.kill(guard, signal.SIGKILL)
     assert _gone(process.pid)
     await process.stop()
@@ -102,14 +106,14 @@ async def test_sigterm_to_the_guard_ends_the_server(tmp_path: Path) -> None:
     process = ServerProcess("sleeper")
     await process.start(_command(tmp_path, "import time; print('up', flush=True); time.sleep(60)"))
     await _up(process, tmp_path)
-    guard = int(Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    guard = _parent_of(process.pid)
     os.kill(guard, signal.SIGTERM)
     assert await process.wait_exit(5.0)
     assert process.exit_code == 128 + signal.SIGTERM
     await process.stop()
 
 
-async def test_the_guard_sees_the_parents_end_though_a_forked_sibling_holds_its_pipe(tmp_path: Path) -> None:
+def test_the_guard_sees_the_parents_end_though_a_forked_sibling_holds_its_pipe(tmp_path: Path) -> None:
     script = (
         "import asyncio, os, sys, time\n"
         "from pathlib import Path\n"
@@ -151,7 +155,7 @@ async def test_failure_to_start_shows_the_tail_of_the_log(tmp_path: Path) -> Non
     await process.stop()
 
 
-async def test_a_second_process_is_refused_and_told_who_has_the_directory(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_told_who_has_the_directory(tmp_path: Path) -> None:
     lock = DirectoryLock(tmp_path / "data")
     lock.acquire()
     lock.acquire()
@@ -173,8 +177,8 @@ async def test_a_home_remembers_its_ports_and_cuts_its_log(tmp_path: Path) -> No
     home = ServerHome(tmp_path, "thing", {"a": None, "b": None})
     await home.open()
     ports = home.ports
-    with open(home.log_path, "wb") as log:
-        log.truncate(17 * 1024 * 1024)
+    home.log_path.touch()
+    os.truncate(home.log_path, 17 * 1024 * 1024)
     home.close()
     again = ServerHome(tmp_path, "thing", {"a": None, "b": None})
     await again.open()

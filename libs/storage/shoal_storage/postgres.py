@@ -159,7 +159,7 @@ async def connected(
         with database_errors(lock_busy=lock_busy):
             yield connection
     except BaseException as error:
-        if not isinstance(error, Exception) or isinstance(error.__cause__, _SESSION_LOST):
+        if _is_lost(error.__cause__) or not isinstance(error, Exception):
             _cut(connection)
         raise
     finally:
@@ -215,8 +215,7 @@ async def _commit(connection: Connection) -> None:
 
 async def _roll_back(connection: Connection, cause: BaseException) -> None:
     """Roll back; a connection that cannot is cut, which has the same effect."""
-    lost = isinstance(cause, _SESSION_LOST) and not isinstance(cause, asyncpg.QueryCanceledError)
-    if lost or not isinstance(cause, Exception):
+    if _is_lost(cause) or not isinstance(cause, Exception):
         _cut(connection)
         return
     try:
@@ -225,6 +224,10 @@ async def _roll_back(connection: Connection, cause: BaseException) -> None:
         _cut(connection)
         if not isinstance(error, DRIVER_ERRORS):
             raise
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    return isinstance(error, _SESSION_LOST) and not isinstance(error, asyncpg.QueryCanceledError)
 
 
 def _cut(connection: Connection) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -36,7 +36,7 @@ class CompactorSettings:
         min_records, max_age_ms: a collection is flushed when it has so many un-compacted records or an older one.
         orphan_age_ms: a backlog older than this is taken by any compactor.
         lease_ms: a lease is renewed three times within this.
-        parallel_jobs: collections worked on at a time.
+        parallel_jobs: flushes at a time, and merges at a time.
     """
 
     poll_ms: int = 500
@@ -88,44 +88,52 @@ class Compactor:
     on_published: Callable[[VersionInfo], None] = lambda info: None
     counters: Counters = field(default_factory=Counters)
     _jobs: dict[tuple[str, str], Job] = field(default_factory=dict)
+    _flushed: dict[str, Collection] = field(default_factory=dict)
 
     async def run(self) -> None:
-        """Work until cancelled. A failure of one collection is logged and does not stop the others."""
-        while True:
-            try:
-                await self.run_once()
-            except ShoalError as error:
-                _log.warning("cannot read the backlog: %s", error)
-            await self.clock.sleep(self.settings.poll_ms / 1000)
+        """Work until cancelled. A failure of one collection is logged and does not stop the others.
+
+        Flushes do not wait for merges, which may take long.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._repeat(self.flush_due))
+            group.create_task(self._repeat(self.merge_due))
 
     async def run_once(self) -> int:
         """One look at the backlog; how many collections were worked on."""
+        worked = await self.flush_due()
+        await self.merge_due()
+        return worked
+
+    async def flush_due(self) -> int:
+        """Flush what a look at the backlog shows; how many collections were tried."""
         settings = self.settings
         backlog = await self.catalog.backlog(
             limit=settings.page, min_records=settings.min_records, min_age_ms=settings.max_age_ms
         )
-        chosen = [item for item in backlog if self._takes(item)]
-        gate = asyncio.Semaphore(settings.parallel_jobs)
-
-        async def work(item: Backlog) -> None:
-            async with gate:
-                await self._work(item.collection)
-
-        await asyncio.gather(*(work(item) for item in chosen))
+        chosen = [item.collection for item in backlog if self._takes(item)]
+        await self._work(chosen, self._flush)
         return len(chosen)
+
+    async def merge_due(self) -> None:
+        """Merge what was flushed since the last call."""
+        chosen, self._flushed = self._flushed, {}
+        await self._work(chosen.values(), self._merge_all)
 
     def jobs(self) -> list[Job]:
         """Jobs under way."""
         return list(self._jobs.values())
 
     async def compact(self, collection_id: str, *, merge: bool) -> VersionInfo:
-        """Flush one collection completely, and do the merges that are due, now.
+        """Flush what one collection's log holds now, and do the merges that are due.
 
         Raises `NotFound`, and `Unavailable` when another compactor is at it.
         """
         collection = await self.catalog.get_collection_by_id(collection_id)
-        while await self._flush(collection, must=True) is not None:
-            pass
+        head = await self.log.read_index(collection.id, collection.epoch)
+        while (flushed := await self._flush(collection, must=True)) is not None:
+            if flushed.version.compacted_offset >= head.head_offset:
+                break  # writes may go on for ever
         while merge and await self._merge(collection, must=True) is not None:
             pass
         return await self.catalog.get_version(collection_id)
@@ -133,22 +141,47 @@ class Compactor:
     def _takes(self, item: Backlog) -> bool:
         return self.mine(item.collection.id) or item.age_ms > self.settings.orphan_age_ms
 
-    async def _work(self, collection: Collection) -> None:
+    async def _repeat(self, round_: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            try:
+                await round_()
+            except ShoalError as error:
+                _log.warning("cannot read the backlog: %s", error)
+            await self.clock.sleep(self.settings.poll_ms / 1000)
+
+    async def _work(self, collections: Iterable[Collection], job: Callable[[Collection], Awaitable[object]]) -> None:
+        gate = asyncio.Semaphore(self.settings.parallel_jobs)
+
+        async def work(collection: Collection) -> None:
+            async with gate:
+                await self._try(collection, job)
+
+        await asyncio.gather(*(work(collection) for collection in collections))
+
+    async def _try(self, collection: Collection, job: Callable[[Collection], Awaitable[object]]) -> None:
         try:
-            await self._flush(collection)
-            while await self._merge(collection) is not None:
-                pass
-        except NotFound:
-            return  # deleted meanwhile
+            await job(collection)
         except Conflict as error:
             self.counters.lost_races += 1
             _log.info("lost a race over collection %s: %s", collection.id, error)
         except ShoalError as error:
+            if isinstance(error, NotFound) and await self._is_gone(collection):
+                return
             self.counters.failures += 1
             _log.warning("cannot compact collection %s: %s", collection.id, error)
         except Exception:
             self.counters.failures += 1
             _log.exception("cannot compact collection %s", collection.id)
+
+    async def _is_gone(self, collection: Collection) -> bool:
+        """Whether the collection was deleted meanwhile, or else one of its objects is lost."""
+        try:
+            await self.catalog.get_collection_by_id(collection.id)
+        except NotFound:
+            return True
+        except ShoalError:
+            return False
+        return False
 
     async def _flush(self, collection: Collection, *, must: bool = False) -> FlushResult | None:
         async with self._leased(collection, FLUSH, must) as lease:
@@ -164,6 +197,7 @@ class Compactor:
             )
         if result is None:
             return None
+        self._flushed[collection.id] = collection
         self.counters.flushes += 1
         self.counters.records += result.operations
         self.counters.quarantined += len(result.quarantined)
@@ -171,6 +205,14 @@ class Compactor:
             _log.warning("collection %s: operations at offsets %s do not apply", collection.id, result.quarantined[:20])
         self.on_published(result.version)
         return result
+
+    async def _merge_all(self, collection: Collection) -> None:
+        try:
+            while await self._merge(collection) is not None:
+                pass
+        except Conflict:
+            self._flushed[collection.id] = collection  # an input changed under it: try the newer one
+            raise
 
     async def _merge(self, collection: Collection, *, must: bool = False) -> MergeResult | None:
         async with self._leased(collection, MERGE, must) as lease:
@@ -204,13 +246,12 @@ class Compactor:
                 raise Unavailable(f"another compactor holds the {kind} lease of {collection.id}; try again")
             yield None
             return
-        job = self._jobs[(collection.id, kind)] = Job(collection.id, kind)
+        self._jobs[(collection.id, kind)] = Job(collection.id, kind)
         try:
             async with _renewing(self.catalog, lease, self.clock, self.settings.lease_ms):
                 yield lease
         finally:
             del self._jobs[(collection.id, kind)]
-            job.stage = "ended"
             await self._release(lease)
 
     async def _release(self, lease: Lease) -> None:

@@ -12,9 +12,9 @@ import pyarrow as pa
 from shoal_compactor.publish import Edited, Publisher, job_prefix
 from shoal_core.contracts import Collection, Lease, Log, TailEntry, TailRequest, VersionInfo
 from shoal_core.hashing import hash_ids, shard_of
-from shoal_core.materialize import Folded, Operations, fold, join_operations
+from shoal_core.materialize import Operations, fold, join_operations
 from shoal_core.records import ID, decode_batch
-from shoal_index.build import BuiltSegment, build_segment, encode_tombstones, sort_rows
+from shoal_index.build import build_segment, encode_tombstones, sort_rows
 from shoal_index.segment import BlockReader
 from shoal_index.version import Located, ShardVersion, open_shard
 from shoal_storage.blocks import BlockRef, EncodedBlock
@@ -51,8 +51,17 @@ class _ShardFlush:
     """One shard's part: its new segment, if any, and the ids whose older rows are dead."""
 
     shard: int
-    segment: BuiltSegment | None
+    segment: SegmentRef | None
     replaced: pa.Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """A shard's part before its upload."""
+
+    part: _ShardFlush
+    objects: tuple[tuple[BlockRef, EncodedBlock], ...]
+    quarantined: npt.NDArray[np.uint64]
 
 
 async def flush(
@@ -75,24 +84,22 @@ async def flush(
     await publisher.step("read")
     end = entries[-1].end_offset
     operations = await asyncio.to_thread(_operations, entries, dimension)
+    del entries  # a copy of all of it
     upload_id = await publisher.catalog.begin_upload(collection.id)
-    prefix = job_prefix(collection.id, upload_id)
     parts, quarantined = [], [np.empty(0, np.uint64)]
-    shards = await asyncio.to_thread(_split, operations, collection.shards)
-    for shard, run in enumerate(shards):
-        if run is None:
-            continue
+    owner = await asyncio.to_thread(_owner, operations, collection.shards)
+    for shard in np.unique(owner).tolist():
         version = await open_shard(manifest, shard, blocks, {}, with_graphs=False)
-        part, folded = await asyncio.to_thread(
-            _flush_shard, shard, run, version, dimension, collection, prefix, settings
+        built = await asyncio.to_thread(
+            _flush_shard, shard, operations, owner, version, dimension, collection, upload_id, settings
         )
-        parts.append(part)
-        quarantined.append(folded.quarantined)
         await publisher.step("folded")
-        await publisher.upload(part.segment.objects if part.segment else ())
+        await publisher.upload(built.objects)
+        parts.append(built.part)
+        quarantined.append(built.quarantined)
     await publisher.step("uploaded")
     edit = _FlushEdit(tuple(parts), end, dimension, blocks)
-    info = await publisher.publish(collection, lease, upload_id, prefix, edit)
+    info = await publisher.publish(collection, lease, upload_id, job_prefix(collection.id, upload_id), edit)
     return FlushResult(info, operations.table.num_rows, tuple(np.sort(np.concatenate(quarantined)).tolist()))
 
 
@@ -125,49 +132,52 @@ def _operations(entries: list[TailEntry], dimension: int | None) -> Operations:
     return join_operations(batches, dimension)
 
 
-def _split(operations: Operations, shards: int) -> list[Operations | None]:
-    """The run of each shard, None where it is empty."""
+def _owner(operations: Operations, shards: int) -> npt.NDArray[np.int64]:
+    """(n,) int64: the shard of each operation."""
     if shards == 1:
-        return [operations]
-    owner = shard_of(hash_ids(operations.table.column(ID)), shards)
-    runs: list[Operations | None] = []
-    for shard in range(shards):
-        mine = np.flatnonzero(owner == shard)
-        table = operations.table.take(pa.array(mine)).combine_chunks()
-        runs.append(Operations(table, operations.offsets[mine], operations.misfit[mine]) if len(mine) else None)
-    return runs
+        return np.zeros(len(operations.offsets), dtype=np.int64)
+    return shard_of(hash_ids(operations.table.column(ID)), shards)
+
+
+def _run_of(operations: Operations, mine: npt.NDArray[np.bool_]) -> Operations:
+    """The operations of one shard."""
+    if mine.all():
+        return operations
+    table = operations.table.take(pa.array(np.flatnonzero(mine))).combine_chunks()
+    return Operations(table, operations.offsets[mine], operations.misfit[mine])
 
 
 def _flush_shard(
     shard: int,
-    run: Operations,
+    operations: Operations,
+    owner: npt.NDArray[np.int64],
     version: ShardVersion,
     dimension: int | None,
     collection: Collection,
-    prefix: str,
+    upload_id: str,
     settings: FlushSettings,
-) -> tuple[_ShardFlush, Folded]:
+) -> _Built:
     located: list[Located] = []
 
     def find(ids: pa.Array) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         located.append(version.locate(ids))
         return version.take(located[0])
 
-    folded = fold(run, find, dimension)
+    folded = fold(_run_of(operations, owner == shard), find, dimension)
     replaced = folded.ids.take(pa.array(np.flatnonzero(folded.changed & (located[0].row >= 0))))
     if folded.rows.num_rows == 0:
-        return _ShardFlush(shard, None, replaced), folded
+        return _Built(_ShardFlush(shard, None, replaced), (), folded.quarantined)
     segment = build_segment(
         sort_rows(folded.rows),
         collection.space,
         segment_id=f"s{shard:03d}",
         tier=0,
-        prefix=prefix,
+        prefix="",
         threads=settings.threads,
         graph_rows=settings.graph_rows,
     )
-    named = replace(segment, ref=replace(segment.ref, id=f"{prefix.rsplit('/', 1)[-1]}-{shard}"))
-    return _ShardFlush(shard, named, replaced), folded
+    placed = segment.placed(job_prefix(collection.id, upload_id), f"{upload_id}-{shard}")
+    return _Built(_ShardFlush(shard, placed.ref, replaced), placed.objects, folded.quarantined)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +199,7 @@ class _FlushEdit:
                 segments, tombstones = await asyncio.to_thread(_bury, version, part.replaced, prefix)
                 objects.extend(tombstones)
             if part.segment is not None:
-                segments.append(part.segment.ref)
+                segments.append(part.segment)
             shards[part.shard] = replace(shards[part.shard], segments=tuple(segments))
         return Edited(manifest.replace_shards(tuple(shards), dimension=self.dimension), tuple(objects))
 

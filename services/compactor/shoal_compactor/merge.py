@@ -20,6 +20,7 @@ from shoal_core.errors import Conflict
 from shoal_core.records import EMBEDDING, concat_rows
 from shoal_index.build import BuiltSegment, build_segment, decode_tombstones, encode_tombstones, sort_rows
 from shoal_index.segment import BlockReader
+from shoal_index.vector.engine import Rows
 from shoal_index.version import SegmentView, open_shard
 from shoal_storage.blocks import BlockRef, EncodedBlock
 from shoal_storage.manifest import Manifest, SegmentRef
@@ -42,6 +43,10 @@ class _Merged:
 
     segment: BuiltSegment | None
     new_row: dict[str, npt.NDArray[np.int64]]
+
+    def placed(self, prefix: str, segment_id: str) -> _Merged:
+        """The same with the output's name and the place of its objects."""
+        return replace(self, segment=self.segment.placed(prefix, segment_id) if self.segment else None)
 
 
 async def merge_once(
@@ -66,10 +71,12 @@ async def merge_once(
         names = {segment.id for segment in inputs}
         views = [view for view in opened.segments if view.ref.id in names]
         await publisher.step("merge-read")
+        merged = await asyncio.to_thread(_merge, views, collection.space, settings)
+        await publisher.step("merge-built")
+        # An upload expires, and a graph may take longer to build than that.
         upload_id = await publisher.catalog.begin_upload(collection.id)
         prefix = job_prefix(collection.id, upload_id)
-        merged = await asyncio.to_thread(_merge, views, collection.space, prefix, settings)
-        await publisher.step("merge-built")
+        merged = merged.placed(prefix, f"{upload_id}-m")
         await publisher.upload(merged.segment.objects if merged.segment else ())
         await publisher.step("merge-uploaded")
         edit = _MergeEdit(shard.shard, merged, blocks)
@@ -78,18 +85,11 @@ async def merge_once(
     return None
 
 
-def _merge(views: Sequence[SegmentView], space: str, prefix: str, settings: FlushSettings) -> _Merged:
-    parts, lives = [], []
-    start = 0
-    for view in views:
-        live = np.arange(view.ref.rows) if view.dead is None else np.flatnonzero(~view.dead)
-        rows = view.segment.take(live, [*view.segment.schema.names, EMBEDDING])
-        parts.append(rows.append_column(_OLD_POSITION, pa.array(np.arange(start, start + len(live)))))
-        lives.append(live)
-        start += len(live)
-    table = sort_rows(concat_rows(parts))
-    new_of_old = np.empty(start, dtype=np.int64)
-    new_of_old[table.column(_OLD_POSITION).to_numpy()] = np.arange(start)
+def _merge(views: Sequence[SegmentView], space: str, settings: FlushSettings) -> _Merged:
+    lives = [np.arange(view.ref.rows) if view.dead is None else np.flatnonzero(~view.dead) for view in views]
+    table = _join(views, lives)
+    new_of_old = np.empty(table.num_rows, dtype=np.int64)
+    new_of_old[table.column(_OLD_POSITION).to_numpy()] = np.arange(table.num_rows)
     maps = {}
     start = 0
     for view, live in zip(views, lives, strict=True):
@@ -105,11 +105,22 @@ def _merge(views: Sequence[SegmentView], space: str, prefix: str, settings: Flus
         space,
         segment_id="merged",
         tier=tier,
-        prefix=prefix,
+        prefix="",
         threads=settings.threads,
         graph_rows=settings.graph_rows,
     )
-    return _Merged(replace(segment, ref=replace(segment.ref, id=f"{prefix.rsplit('/', 1)[-1]}-m")), maps)
+    return _Merged(segment, maps)
+
+
+def _join(views: Sequence[SegmentView], lives: Sequence[Rows]) -> pa.Table:
+    """The live rows of all segments as one sorted row table, with their position before sorting."""
+    parts = []
+    start = 0
+    for view, live in zip(views, lives, strict=True):
+        rows = view.segment.take(live, [*view.segment.schema.names, EMBEDDING])
+        parts.append(rows.append_column(_OLD_POSITION, pa.array(np.arange(start, start + len(live)))))
+        start += len(live)
+    return sort_rows(concat_rows(parts))
 
 
 @dataclass(frozen=True, slots=True)

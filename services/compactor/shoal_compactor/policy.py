@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal_storage.manifest import SegmentRef, ShardManifest
+
+_SIZE_BYTES = 4 << 30
+_COLUMN_BYTES = 2**31 - 1  # a string column of one chunk holds no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +20,8 @@ class MergePolicy:
 
     Attributes:
         dead_share: a segment with more than this share of dead rows is rewritten by itself.
-        largest_rows: segments with more live rows are not merged further.
+        largest_rows: live rows that one merge takes in. Their bytes have a bound too, as a merge needs about three times
+            as many in memory.
     """
 
     fanout: int = 4
@@ -27,10 +32,23 @@ class MergePolicy:
         """The segments to merge next, smallest tier first, or none."""
         tiers: dict[int, list[SegmentRef]] = defaultdict(list)
         for segment in shard.segments:
-            if segment.live <= self.largest_rows:
-                tiers[segment.tier].append(segment)
+            tiers[segment.tier].append(segment)
         for tier in sorted(tiers):
-            if len(tiers[tier]) >= self.fanout:
-                return tuple(tiers[tier])
+            fitting = self._fitting(tiers[tier])
+            if len(fitting) >= self.fanout:
+                return fitting
         worn = [segment for segment in shard.segments if segment.dead > self.dead_share * segment.rows]
         return (max(worn, key=lambda segment: segment.dead),) if worn else ()
+
+    def _fitting(self, segments: Sequence[SegmentRef]) -> tuple[SegmentRef, ...]:
+        """As many segments, smallest first, as one merge may take in."""
+        chosen = []
+        rows = size_bytes = column_bytes = 0
+        for segment in sorted(segments, key=lambda segment: segment.live):
+            rows += segment.live
+            size_bytes += segment.size_bytes
+            column_bytes += sum(ref.size_bytes for ref in segment.blocks.get("rows", ()))
+            if rows > self.largest_rows or size_bytes > _SIZE_BYTES or column_bytes > _COLUMN_BYTES:
+                break
+            chosen.append(segment)
+        return tuple(chosen)

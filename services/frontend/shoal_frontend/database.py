@@ -33,7 +33,7 @@ from shoal_core.contracts import (
     QueryRequest,
     WriteResult,
 )
-from shoal_core.errors import InvalidArgument, WriteConflict
+from shoal_core.errors import InvalidArgument, StaleRead, WriteConflict
 from shoal_core.filters import Filter
 from shoal_core.limits import Limits
 from shoal_core.ports import MembershipView, Random
@@ -117,6 +117,7 @@ class DatabaseService:
         if name is not None:
             validate.check_name(name, "name")
         validate.check_collection_metadata(metadata, self.limits)
+        validate.check_configuration({} if configuration is None else configuration, self.limits)
         found = await self._names.resolve(ref)
         self._names.forget(ref)
         return await self.catalog.modify_collection(found.id, name=name, metadata=metadata, configuration=configuration)
@@ -136,10 +137,7 @@ class DatabaseService:
         idempotency_key: str = "",
         condition: Condition | None = None,
     ) -> WriteResult:
-        if len(idempotency_key) > self.limits.idempotency_key_size_bytes:
-            raise InvalidArgument(
-                f"at most {self.limits.idempotency_key_size_bytes} characters", field="idempotency_key"
-            )
+        validate.check_idempotency_key(idempotency_key, self.limits)
         # A key of our own makes the retries between here and the log safe.
         key = idempotency_key or self.random.token().hex()
 
@@ -179,6 +177,7 @@ class DatabaseService:
             raise InvalidArgument("give ids, a filter or both; nothing deletes everything", field="where")
         validate.check_selection(ids, where, self.limits)
         validate.check_page(limit, 0, self.limits.get_results)
+        validate.check_idempotency_key(idempotency_key, self.limits)
         if where is None and limit is None and ids:
             return await self.write(ref, _deletions(tuple(dict.fromkeys(ids))), idempotency_key=idempotency_key)
         for _ in range(_DELETE_ATTEMPTS):
@@ -191,7 +190,7 @@ class DatabaseService:
             try:
                 delete = partial(self._delete, ids=found, read_at=at, key=idempotency_key)
                 return await self._names.with_collection(ref, delete)
-            except WriteConflict:
+            except (WriteConflict, StaleRead):
                 continue
         raise WriteConflict(f"the matches changed during each of {_DELETE_ATTEMPTS} tries; try again")
 

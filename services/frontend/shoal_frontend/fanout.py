@@ -32,7 +32,7 @@ from shoal_core.contracts import (
     QueryRequest,
     Target,
 )
-from shoal_core.errors import SnapshotGone
+from shoal_core.errors import SnapshotGone, Unimplemented
 from shoal_core.hashing import hash_ids, shard_of
 from shoal_core.records import CREATED_OFFSET, ID, concat_rows, empty_rows
 
@@ -105,6 +105,8 @@ class Fanout:
         raise SnapshotGone(f"versions were published faster than {_ATTEMPTS} reads could finish; try again")
 
     async def _snapshot_offset(self, collection: Collection, level: ReadLevel) -> int:
+        if level is ReadLevel.AS_OF:
+            raise Unimplemented("as_of reads are not served yet; read at strong or session", field="consistency")
         if level is ReadLevel.INDEX_ONLY:
             return (await self.catalog.get_version(collection.id)).compacted_offset
         return (await self.log.read_index(collection.id, collection.epoch)).head_offset

@@ -28,17 +28,13 @@ class Names:
         ``use`` must raise `StaleEpoch` or `NotFound` before it has any effect.
         """
         for attempt in range(_ATTEMPTS):
-            remembered = self._known.get(ref)
+            remembered = self._remembered(ref)
             collection = remembered or await self._look_up(ref)
             try:
                 return await use(collection)
-            except StaleEpoch:
+            except (StaleEpoch, NotFound) as error:
                 self.forget(ref)
-                if attempt == _ATTEMPTS - 1:
-                    raise
-            except NotFound:
-                self.forget(ref)
-                if remembered is None:
+                if attempt == _ATTEMPTS - 1 or (remembered is None and isinstance(error, NotFound)):
                     raise
         raise AssertionError("unreachable")
 
@@ -56,6 +52,12 @@ class Names:
         self._known.move_to_end(ref)
         while len(self._known) > self._capacity:
             self._known.popitem(last=False)
+
+    def _remembered(self, ref: CollectionRef) -> Collection | None:
+        if ref not in self._known:
+            return None
+        self._known.move_to_end(ref)
+        return self._known[ref]
 
     async def _look_up(self, ref: CollectionRef) -> Collection:
         if ref.id:

@@ -30,12 +30,15 @@ from shoal_core.records import (
     Operation,
     dimension_of,
     embedding_matrix,
+    embedding_type,
     metadata_fields,
 )
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _IPV4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
 _SPACES = ("l2", "cosine", "ip")
+_REQUIRED = {OP: "operations", ID: "ids"}
+_COLUMN_TYPES = {OP: pa.uint8(), ID: pa.string(), DOCUMENT: pa.string(), DELETED_KEYS: pa.list_(pa.string())}
 
 
 def check_tenant_name(name: str, limits: Limits) -> None:
@@ -68,7 +71,18 @@ def check_new_collection(new: NewCollection, limits: Limits) -> None:
     if new.dimension is not None and not 1 <= new.dimension <= limits.dimension:
         raise InvalidArgument(f"{new.dimension}; between 1 and {limits.dimension} are allowed", field="dimension")
     check_collection_metadata(new.metadata, limits)
-    _check_json(new.configuration, "configuration", limits)
+    check_configuration(new.configuration, limits)
+
+
+def check_configuration(configuration: Json, limits: Limits) -> None:
+    """Raise `InvalidArgument` unless this is a JSON object of bounded size."""
+    _check_json(configuration, "configuration", limits)
+
+
+def check_idempotency_key(key: str, limits: Limits) -> None:
+    """Raise `InvalidArgument` for a key that is too long. An empty one is none."""
+    if len(key.encode()) > limits.idempotency_key_size_bytes:
+        raise InvalidArgument(f"at most {limits.idempotency_key_size_bytes} bytes", field="idempotency_key")
 
 
 def check_collection_metadata(metadata: Json | None, limits: Limits) -> None:
@@ -86,7 +100,7 @@ def _check_json(value: Json, field: str, limits: Limits) -> None:
         raise InvalidArgument("expected an object", field=field)
     try:
         size = len(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgument(f"not JSON: {error}", field=field) from error
     if size > limits.collection_metadata_size_bytes:
         raise InvalidArgument(f"{size} bytes, at most {limits.collection_metadata_size_bytes}", field=field)
@@ -108,9 +122,7 @@ def check_batch(batch: pa.RecordBatch, dimension: int | None, limits: Limits) ->
         raise InvalidArgument(
             f"{batch.nbytes} bytes, at most {limits.batch_size_bytes}; send smaller batches", field="records"
         )
-    for name in batch.schema.names:
-        if batch.schema.names.count(name) > 1:
-            raise InvalidArgument("given twice", field=name)
+    _check_columns(batch.schema)
     operations = _operations(batch)
     check_ids(batch.column(ID), limits)
     _check_embeddings(batch, operations, dimension, limits)
@@ -119,9 +131,38 @@ def check_batch(batch: pa.RecordBatch, dimension: int | None, limits: Limits) ->
     _check_metadata(batch, limits)
 
 
+def _check_columns(schema: pa.Schema) -> None:
+    """What is stored is folded for ever: an operation batch has the columns of `records` and no others, of exactly their types."""
+    if len(set(schema.names)) < len(schema.names):
+        twice = next(name for name in schema.names if schema.names.count(name) > 1)
+        raise InvalidArgument("given twice", field=twice)
+    for name, field in _REQUIRED.items():
+        if schema.get_field_index(name) < 0:
+            raise InvalidArgument("every record needs one", field=field)
+    for column in schema:
+        expected = _column_type(column)
+        if column.type != expected:
+            raise InvalidArgument(f"the column is of type {column.type}, not {expected}", field=column.name)
+
+
+def _column_type(column: pa.Field) -> pa.DataType:
+    if column.name in _COLUMN_TYPES:
+        return _COLUMN_TYPES[column.name]
+    if column.name == EMBEDDING:
+        fixed = pa.types.is_fixed_size_list(column.type)
+        return embedding_type(column.type.list_size if fixed else 1)
+    try:
+        field = MetadataField.of_column(column.name)
+    except ValueError:
+        field = None
+    if field is None or (field.key == URI_KEY and field.kind is not Kind.STRING):
+        raise InvalidArgument("no such column in an operation batch", field=column.name[:64])
+    return field.arrow_type
+
+
 def _operations(batch: pa.RecordBatch) -> npt.NDArray[np.uint8]:
     column = batch.column(OP)
-    if column.null_count or column.type != pa.uint8():
+    if column.null_count:
         raise InvalidArgument("every record needs an operation", field="operations")
     operations: npt.NDArray[np.uint8] = column.to_numpy()
     if operations.max() > max(Operation):
@@ -170,6 +211,8 @@ def _check_embeddings(
 
 def check_vectors(vectors: npt.NDArray[np.float32], dimension: int | None, limits: Limits) -> None:
     """Raise `InvalidArgument` or `DimensionMismatch` for query vectors (q, dim)."""
+    if vectors.dtype.kind != "f":
+        raise InvalidArgument(f"vectors are of floats, not {vectors.dtype}", field="query_embeddings")
     if vectors.ndim != 2 or not 1 <= len(vectors) <= limits.query_vectors:
         raise InvalidArgument(f"between 1 and {limits.query_vectors} vectors are allowed", field="query_embeddings")
     if not 1 <= vectors.shape[1] <= limits.dimension:
@@ -200,9 +243,16 @@ def check_selection(ids: Sequence[str] | None, where: Filter | None, limits: Lim
         if len(ids) > limits.get_results:
             raise InvalidArgument(f"{len(ids)} ids, at most {limits.get_results}", field="ids")
         if ids:
-            check_ids(pa.array(ids, pa.string()), limits)
+            check_ids(_id_array(ids), limits)
     if where is not None:
         check_size(where, limits)
+
+
+def _id_array(ids: Sequence[str]) -> pa.Array:
+    try:
+        return pa.array(ids, pa.string())
+    except (pa.ArrowException, TypeError, UnicodeError) as error:
+        raise InvalidArgument(f"ids are strings: {error}", field="ids") from error
 
 
 def _check_metadata(batch: pa.RecordBatch, limits: Limits) -> None:
@@ -280,6 +330,8 @@ def _check_sparse(column: pa.Array, name: str, limits: Limits) -> None:
         raise InvalidArgument("indices and values of a sparse vector differ in length", field=name)
     if (pc.max(lengths).as_py() or 0) > limits.metadata_list_length:
         raise InvalidArgument(f"a sparse vector has more than {limits.metadata_list_length} elements", field=name)
+    if pc.list_flatten(indices).null_count or pc.list_flatten(values).null_count:
+        raise InvalidArgument("a sparse vector holds a null", field=name)
     _check_floats(pc.list_flatten(values), column, name)
     flat = pc.list_flatten(indices).to_numpy(zero_copy_only=False).astype(np.int64)
     same = np.diff(pc.list_parent_indices(indices).to_numpy(zero_copy_only=False)) == 0

@@ -112,8 +112,8 @@ class SharedReadIndex:
             self._send_more()
 
     async def _send(self, statement: Statement[asyncio.Future[LogState]]) -> dict[str, LogState]:
-        """Fill the statement once there is a connection to send it over, and send it; once more if the first was lost."""
-        for last in (False, True):
+        """Fill the statement once there is a connection to send it over, and send it; again if the connection was lost."""
+        for tries_left in reversed(range(self._store.read_tries)):
             try:
                 async with self._store.reading() as reader:
                     statement.waiters = statement.waiters or self._batcher.send().waiters
@@ -122,7 +122,7 @@ class SharedReadIndex:
                     self._counters.read_index_statements += 1
                     return await reader.states(list(statement.waiters))
             except Unavailable:
-                if last:
+                if not tries_left:
                     raise
         return {}
 

@@ -238,6 +238,11 @@ class LogStore:
         for pool in (self.append_pool, self._read_pool):
             await close_pool(pool, timeout_ms=self._settings.acquire_timeout_ms)
 
+    @property
+    def read_tries(self) -> int:
+        """How often a read is tried: what ended one session may have ended all idle ones of the pool."""
+        return self._settings.read_connections + 1
+
     @contextlib.asynccontextmanager
     async def appending(self) -> AsyncIterator[AppendTransaction]:
         """One append transaction.
@@ -281,13 +286,13 @@ class LogStore:
         return Boundary(*rows[0]) if rows else Boundary(0, None, None)
 
     async def _read(self, statement: str, *arguments: object) -> list[Any]:
-        """Once more when the first connection was lost: reads may be repeated."""
-        for last in (False, True):
+        """Reads may be repeated: `read_tries` says how often."""
+        for tries_left in reversed(range(self.read_tries)):
             try:
                 async with self._reading() as connection:
                     return await connection.fetch(statement, *arguments)
             except Unavailable:
-                if last:
+                if not tries_left:
                     raise
         return []
 

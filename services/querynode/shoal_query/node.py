@@ -35,6 +35,7 @@ from shoal_query.execute import (
     search_segments,
     select_rows,
 )
+from shoal_query.rounds import seen
 from shoal_query.shard import Services, Shard, View
 
 ShardKey = tuple[str, int, int]
@@ -113,7 +114,7 @@ class Node:
                     return await self._search(shard, view, request, selection, search)
                 except SnapshotGone:
                     self.counters.retaken_snapshots += 1
-                    if request.snapshot_offset:
+                    if request.snapshot_offset and shard.view is view:
                         raise
         raise SnapshotGone(f"the snapshot was replaced {self.settings.attempts} times during the read; try again")
 
@@ -126,12 +127,13 @@ class Node:
     async def _search(
         self, shard: Shard, view: View, request: QueryRequest, selection: Selection, search: Search
     ) -> Answer:
-        before = view.newest()
+        before, pinned = view.newest(), None
         if request.snapshot_offset and before.offset > request.snapshot_offset:
-            before = await self._pinned(shard, view, request.snapshot_offset)
+            before = pinned = await self._pinned(shard, view, request.snapshot_offset)
         segments = asyncio.ensure_future(self.services.compute(lambda: search_segments(before, selection, search)))
+        segments.add_done_callback(seen)  # nobody looks at it when the snapshot fails
         try:
-            snapshot = await self._snapshot_of(
+            snapshot = pinned or await self._snapshot_of(
                 shard, view, request.target, request.consistency, request.snapshot_offset
             )
             _check_dimension(request, view, shard)
@@ -160,7 +162,7 @@ class Node:
                 return await self._snapshot_of(shard, view, target, consistency, snapshot_offset)
             except SnapshotGone:
                 self.counters.retaken_snapshots += 1
-                if snapshot_offset:
+                if snapshot_offset and shard.view is view:
                     raise
         raise SnapshotGone(f"the snapshot was replaced {self.settings.attempts} times during the read; try again")
 
@@ -176,7 +178,7 @@ class Node:
             case ReadLevel.SESSION if view.newest().offset >= consistency.offset:
                 return view.newest()
             case ReadLevel.BOUNDED if self._is_fresh(shard, consistency.staleness_ms):
-                return view.newest()
+                return await view.at(view.raw.through, shard.dimension, self.services)
             case ReadLevel.AS_OF:
                 raise Unimplemented("as_of reads are not served yet; read at strong or session", field="consistency")
             case _:
@@ -203,23 +205,25 @@ class Node:
             try:
                 yield shard
             except NotFound:
-                await self._drop(key)
+                await self._drop(key, shard)
                 raise
             await self._shrink(key)
 
     async def _shrink(self, keep: ShardKey) -> None:
         total = sum(shard.size_bytes for shard in self._shards.values())
-        for key in list(self._shards):
+        for key, shard in list(self._shards.items()):
             if total <= self.settings.loaded_bytes or key == keep:
                 return
-            total -= self._shards[key].size_bytes
-            await self._drop(key)
+            if shard.size_bytes:  # one that is being loaded would only be loaded again
+                total -= shard.size_bytes
+                await self._drop(key, shard)
 
-    async def _drop(self, key: ShardKey) -> None:
-        shard = self._shards.pop(key, None)
-        if shard is not None:
-            self.counters.dropped_shards += 1
-            await shard.close()
+    async def _drop(self, key: ShardKey, shard: Shard) -> None:
+        if self._shards.get(key) is not shard:
+            return  # another read was faster
+        del self._shards[key]
+        self.counters.dropped_shards += 1
+        await shard.close()
 
     def _explain(self, snapshot: Snapshot, target: Target, hits: list[SegmentHits] | None) -> Json:
         segments = []

@@ -26,7 +26,7 @@ class Rounds(Generic[T]):
         """An answer whose request was sent after this call began. Raises what ``send`` raises."""
         if self._next is None:
             self._next = asyncio.create_task(self._round(self._under_way))
-            self._next.add_done_callback(_seen)
+            self._next.add_done_callback(seen)
         return await asyncio.shield(self._next)
 
     async def _round(self, before: asyncio.Task[T] | None) -> T:
@@ -37,7 +37,7 @@ class Rounds(Generic[T]):
         return await self._send()
 
 
-def _seen(task: asyncio.Task[T]) -> None:
+def seen(task: asyncio.Future[T]) -> None:
     """Every ask may have been cancelled; the failure is theirs to see, not the loop's."""
     if not task.cancelled():
         task.exception()

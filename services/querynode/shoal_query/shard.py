@@ -15,12 +15,21 @@ from typing import TypeVar
 from weakref import WeakSet
 
 from shoal_core.contracts import Catalog, Head, Log, Tail, TailRequest, Target, VersionInfo
-from shoal_core.errors import ShoalError, SnapshotGone, StaleEpoch
+from shoal_core.errors import (
+    Corrupt,
+    InvalidArgument,
+    NotFound,
+    OffsetExpired,
+    ShoalError,
+    SnapshotGone,
+    StaleEpoch,
+    Unavailable,
+)
 from shoal_core.ports import Clock, ObjectStore
 from shoal_index.segment import BlockReader
 from shoal_index.version import ShardVersion, open_shard
 from shoal_query.execute import LiveMasks, Snapshot
-from shoal_query.rounds import Rounds
+from shoal_query.rounds import Rounds, seen
 from shoal_query.tail import Overlay, RawTail
 from shoal_storage.manifest import Manifest, decode_manifest, empty_manifest
 
@@ -63,7 +72,8 @@ class View:
     async def at(self, offset: int, dimension: int | None, services: Services) -> Snapshot:
         """The snapshot at exactly ``offset``, which the raw tail has reached.
 
-        Raises `SnapshotGone` when the version is already past it or the raw tail does not reach it.
+        Raises `SnapshotGone` when the version is already past it or the raw tail does not reach it, `InvalidArgument` when no
+        batch ends there.
         """
         compacted = self.version.compacted_offset
         if offset < compacted or offset > self.raw.through or self.raw.base > compacted:
@@ -71,13 +81,22 @@ class View:
                 f"version {self.version.version} with its tail covers offsets {max(compacted, self.raw.base)} to "
                 f"{self.raw.through}, not {offset}; take a new snapshot"
             )
+        if not self.raw.is_end(offset):
+            raise InvalidArgument(f"{offset} is not the end of a batch", field="snapshot_offset")
+        if self.overlay.offset < offset:
+            # A thread cannot be stopped: a reader that is cancelled must not let the next fold begin beside this one.
+            fold = asyncio.create_task(self._fold(offset, dimension, services))
+            fold.add_done_callback(seen)
+            await asyncio.shield(fold)
+        if self.overlay.serves(offset):
+            return Snapshot(self.version, self.overlay.frozen, offset, self.masks)
+        return await self._apart(offset, dimension, services)
+
+    async def _fold(self, offset: int, dimension: int | None, services: Services) -> None:
         async with self.folding:
             if self.overlay.offset < offset:
                 entries = self.raw.between(self.overlay.offset, offset)
                 await services.compute(lambda: self.overlay.advance(entries, offset, dimension))
-        if self.overlay.serves(offset):
-            return Snapshot(self.version, self.overlay.frozen, offset, self.masks)
-        return await self._apart(offset, dimension, services)
 
     async def _apart(self, offset: int, dimension: int | None, services: Services) -> Snapshot:
         """A snapshot that no fold stopped at: fold a fresh overlay up to it."""
@@ -127,11 +146,10 @@ class Shard:
 
     async def reach(self, offset: int) -> None:
         """Bring the raw tail up to ``offset``, the end of a batch that is known to be committed."""
-        view = await self.loaded()
-        while view.raw.through < offset:
+        while (view := await self.loaded()).raw.through < offset:
             before = view.raw.through
-            await self._fetch(view.raw, offset)
-            if view.raw.through == before:
+            await self._fetch_next(offset)
+            if self.view is view and view.raw.through == before:
                 raise SnapshotGone(f"the log does not reach offset {offset}; take a new snapshot")
 
     async def close(self) -> None:
@@ -142,55 +160,67 @@ class Shard:
 
     async def _catch_up(self) -> Head:
         started_at = self.services.clock.monotonic()
-        view = await self.loaded()
-        head = (await self._fetch(view.raw, 0)).head
-        while (raw := (await self.loaded()).raw).through < head.head_offset:
-            await self._fetch(raw, head.head_offset)  # the rest of a long tail, or all of it if a new version took over
+        head = (await self._fetch_next(0)).head
+        while (await self.loaded()).raw.through < head.head_offset:
+            await self._fetch_next(head.head_offset)  # the rest of a long tail, or all of it if a new version took over
         self.caught_up_at = started_at
         self._notice(head)
         return head
+
+    async def _fetch_next(self, up_to: int) -> Tail:
+        """Fetch what follows the newest view's raw tail. Where the log was trimmed beyond it, load the version that allowed that."""
+        while True:
+            view = await self.loaded()
+            try:
+                return await self._fetch(view.raw, up_to)
+            except OffsetExpired:
+                for _ in range(2):  # a load under way may have asked too early
+                    if self.view is view:
+                        await self._load_shared()
+                if self.view is view:
+                    raise
 
     async def _fetch(self, raw: RawTail, up_to: int) -> Tail:
         target = self.target
         request = TailRequest(target.collection_id, 0, raw.through, up_to, target.hash_range)
         tail = await self.services.log.read_tail(request)
         raw.add(tail.entries, tail.through_offset)
-        self.dimension = tail.head.dimension
+        if tail.head.dimension is not None:  # once set it stays; an answer that was overtaken may not know it
+            self.dimension = tail.head.dimension
         return tail
 
     def _notice(self, head: Head) -> None:
         """Load a newer version beside the view in use."""
         assert self.view is not None
-        if head.version > self.view.version.version and self._loading is None:
-            self._loading = asyncio.create_task(self._load_quietly())
+        if head.version > self.view.version.version:
+            self._start_loading()
 
-    async def _load_quietly(self) -> None:
-        try:
-            await self._load()
-        except ShoalError as error:
-            _logger.warning("cannot load the newest version of %s yet: %s", self.target, error)
-        finally:
-            self._loading = None
-
-    async def _load_shared(self) -> None:
+    def _start_loading(self) -> asyncio.Task[None]:
         if self._loading is None:
             self._loading = asyncio.create_task(self._load())
             self._loading.add_done_callback(self._loaded)
-        await asyncio.shield(self._loading)
+        return self._loading
+
+    async def _load_shared(self) -> None:
+        loading = self._start_loading()
+        await asyncio.wait([loading])  # a reader that is cancelled does not cancel it for the others
+        if loading.cancelled():
+            raise Unavailable("the shard was dropped while it was being loaded; try again")
+        loading.result()
 
     def _loaded(self, task: asyncio.Task[None]) -> None:
         self._loading = None
-        if not task.cancelled():
-            task.exception()  # those who wait see it; nobody may be left to
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            unexpected = None if isinstance(error, ShoalError) else error
+            _logger.warning("cannot load the newest version of %s yet: %r", self.target, error, exc_info=unexpected)
 
     async def _load(self) -> None:
         services, old = self.services, self.view
         info = await services.catalog.get_version(self.target.collection_id)
         if old is not None and info.version <= old.version.version:
             return
-        opened = {view.ref.id: view.segment for view in old.version.segments} if old is not None else {}
-        manifest = await self._manifest(info)
-        version = await open_shard(manifest, self.target.shard, services.blocks, opened)
+        manifest, version = await self._open(info, old)
         if self.dimension is None:
             self.dimension = manifest.dimension
         compacted = version.compacted_offset
@@ -201,6 +231,19 @@ class Shard:
         self.view = view
         self._views.add(view)
         raw.release(min(other.version.compacted_offset for other in self._views if other.raw is raw))
+
+    async def _open(self, info: VersionInfo, old: View | None) -> tuple[Manifest, ShardVersion]:
+        """The version, with the segments that ``old`` has open. Raises `Corrupt` for a current version that lacks objects."""
+        opened = {view.ref.id: view.segment for view in old.version.segments} if old is not None else {}
+        while True:
+            try:
+                manifest = await self._manifest(info)
+                return manifest, await open_shard(manifest, self.target.shard, self.services.blocks, opened)
+            except NotFound as error:  # not a collection that is gone, as it would look to a caller
+                current = await self.services.catalog.get_version(self.target.collection_id)
+                if current.version == info.version:
+                    raise Corrupt(f"version {info.version} of {self.target} lacks an object: {error}") from error
+                info = current  # replaced and swept away while it was loading
 
     async def _manifest(self, info: VersionInfo) -> Manifest:
         if info.version == 0:

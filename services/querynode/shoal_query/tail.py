@@ -22,7 +22,7 @@ from shoal_core.materialize import fold, join_operations
 from shoal_core.records import CREATED_OFFSET, ID, concat_rows, decode_batch
 from shoal_index.segment import Pieces
 from shoal_index.vector.engine import Mask, Rows
-from shoal_index.version import ShardVersion
+from shoal_index.version import Located, ShardVersion
 
 _FOREVER = np.uint64(2**64 - 1)
 _REMOVED = -2  # an id that the tail removed: it hides the segments' row
@@ -178,12 +178,15 @@ class Overlay:
         replaced = mine[changed]
         start = self._created.count
         live = np.flatnonzero(folded.changed & folded.live)
+        unhidden = changed[replaced == _UNKNOWN]
+        located = self.version.locate(folded.ids.take(pa.array(unhidden))) if len(unhidden) else None
+        self._append(folded.rows, to_offset)  # what can fail comes before the first change: a fold may be tried again
         self._valid_to.view()[replaced[replaced >= 0]] = to_offset
-        self._append(folded.rows, to_offset)
         number = np.full(len(names), _REMOVED, dtype=np.int64)
         number[live] = np.arange(start, start + len(live))
         self._latest.update(zip(map(names.__getitem__, changed.tolist()), number[changed].tolist(), strict=True))
-        self._hide(folded.ids, changed[replaced == _UNKNOWN], to_offset)
+        if located is not None:
+            self._hide(located, to_offset)
 
     def _base_rows(self, ids: pa.Array, mine: Rows, to_offset: int) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         """The rows of ids before the fold: the overlay's own, else the segments'."""
@@ -201,19 +204,17 @@ class Overlay:
     def _append(self, rows: pa.Table, to_offset: int) -> None:
         if rows.num_rows == 0:
             return
+        tables = [*self._tables, rows]
+        while len(tables) > 1 and tables[-1].num_rows * 2 > tables[-2].num_rows:
+            last = tables.pop()  # sizes halve from piece to piece, so there are few and each row moves seldom
+            tables[-1] = concat_rows([tables[-1], last]).combine_chunks()
+        self._tables = tables
         count = rows.num_rows
         self._valid_from.extend(np.full(count, to_offset, dtype=np.uint64))
         self._valid_to.extend(np.full(count, _FOREVER, dtype=np.uint64))
         self._created.extend(rows.column(CREATED_OFFSET).to_numpy())
-        self._tables.append(rows)
-        while len(self._tables) > 1 and self._tables[-1].num_rows * 2 > self._tables[-2].num_rows:
-            last = self._tables.pop()  # sizes halve from piece to piece, so there are few and each row moves seldom
-            self._tables[-1] = concat_rows([self._tables[-1], last]).combine_chunks()
 
-    def _hide(self, ids: pa.Array, changed: Rows, to_offset: int) -> None:
-        if len(changed) == 0:
-            return
-        located = self.version.locate(ids.take(pa.array(changed)))
+    def _hide(self, located: Located, to_offset: int) -> None:
         for segment in np.unique(located.segment[located.segment >= 0]).tolist():
             rows = located.row[located.segment == segment].astype(np.uint64)
             known, since = self._hidden.setdefault(segment, (_Growing(np.uint64), _Growing(np.uint64)))

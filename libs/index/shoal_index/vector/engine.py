@@ -45,6 +45,10 @@ class VectorSource(Protocol):
         """All vectors, as (n_i, dim) float32 pieces in row order, without copying."""
         ...
 
+    def squares(self) -> list[npt.NDArray[np.float32]]:
+        """Per chunk the (n_i,) squared lengths of its vectors."""
+        ...
+
     def gather(self, rows: Rows) -> Vectors:
         """(len(rows), dim) float32 copy of the rows named."""
         ...

@@ -51,8 +51,17 @@ class _Gathered:
     def chunks(self) -> list[Vectors]:
         return [self._vectors]
 
+    def squares(self) -> list[npt.NDArray[np.float32]]:
+        return [squared_lengths(self._vectors)]
+
     def gather(self, rows: Rows) -> Vectors:
         return self._vectors[rows]
+
+
+def squared_lengths(vectors: Vectors) -> npt.NDArray[np.float32]:
+    """(n,) float32 squared Euclidean lengths of (n, dim) vectors."""
+    squares: npt.NDArray[np.float32] = np.einsum("ij,ij->i", vectors, vectors)
+    return squares
 
 
 def _search(
@@ -96,10 +105,9 @@ def _scores(source: VectorSource, space: str, queries: Vectors) -> tuple[Vectors
     scores = np.empty((len(queries), source.count), dtype=np.float32)
     largest = 0.0
     start = 0
-    for chunk in source.chunks():
+    for chunk, squares in zip(source.chunks(), source.squares(), strict=True):
         part = scores[:, start : start + len(chunk)]
         np.matmul(queries, chunk.T, out=part)
-        squares = np.einsum("ij,ij->i", chunk, chunk)
         largest = max(largest, float(squares.max(initial=0.0)))
         if space == "l2":
             part *= -2.0

@@ -390,12 +390,4 @@ def _read_pid(status_fd: int) -> int:
 
 
 def _is_alive(pid: int) -> bool:
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return pid > 0 and Path(f"/proc/{pid}").exists()

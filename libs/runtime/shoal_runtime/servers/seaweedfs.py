@@ -16,6 +16,8 @@ trace of its system calls: the volume file and the SQLite log are fsynced before
 multipart objects too; volume compaction syncs its files and their directory.) Weaker: a volume whose last,
 unacknowledged write was torn by the power cut may serve reads only from then on; new writes go to other volumes.
 
+**Conditional puts** of one key are atomic, but racing ones wait for each other in steps of a second.
+
 **Who can reach it.** S3 requests need the generated key. The ports of master, volume and filer answer every local user of
 this machine: this server is for one machine that its user trusts.
 """
@@ -148,7 +150,7 @@ class SeaweedServer:
     async def create_bucket(self, name: str) -> None:
         """Create bucket ``name`` (3 to 63 of ``[a-z0-9.-]``); one that exists is success."""
         status, body = await self._filer("POST", f"/buckets/{urllib.parse.quote(name)}/")
-        if status not in (200, 201):
+        if status not in (200, 201, 409):  # 409: it exists
             raise Unavailable(f"SeaweedFS refused to create bucket {name}: {status} {body[:200]!r}")
 
     async def delete_bucket(self, name: str) -> None:

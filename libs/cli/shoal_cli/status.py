@@ -1,0 +1,41 @@
+"""``shoal status``: members, collections with a backlog, limits."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from shoal import aio
+
+
+async def show(address: str, *, as_json: bool) -> None:
+    """Ask a frontend and print."""
+    async with await aio.connect(address, timeout_ms=10_000) as client:
+        status = await client.status()
+    if as_json:
+        print(json.dumps(status, indent=2, sort_keys=True))
+        return
+    console = Console()
+    if not status["registry"]["connected"]:
+        console.print("[yellow]The registry cannot be reached: this is the last known view.[/]")
+    members = Table("role", "member", "address", title="Members", title_justify="left")
+    for role, found in sorted(status["members"].items()):
+        for member in found:
+            members.add_row(role, member["id"], member["address"])
+    console.print(members)
+    backlog = Table(
+        "collection", "records to compact", "bytes", "oldest", "version", title="Backlog", title_justify="left"
+    )
+    for item in status["backlog"]:
+        waiting = item["head_offset"] - item["compacted_offset"]
+        name = f"{item['tenant']}/{item['database']}/{item['collection']}"
+        backlog.add_row(
+            name,
+            f"{waiting:,}",
+            f"{item['uncompacted_bytes']:,}",
+            f"{item['age_ms'] / 1000:.1f} s",
+            str(item["version"]),
+        )
+    console.print(backlog if status["backlog"] else "No collection waits for compaction.")

@@ -1,0 +1,64 @@
+"""Shoal's Python SDK.
+
+    import numpy as np
+    import shoal
+
+    with shoal.connect("localhost:8000") as client:             # or "host1:8000,host2:8000", or path="./data"
+        films = client.get_or_create_collection("films", space="cosine")
+
+        films.add(
+            ids=["jaws", "nemo"],
+            documents=["A great white shark terrorises a town.", "A clownfish looks for his son."],
+            metadatas=[{"year": 1975}, {"year": 2003}],
+        )                                                        # embedded in the client by all-MiniLM-L6-v2
+        print(films.query(query_texts="a lost fish", n_results=1, where={"year": {"$gte": 2000}}))
+
+        vectors = np.random.default_rng(0).random((10_000, 384), dtype=np.float32)
+        written = films.upsert(ids=[f"r{i}" for i in range(10_000)], embeddings=vectors, metadatas={"n": np.arange(10_000)})
+        films.get(limit=3, consistency=shoal.session(written))   # sees at least that write
+        films.load(parquet_table, in_flight=8)                   # a large Arrow table, in batches
+        films.wait_until_indexed()
+
+Writes are atomic batches and are retried with one idempotency key; reads are strong unless ``consistency`` says otherwise.
+Errors form one tree, `shoal.errors`; each names the field at fault and what to do. `shoal.aio` is the same for async code.
+"""
+
+from shoal import aio, embedding
+from shoal._connect import EmbeddedSystem
+from shoal._consistency import INDEX_ONLY, Session, as_of, bounded, session
+from shoal._results import GetResult, LoadResult, QueryResult, Record
+from shoal.aio import AsyncClient, AsyncCollection
+from shoal.client import Client, connect
+from shoal.collection import Collection
+from shoal_core import errors
+from shoal_core.consistency import STRONG, Consistency, ServedAt, VersionToken
+from shoal_core.contracts import IndexingStatus, WriteResult
+from shoal_core.limits import Limits
+
+__all__ = [
+    "INDEX_ONLY",
+    "STRONG",
+    "AsyncClient",
+    "AsyncCollection",
+    "Client",
+    "Collection",
+    "Consistency",
+    "EmbeddedSystem",
+    "GetResult",
+    "IndexingStatus",
+    "Limits",
+    "LoadResult",
+    "QueryResult",
+    "Record",
+    "ServedAt",
+    "Session",
+    "VersionToken",
+    "WriteResult",
+    "aio",
+    "as_of",
+    "bounded",
+    "connect",
+    "embedding",
+    "errors",
+    "session",
+]
