@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from shoal_core.errors import Internal, NotFound, ShoalError, Unavailable
 from shoal_log.decide import LogState
 from shoal_log.settings import LogCounters
-from shoal_log.store import LogStore
+from shoal_log.store import LogStore, timed_out
 
 W = TypeVar("W")
 
@@ -121,8 +121,8 @@ class SharedReadIndex:
                         return {}
                     self._counters.read_index_statements += 1
                     return await reader.states(list(statement.waiters))
-            except Unavailable:
-                if not tries_left:
+            except Unavailable as error:
+                if not tries_left or timed_out(error):
                     raise
         return {}
 

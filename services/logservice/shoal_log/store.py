@@ -99,6 +99,11 @@ _NEXT = """SELECT h.trim_floor, e.first_offset, e.end_offset FROM log_head h
     WHERE h.collection_id = $1::uuid"""
 
 
+def timed_out(error: Unavailable) -> bool:
+    """Whether the database was silent, not gone: another try would only wait as long again."""
+    return isinstance(error.__cause__, TimeoutError)
+
+
 class NoPartition(Exception):
     """No partition of ``log_entry`` takes the present time; nothing was written. Make it and try again."""
 
@@ -291,8 +296,8 @@ class LogStore:
             try:
                 async with self._reading() as connection:
                     return await connection.fetch(statement, *arguments)
-            except Unavailable:
-                if not tries_left:
+            except Unavailable as error:
+                if not tries_left or timed_out(error):
                     raise
         return []
 

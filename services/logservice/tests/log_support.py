@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
@@ -21,11 +22,11 @@ from shoal_core.hashing import hash_ids
 from shoal_core.ports import ObjectStore
 from shoal_core.records import EMBEDDING, ID, OP, decode_batch, embedding_array, encode_batch
 from shoal_log import LogService, LogSettings
-from shoal_log.decide import Append, LogState
 from shoal_log.batches import Batch, checksum_of
+from shoal_log.decide import Append, LogState
 from shoal_testing.memory_objects import MemoryObjectStore
 
-_SCHEMA = Path(__file__).parents[2] / "sysdb" / "shoal_sysdb" / "migrations" / "0001_initial.sql"
+_MIGRATIONS = Path(__file__).parents[2] / "sysdb" / "shoal_sysdb" / "migrations"
 TENANT = "tenant"
 
 
@@ -84,28 +85,25 @@ class World:
     """One database, and what was started over it."""
 
     dsn: str
-    admin: asyncpg.Connection[Any]
     sql: asyncpg.Pool[Any]
     objects: MemoryObjectStore = field(default_factory=MemoryObjectStore)
     nodes: list[LogService] = field(default_factory=list)
 
     @classmethod
-    async def create(cls, server: str) -> World:
-        name = f"log_{uuid4().hex}"
-        admin = await asyncpg.connect(f"{server}/postgres")
-        await admin.execute(f"CREATE DATABASE {name}")
-        sql = await asyncpg.create_pool(f"{server}/{name}", min_size=1, max_size=8)
-        await sql.execute(_SCHEMA.read_text())
-        await sql.execute(f"INSERT INTO tenant (name) VALUES ('{TENANT}')")
-        await sql.execute(f"INSERT INTO database (id, tenant, name) VALUES (gen_random_uuid(), '{TENANT}', 'db')")
-        return cls(f"{server}/{name}", admin, sql)
+    async def create(cls, dsn: str) -> World:
+        """Over an empty database."""
+        sql = await asyncpg.create_pool(dsn, min_size=1, max_size=8)
+        for migration in sorted(_MIGRATIONS.glob("*.sql")):
+            await sql.execute(migration.read_text())
+        await sql.execute("INSERT INTO tenant (name) VALUES ($1)", TENANT)
+        await sql.execute("INSERT INTO database (id, tenant, name) VALUES (gen_random_uuid(), $1, 'db')", TENANT)
+        return cls(dsn, sql)
 
     async def close(self) -> None:
+        """Stop what was started."""
         for node in self.nodes:
             await node.close()
         await self.sql.close()
-        await self.admin.execute(f"DROP DATABASE {self.dsn.rpartition('/')[2]} WITH (FORCE)")
-        await self.admin.close()
 
     async def node(
         self,
@@ -129,8 +127,11 @@ class World:
         await self.sql.execute(
             """INSERT INTO collection (id, database_id, tenant, database_name, name, incarnation, dimension, space, shards,
                 configuration)
-            SELECT $1::uuid, id, tenant, name, $2, gen_random_uuid(), $3, 'l2', 1, '{}' FROM database WHERE tenant = 'tenant'""",
-            collection_id, collection_id, dimension,
+            SELECT $1::uuid, id, tenant, name, $2, gen_random_uuid(), $3, 'l2', 1, '{}' FROM database WHERE tenant = $4""",
+            collection_id,
+            collection_id,
+            dimension,
+            TENANT,
         )
         await self.sql.execute("INSERT INTO log_head (collection_id) VALUES ($1::uuid)", collection_id)
         return collection_id
@@ -147,11 +148,15 @@ class World:
             offset = head if offset is None else offset
             size = await connection.fetchval(
                 "SELECT total_bytes FROM log_entry WHERE collection_id = $1::uuid AND end_offset = $2",
-                collection_id, offset,
+                collection_id,
+                offset,
             )
             await connection.execute(
                 "INSERT INTO collection_version VALUES ($1::uuid, $2, 'm', $3, $4)",
-                collection_id, version + 1, offset, size or 0,
+                collection_id,
+                version + 1,
+                offset,
+                size or 0,
             )
             await connection.execute(
                 "UPDATE collection SET version = $2 WHERE id = $1::uuid", collection_id, version + 1
@@ -160,7 +165,8 @@ class World:
                 """UPDATE log_head SET uncompacted_since = (SELECT committed_at FROM log_entry
                     WHERE collection_id = $1::uuid AND end_offset > $2 ORDER BY end_offset LIMIT 1)
                 WHERE collection_id = $1::uuid""",
-                collection_id, offset,
+                collection_id,
+                offset,
             )
         return version + 1, offset
 
@@ -178,9 +184,7 @@ class World:
     async def deadlocks(self) -> int:
         """That the server resolved in this database."""
         await self.sql.execute("SELECT pg_stat_clear_snapshot()")
-        return int(
-            await self.sql.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-        )
+        return int(await self.sql.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"))
 
     @asynccontextmanager
     async def holding(self, collection_id: str) -> AsyncIterator[None]:
@@ -258,12 +262,12 @@ class Wire:
     Attributes:
         cut_on: bytes of a request at which the next connection that sends them is cut; empty for never.
         deliver: whether that request still reaches the server.
+        cuts: how often that happened.
+        refuse: accept no connections.
     """
 
     def __init__(self, dsn: str) -> None:
-        address, _, self._database = dsn.partition("@")[2].partition("/")
-        host, _, port = address.partition(":")
-        self._target = (host, int(port))
+        self._url = urlsplit(dsn)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.cut_on = b""
@@ -273,9 +277,11 @@ class Wire:
 
     @property
     def dsn(self) -> str:
+        """Of the database, through here."""
         assert self._server is not None
         port = self._server.sockets[0].getsockname()[1]
-        return f"postgresql://postgres@127.0.0.1:{port}/{self._database}"
+        user = f"{self._url.username}:{self._url.password}" if self._url.password else self._url.username
+        return self._url._replace(netloc=f"{user}@127.0.0.1:{port}").geturl()
 
     async def __aenter__(self) -> Wire:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -297,7 +303,7 @@ class Wire:
         if self.refuse:
             writer.transport.abort()
             return
-        there_reader, there_writer = await asyncio.open_connection(*self._target)
+        there_reader, there_writer = await asyncio.open_connection(self._url.hostname, self._url.port)
         try:
             async with asyncio.TaskGroup() as group:
                 answers = group.create_task(_relay(there_reader, writer))

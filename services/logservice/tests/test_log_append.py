@@ -236,9 +236,7 @@ async def test_bad_input_is_refused_before_it_can_hurt_its_group(world: World) -
         await (await world.node(settings_of(payload_size_bytes=500))).append(request_of(collection, ["a"] * 50))
 
 
-async def test_one_item_that_the_database_refuses_fails_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_item_that_the_database_refuses_fails_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shoal_log.log._check_text", lambda *_: None)
     node = await world.node()
     collection = await world.collection()
@@ -327,9 +325,7 @@ async def test_a_read_offset_below_the_trim_floor_is_a_stale_read(world: World) 
     for i in range(3):
         await node.append(request_of(collection, [f"{i}"]))
     await world.sql.execute("UPDATE log_head SET trim_floor = 2")
-    assert isinstance(
-        await outcome_of(node, request_of(collection, ["y"], condition=Condition(1, ("z",)))), StaleRead
-    )
+    assert isinstance(await outcome_of(node, request_of(collection, ["y"], condition=Condition(1, ("z",)))), StaleRead)
     assert isinstance(
         await outcome_of(node, request_of(collection, ["y"], condition=Condition(2, ("z",)))), AppendResult
     )

@@ -64,7 +64,9 @@ def test_a_batch_and_what_the_log_knows_of_it() -> None:
         columns(**{"m:nothing:n": pa.array([1, 2])}),
         columns(**{"m:int": pa.array([1, 2])}),
         encode_batch(
-            pa.RecordBatch.from_arrays([pa.array([0], pa.uint8()), pa.array(["a"]), pa.array(["b"])], ["op", "id", "id"])
+            pa.RecordBatch.from_arrays(
+                [pa.array([0], pa.uint8()), pa.array(["a"]), pa.array(["b"])], ["op", "id", "id"]
+            )
         ),
         encode_batch(pa.record_batch({"op": pa.array([], pa.uint8()), "id": pa.array([], pa.string())})),
         payload_of([str(number) for number in range(LIMITS.batch_records + 1)]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -21,6 +22,7 @@ from shoal_core.errors import (
 )
 from shoal_log import AppendSettings, LogService, LogSettings
 from shoal_storage.postgres import LockBusy, database_errors, open_pool, transaction
+from shoal_testing.processes import postgres_server
 
 pytestmark = pytest.mark.integration
 
@@ -161,32 +163,29 @@ async def test_a_database_that_is_away_is_unavailable_and_comes_back(world: Worl
     assert (await node.read_index(collection, 1)).head_offset == 1
 
 
-async def test_a_cancelled_wait_for_the_standby_is_unknown_and_never_an_acknowledgement(world: World) -> None:
+async def test_a_cancelled_wait_for_the_standby_is_unknown_and_never_an_acknowledgement(tmp_path: Path) -> None:
     """The server then answers COMMIT with success and a warning."""
-    node = await world.node(settings_of(attempts=2))
-    collection = await world.collection()
-    try:
-        await world.admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-        await world.admin.execute("SELECT pg_reload_conf()")
-        task = asyncio.create_task(outcome_of(node, request_of(collection, ["a"], key="k")))
-        plain = asyncio.create_task(outcome_of(node, request_of(collection, ["b"])))
+    async with postgres_server(tmp_path) as server:
+        world = await World.create(server.dsn)
+        node = await world.node(settings_of(attempts=2))
+        collection = await world.collection()
+        await world.sql.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        await world.sql.execute("SELECT pg_reload_conf()")
+        requests = [request_of(collection, ["a"], key="k"), request_of(collection, ["b"])]
+        tasks = [asyncio.create_task(outcome_of(node, request)) for request in requests]
         for _ in range(2):  # the append, and the try that finds its key: it may not be acknowledged either
             await eventually(lambda: waits_for_standby(world))
-            await world.admin.execute(
-                """SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'
-                AND application_name = 'shoal-log-append'"""
-            )
+            await world.sql.fetch("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
             await eventually(lambda: settled(world))
-        assert isinstance(await plain, OutcomeUnknown)
-        assert isinstance(await task, OutcomeUnknown)
-    finally:
-        await world.admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
-        await world.admin.execute("SELECT pg_reload_conf()")
-    assert (await node.append(request_of(collection, ["a"], key="k"))).replayed
+        assert [type(await task) for task in tasks] == [OutcomeUnknown, OutcomeUnknown]
+        await world.sql.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        await world.sql.execute("SELECT pg_reload_conf()")
+        assert (await node.append(requests[0])).replayed
+        await world.close()
 
 
 async def waits_for_standby(world: World) -> bool:
-    return bool(await world.admin.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"))
+    return await world.count("pg_stat_activity", "wait_event = 'SyncRep'") > 0
 
 
 async def settled(world: World) -> bool:
@@ -197,16 +196,20 @@ async def test_a_node_that_freezes_in_a_transaction_loses_its_locks(world: World
     settings = replace(settings_of(), idle_transaction_timeout_ms=100)
     node, other = await world.node(settings), await world.node(settings_of(lock_timeout_ms=5_000))
     collection = await world.collection()
-    with pytest.raises(Unavailable):
+
+    async def freeze() -> None:
         async with node._store.appending() as frozen:
             await frozen.lock([collection])
             assert (await other.append(request_of(collection, ["a"]))).first_offset == 1
             await frozen.lock([collection])
 
+    with pytest.raises(Unavailable):
+        await freeze()
+
 
 async def test_a_server_that_acknowledges_before_it_is_durable_is_refused(world: World) -> None:
     name = world.dsn.rpartition("/")[2]
-    await world.admin.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    await world.sql.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
     with pytest.raises(FailedPrecondition, match="synchronous_commit"):
         await world.node()
 
@@ -216,16 +219,19 @@ async def test_a_server_that_acknowledges_before_it_is_durable_is_refused(world:
 
 async def test_transactions_roll_back_and_connections_are_reused(world: World) -> None:
     pool = await open_pool(world.dsn, application_name="test", max_size=1)
-    with pytest.raises(KeyError):
+
+    async def insert_and_raise(error: BaseException) -> None:
         async with transaction(pool) as connection:
             await connection.execute("INSERT INTO tenant (name) VALUES ('x')")
-            raise KeyError
+            raise error
+
+    with pytest.raises(KeyError):
+        await insert_and_raise(KeyError())
     async with transaction(pool) as connection:
         pid = connection.get_server_pid()
         assert await connection.fetchval("SELECT count(*) FROM tenant WHERE name = 'x'") == 0
     with pytest.raises(asyncio.CancelledError):
-        async with transaction(pool):
-            raise asyncio.CancelledError
+        await insert_and_raise(asyncio.CancelledError())
     async with transaction(pool) as connection:
         assert connection.get_server_pid() != pid
     await pool.close()
@@ -233,10 +239,14 @@ async def test_transactions_roll_back_and_connections_are_reused(world: World) -
 
 async def test_a_commit_of_a_failed_transaction_is_no_success(world: World) -> None:
     pool = await open_pool(world.dsn, application_name="test", max_size=1)
-    with pytest.raises(Unavailable, match="rolled"):
+
+    async def go_on_after_an_error() -> None:
         async with transaction(pool) as connection:
             with pytest.raises(asyncpg.UndefinedTableError):
                 await connection.execute("SELECT FROM nothing_here")
+
+    with pytest.raises(Unavailable, match="rolled"):
+        await go_on_after_an_error()
     await pool.close()
 
 
@@ -275,6 +285,6 @@ def test_every_way_of_losing_a_server_is_unavailable(error: Exception) -> None:
 
 async def test_a_server_that_is_not_there(world: World) -> None:
     with pytest.raises(Unavailable):
-        await open_pool("postgresql://postgres@127.0.0.1:1/x", application_name="test")
+        await open_pool("postgresql://nobody@127.0.0.1:1/x", application_name="test")
     with pytest.raises(FailedPrecondition):
         await open_pool(world.dsn + "_not", application_name="test")

@@ -182,8 +182,8 @@ async def test_a_whole_entry_is_passed_on_as_it_was_written(world: World) -> Non
     collection = await world.collection()
     request = request_of(collection, ["a", "b"], dimension=3)
     await node.append(request)
-    warm_entry, = await whole_tail(node, collection)
-    cold_entry, = await whole_tail(cold, collection)
+    (warm_entry,) = await whole_tail(node, collection)
+    (cold_entry,) = await whole_tail(cold, collection)
     assert warm_entry.payload is request.payload
     assert cold_entry.payload.equals(request.payload)
     assert warm_entry.offsets is None

@@ -148,8 +148,7 @@ class Shard:
         """Bring the raw tail up to ``offset``, the end of a batch that is known to be committed."""
         while (view := await self.loaded()).raw.through < offset:
             before = view.raw.through
-            await self._fetch_next(offset)
-            if self.view is view and view.raw.through == before:
+            if await self._fetch_next(offset) is not None and view.raw.through == before:
                 raise SnapshotGone(f"the log does not reach offset {offset}; take a new snapshot")
 
     async def close(self) -> None:
@@ -160,25 +159,27 @@ class Shard:
 
     async def _catch_up(self) -> Head:
         started_at = self.services.clock.monotonic()
-        head = (await self._fetch_next(0)).head
+        while (tail := await self._fetch_next(0)) is None:
+            pass
+        head = tail.head
         while (await self.loaded()).raw.through < head.head_offset:
             await self._fetch_next(head.head_offset)  # the rest of a long tail, or all of it if a new version took over
         self.caught_up_at = started_at
         self._notice(head)
         return head
 
-    async def _fetch_next(self, up_to: int) -> Tail:
-        """Fetch what follows the newest view's raw tail. Where the log was trimmed beyond it, load the version that allowed that."""
-        while True:
-            view = await self.loaded()
-            try:
-                return await self._fetch(view.raw, up_to)
-            except OffsetExpired:
-                for _ in range(2):  # a load under way may have asked too early
-                    if self.view is view:
-                        await self._load_shared()
+    async def _fetch_next(self, up_to: int) -> Tail | None:
+        """Fetch what follows the newest view's raw tail; None where the log was trimmed beyond it and a newer version loaded."""
+        view = await self.loaded()
+        try:
+            return await self._fetch(view.raw, up_to)
+        except OffsetExpired:
+            for _ in range(2):  # a load under way may have asked too early
                 if self.view is view:
-                    raise
+                    await self._load_shared()
+            if self.view is view:
+                raise
+            return None
 
     async def _fetch(self, raw: RawTail, up_to: int) -> Tail:
         target = self.target

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from shoal_compactor.compactor import CompactorSettings
 from shoal_compactor.flush import FlushSettings
 from shoal_compactor.policy import MergePolicy
-
-from shoal_core.consistency import STRONG
-from shoal_core.contracts import AppendRequest, TailEntry, TailRequest
+from shoal_core.contracts import AppendRequest, TailEntry, TailRequest, shard_range
 from shoal_core.errors import Corrupt
+from shoal_core.hashing import hash_ids, shard_of
 from shoal_core.records import concat_rows, encode_batch
 from shoal_index.segment import Pieces
 from shoal_index.version import ShardVersion, open_shard
@@ -33,7 +33,7 @@ from shoal_testing.schedules import threads_inline
 from shoal_testing.strategies import QUICK, Op, from_row_table, to_operation_batch
 
 DIMENSION = 2
-assert STRONG is not None
+SOME = settings(QUICK, max_examples=80)
 
 
 def entry(first: int, end: int, size: int = 10) -> TailEntry:
@@ -118,7 +118,7 @@ async def _make(compacted: Sequence[Sequence[Op]], tail: Sequence[Sequence[Op]],
     ref = await system.create(shards=shards)
     collection = await system.catalog.get_collection_by_id(ref.id)
     oracle = OracleCollection("l2", DIMENSION)
-    states = {0: {}}
+    states: dict[int, dict[str, Any]] = {0: {}}
     for number, batch in enumerate([*compacted, *tail]):
         payload = encode_batch(to_operation_batch(batch, DIMENSION))
         await system.log.append(AppendRequest(ref.id, collection.epoch, collection.tenant, payload))
@@ -132,15 +132,9 @@ async def _make(compacted: Sequence[Sequence[Op]], tail: Sequence[Sequence[Op]],
     if info.version:
         manifest = decode_manifest(await system.objects.get(info.manifest_key))
     version = await open_shard(manifest, shard, system.blocks, {})
-    target = strategies_range(shard, shards)
-    answer = await system.log.read_tail(TailRequest(ref.id, 0, info.compacted_offset, 0, target))
+    request = TailRequest(ref.id, 0, info.compacted_offset, 0, shard_range(shard, shards))
+    answer = await system.log.read_tail(request)
     return Log(version, answer.entries, states)
-
-
-def strategies_range(shard: int, shards: int) -> Any:
-    from shoal_core.contracts import shard_range
-
-    return shard_range(shard, shards)
 
 
 def make(compacted: Sequence[Sequence[Op]], tail: Sequence[Sequence[Op]], shard: int = 0, shards: int = 1) -> Log:
@@ -179,7 +173,7 @@ def assert_state(log: Log, frozen: Frozen, offset: int, owned: set[str] | None =
 batches = st.lists(strategies.operations(DIMENSION), max_size=6)
 
 
-@QUICK
+@SOME
 @given(compacted=st.lists(strategies.operations(DIMENSION), max_size=3), tail=batches, data=st.data())
 def test_every_boundary_is_the_state_of_its_offset(compacted: Any, tail: Any, data: st.DataObject) -> None:
     log = make(compacted, tail)
@@ -198,11 +192,9 @@ def test_every_boundary_is_the_state_of_its_offset(compacted: Any, tail: Any, da
     assert [offset for offset in log.states if overlay.serves(offset)] == list(pictures)
 
 
-@QUICK
+@SOME
 @given(compacted=st.lists(strategies.operations(DIMENSION), max_size=2), tail=batches, shard=st.integers(0, 2))
 def test_a_shard_sees_its_ids_only(compacted: Any, tail: Any, shard: int) -> None:
-    from shoal_core.hashing import hash_ids, shard_of
-
     log = make(compacted, tail, shard, 3)
     overlay = Overlay(log.version)
     names = sorted({op[1] for batch in [*compacted, *tail] for op in batch})
@@ -228,7 +220,7 @@ def _churn(seed: int, batches: int) -> list[list[Op]]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_old_pictures_stay_right_through_growth(seed: int) -> None:
-    churn = _churn(seed, 160)
+    churn = _churn(seed, 220)
     log = make([[op for batch in churn[:4] for op in batch], churn[4]], churn[5:])
     chance = random.Random(seed)
     overlay = Overlay(log.version)
