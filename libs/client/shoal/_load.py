@@ -18,7 +18,7 @@ from shoal_core.records import Operation
 LoadOperation: TypeAlias = Literal["add", "upsert", "update"]
 Batch: TypeAlias = pa.Table | pa.RecordBatch | Mapping[str, Any]
 Source: TypeAlias = pa.Table | pa.RecordBatch | pa.RecordBatchReader | Iterable[Batch]
-Progress: TypeAlias = Callable[[int, int | None], None]
+Progress: TypeAlias = Callable[[int, int | None], object]
 
 _COLUMNS = frozenset({"ids", "embeddings", "documents", "metadatas", "uris"})
 _END = object()

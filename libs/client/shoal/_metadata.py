@@ -21,6 +21,7 @@ Place = Callable[[int], str]
 
 _SPARSE_KEYS = frozenset({"indices", "values"})
 _SPARSE_MARK = "#type"
+_EMPTY = "a list is empty; leave the key out instead"
 _LIST_KINDS = {
     Kind.INT: Kind.INTS,
     Kind.FLOAT: Kind.FLOATS,
@@ -244,12 +245,13 @@ def _compound_kind(value: Any, place: str) -> Kind:
             f"{type(value).__name__} is no metadata value; use a string, number, bool or a list of one of these",
             field=place,
         )
+    if len(value) == 0:
+        raise InvalidArgument(_EMPTY, field=place)
     kinds = {_scalar_kind(cls) for cls in set(map(type, value))}
     if len(kinds) > 1 or None in kinds:
         names = ", ".join(sorted({cls.__name__ for cls in set(map(type, value))}))
         raise InvalidArgument(f"a list holds values of one type (string, int, float or bool), got {names}", field=place)
-    element = kinds.pop() if kinds else Kind.STRING
-    return _LIST_KINDS[element or Kind.STRING]
+    return _LIST_KINDS[kinds.pop() or Kind.STRING]
 
 
 def _to_arrow(kind: Kind, values: list[Any], to: pa.DataType, rows: Sequence[int], place: Place) -> pa.Array:
@@ -283,6 +285,7 @@ def _check_array(kind: Kind, array: pa.Array, place: Place, rows: Sequence[int])
     elif kind is Kind.SPARSE:
         _check_sparse(array, place, rows)
     elif pa.types.is_list(array.type):
+        _refuse(np.asarray(array.value_lengths().fill_null(1)) == 0, place, rows, _EMPTY)
         _check_elements(array, place, rows)
 
 

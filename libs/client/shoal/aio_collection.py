@@ -343,7 +343,7 @@ class AsyncCollection:
         return await self._caller.call(lambda api: api.indexing_status(self._ref))
 
     async def wait_until_indexed(
-        self, timeout_s: float = 60.0, on_progress: Callable[[IndexingStatus], None] | None = None
+        self, timeout_s: float = 60.0, on_progress: Callable[[IndexingStatus], object] | None = None
     ) -> IndexingStatus:
         """Return once everything written before the call is indexed. Raises `DeadlineExceeded`."""
         clock = self._caller.clock

@@ -296,7 +296,7 @@ class Collection:
         return self._run(lambda: self._collection.indexing_status())
 
     def wait_until_indexed(
-        self, timeout_s: float = 60.0, on_progress: Callable[[IndexingStatus], None] | None = None
+        self, timeout_s: float = 60.0, on_progress: Callable[[IndexingStatus], object] | None = None
     ) -> IndexingStatus:
         """Return once everything written before the call is indexed. Raises `DeadlineExceeded`.
 

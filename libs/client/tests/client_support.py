@@ -134,7 +134,9 @@ class FakeApi:
         return result
 
     async def get_database(self, tenant: str, name: str) -> Database:
-        result: Database = await self._do("get_database", lambda: Database(name, tenant, name), tenant=tenant, name=name)
+        result: Database = await self._do(
+            "get_database", lambda: Database(name, tenant, name), tenant=tenant, name=name
+        )
         return result
 
     async def list_databases(self, tenant: str, *, limit: int = 100, offset: int = 0) -> list[Database]:
@@ -267,7 +269,6 @@ class FakeApi:
         include: Include = IDS_ONLY,
         consistency: Consistency = STRONG,
         explain: bool = False,
-        encoded: bool = False,
     ) -> Answer:
         def work() -> Answer:
             stored = self._find(ref)
@@ -292,7 +293,6 @@ class FakeApi:
         ef: int = 0,
         exact: bool = False,
         explain: bool = False,
-        encoded: bool = False,
     ) -> Answer:
         def work() -> Answer:
             stored = self._find(ref)
@@ -311,6 +311,16 @@ class FakeApi:
         arguments = {"ids": ids, "where": where, "include": include, "consistency": consistency, "explain": explain}
         result: Answer = await self._do("query", work, vectors=vectors, k=k, ef=ef, exact=exact, **arguments)
         return result
+
+    async def get_encoded(self, ref: CollectionRef, **arguments: Any) -> Answer:
+        """For the gRPC face, which takes an answer as well as its bytes."""
+        return await self.get(ref, **arguments)
+
+    async def query_encoded(
+        self, ref: CollectionRef, vectors: npt.NDArray[np.float32], k: int, **arguments: Any
+    ) -> Answer:
+        """See `get_encoded`."""
+        return await self.query(ref, vectors, k, **arguments)
 
     async def count(
         self, ref: CollectionRef, *, where: Filter | None = None, consistency: Consistency = STRONG

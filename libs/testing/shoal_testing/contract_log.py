@@ -82,7 +82,10 @@ class LogContract:
             await stores.log.read_index(made.id, made.epoch)
         with pytest.raises(StaleEpoch):
             await stores.log.read_tail(_whole(made))
+        with pytest.raises(StaleEpoch):
+            await stores.append(replace(made, epoch=0), ["a"])
         assert _ids(await stores.log.read_tail(_whole(made, epoch=0))) == ["a"]
+        assert (await stores.log.read_index(made.id, 0)).epoch == renamed.epoch
         assert (await stores.append(renamed, ["b"])).first_offset == 2
 
     async def test_what_is_not_there_is_not_found(self, stores: Stores) -> None:

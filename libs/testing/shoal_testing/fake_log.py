@@ -56,7 +56,7 @@ class MemoryLog:
         return result
 
     async def read_index(self, collection_id: str, epoch: int) -> Head:
-        """See `Log.read_index`."""
+        """See `Log.read_index`. Epoch 0 is not checked."""
         self.before("read_index")
         state = self._catalog.state(collection_id)
         _check_epoch(state, epoch)
@@ -67,8 +67,7 @@ class MemoryLog:
         """See `Log.read_tail`."""
         self.before("read_tail")
         state = self._catalog.state(request.collection_id)
-        if request.epoch:
-            _check_epoch(state, request.epoch)
+        _check_epoch(state, request.epoch)
         up_to = request.up_to_offset or state.head_offset
         if request.after_offset < state.trim_floor:
             raise OffsetExpired(
@@ -115,7 +114,7 @@ class MemoryLog:
                 raise IdempotencyMismatch("the key was used before with another payload", field="idempotency_key")
             return AppendResult(VersionToken(made.id, made.incarnation, known[2]), known[1], replayed=True)
         self._catalog.state(request.collection_id)
-        _check_epoch(state, request.epoch)
+        _check_epoch(state, request.epoch, always=True)
         dimension = dimension_of(batch.schema)
         if dimension is not None and made.dimension is not None and dimension != made.dimension:
             raise DimensionMismatch(
@@ -145,8 +144,8 @@ class MemoryLog:
             raise BackPressure(f"{records} records of {waiting} bytes would wait for compaction", retry_after_ms=1000)
 
 
-def _check_epoch(state: CollectionState, epoch: int) -> None:
-    if epoch != state.collection.epoch:
+def _check_epoch(state: CollectionState, epoch: int, *, always: bool = False) -> None:
+    if epoch != state.collection.epoch and (epoch or always):
         raise StaleEpoch(f"epoch {epoch} is not {state.collection.epoch}; look the collection up again", field="epoch")
 
 

@@ -375,6 +375,22 @@ async def test_a_full_node_refuses_at_once_with_a_retry_hint(world: World) -> No
     assert isinstance(await outcome_of(node, request_of(collection, ["again"])), AppendResult)
 
 
+async def test_the_backlog_is_dated_from_the_oldest_append_that_is_not_compacted(world: World) -> None:
+    node = await world.node()
+    collection = await world.collection()
+    since = "SELECT uncompacted_since FROM log_head"
+    assert await world.sql.fetchval(since) is None
+    await node.append(request_of(collection, ["a"]))
+    first = await world.sql.fetchval(since)
+    assert first is not None
+    await node.append(request_of(collection, ["b"]))
+    assert await world.sql.fetchval(since) == first
+    await world.publish(collection)
+    assert await world.sql.fetchval(since) is None
+    await node.append(request_of(collection, ["c"]))
+    assert await world.sql.fetchval(since) > first
+
+
 # --- locks -----------------------------------------------------------------------------------------------------------
 
 

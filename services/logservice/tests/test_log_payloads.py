@@ -36,7 +36,7 @@ async def test_above_the_limit_a_payload_is_an_object(world: World) -> None:
     )
     (key,) = await keys_of(world)
     assert key.startswith(f"log/{collection}/")
-    row = await world.sql.fetchrow("SELECT * FROM log_entry WHERE object_key IS NOT NULL")
+    (row,) = await world.sql.fetch("SELECT * FROM log_entry WHERE object_key IS NOT NULL")
     assert row["object_key"] == key
     assert (row["payload"], row["size_bytes"]) == (None, large.size)
     assert len(row["id_hashes"]) == 8 * len(LARGE)

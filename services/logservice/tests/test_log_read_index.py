@@ -111,7 +111,7 @@ class Database:
 
 
 async def started(*awaitables: Awaitable[LogState]) -> list[asyncio.Future[LogState]]:
-    futures = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    futures: list[asyncio.Future[LogState]] = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     await asyncio.sleep(0)
     return futures
 

@@ -35,7 +35,6 @@ from shoal_query.execute import (
     search_segments,
     select_rows,
 )
-from shoal_query.rounds import seen
 from shoal_query.shard import Services, Shard, View
 
 ShardKey = tuple[str, int, int]
@@ -131,7 +130,6 @@ class Node:
         if request.snapshot_offset and before.offset > request.snapshot_offset:
             before = pinned = await self._pinned(shard, view, request.snapshot_offset)
         segments = asyncio.ensure_future(self.services.compute(lambda: search_segments(before, selection, search)))
-        segments.add_done_callback(seen)  # nobody looks at it when the snapshot fails
         try:
             snapshot = pinned or await self._snapshot_of(
                 shard, view, request.target, request.consistency, request.snapshot_offset
