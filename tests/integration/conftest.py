@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import pytest_asyncio
-from shoal_cli.local_cluster import ClusterPlan, LocalCluster
 
 from bench.datasets import wordnet384
+from shoal_cli.local_cluster import ClusterPlan, LocalCluster
 
 CACHE = Path(__file__).parents[2] / ".cache"
 

@@ -7,8 +7,8 @@ import asyncio
 import numpy as np
 import numpy.typing as npt
 import pytest
-from shoal_cli.local_cluster import LocalCluster
 
+from shoal_cli.local_cluster import LocalCluster, RoleProcess
 from tests.integration.workload import DIMENSION, Workload, all_present, connect, eventually, vector_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
@@ -22,7 +22,9 @@ async def test_recall_of_twenty_thousand(cluster: LocalCluster, glosses: npt.NDA
     ids = [str(number) for number in range(len(glosses))]
     for start in range(0, len(glosses), 1000):
         part = slice(start, start + 1000)
-        await collection.add(ids[part], embeddings=glosses[part], metadatas={"third": np.arange(start, start + 1000) % 3})
+        await collection.add(
+            ids[part], embeddings=glosses[part], metadatas={"third": np.arange(start, start + 1000) % 3}
+        )
     await collection.wait_until_indexed(timeout_s=120)
     assert await collection.count() == len(glosses)
     random = np.random.default_rng(3)
@@ -34,8 +36,10 @@ async def test_recall_of_twenty_thousand(cluster: LocalCluster, glosses: npt.NDA
     assert hits / truth.size >= 0.95
     assert found.explain is not None
     assert any(segment["strategy"] == "graph" for segment in found.explain["shards"][0]["segments"])
-    filtered = await collection.query(query_embeddings=queries[:20], n_results=K, where={"third": 1}, include=("metadatas",))
-    assert all(record["third"] == 1 for row in filtered.metadatas for record in row)
+    filtered = await collection.query(
+        query_embeddings=queries[:20], n_results=K, where={"third": 1}, include=("metadatas",)
+    )
+    assert all(record["third"] == 1 for row in filtered["metadatas"] for record in row)
     assert all(len(row) == K for row in filtered.ids)
     await client.close()
 
@@ -82,7 +86,9 @@ async def test_a_read_over_shards_sees_whole_batches(cluster: LocalCluster) -> N
         nonlocal reads
         while not stop.is_set():
             got = await reading.get(include=("metadatas",))
-            counts = np.bincount([record["batch"] for record in got.metadatas], minlength=1) if got.ids else np.zeros(1)
+            counts = (
+                np.bincount([record["batch"] for record in got["metadatas"]], minlength=1) if got.ids else np.zeros(1)
+            )
             if not np.isin(counts, (0, size)).all():
                 torn.append(f"get at {got.served_at}: {counts[-3:]}")
             count = await reading.count()
@@ -91,7 +97,7 @@ async def test_a_read_over_shards_sees_whole_batches(cluster: LocalCluster) -> N
             near = await reading.query(
                 query_embeddings=np.full((1, DIMENSION), 1e6, np.float32), n_results=size, include=("metadatas",)
             )
-            if len({record["batch"] for record in near.metadatas[0]}) > 1:
+            if len({record["batch"] for record in near["metadatas"][0]}) > 1:
                 torn.append(f"query at {near.served_at}")
             reads += 1
 
@@ -113,15 +119,7 @@ async def test_kill_one_of_each_kind(cluster: LocalCluster, role: str) -> None:
     running = asyncio.create_task(load.run())
     try:
         for number in range(2):
-            await eventually(lambda: len(load.acknowledged) >= 60 * (2 * number + 1), 60, "writes before the kill")
-            victim = cluster.find(f"{role}-{number}")
-            old = victim.pid
-            victim.kill()
-            before, reads = len(load.acknowledged), load.reads
-            await eventually(lambda: len(load.acknowledged) >= before + 30, 60, f"writes after the kill of {role}")
-            await eventually(lambda: load.reads >= reads + 10, 60, f"reads after the kill of {role}")
-            await eventually(lambda: victim.process.is_running and victim.pid != old, 60, f"{role} started again")
-            await cluster.wait_for_members()
+            await _kill_and_go_on(cluster, load, cluster.find(f"{role}-{number}"))
     finally:
         load.stopping = True
         await running
@@ -130,6 +128,19 @@ async def test_kill_one_of_each_kind(cluster: LocalCluster, role: str) -> None:
     assert [failure for failure in load.failures if "OutcomeUnknown" not in failure] == []
     await first.close()
     await second.close()
+
+
+async def _kill_and_go_on(cluster: LocalCluster, load: Workload, victim: RoleProcess) -> None:
+    """Kill under load; writes and reads must go on, and the process must come back into the registry."""
+    written = len(load.acknowledged)
+    await eventually(lambda: len(load.acknowledged) >= written + 60, 60, "writes before the kill")
+    old = victim.pid
+    victim.kill()
+    before, reads = len(load.acknowledged), load.reads
+    await eventually(lambda: len(load.acknowledged) >= before + 30, 60, f"writes after the kill of {victim.name}")
+    await eventually(lambda: load.reads >= reads + 10, 60, f"reads after the kill of {victim.name}")
+    await eventually(lambda: victim.process.is_running and victim.pid != old, 60, f"{victim.name} started again")
+    await cluster.wait_for_members()
 
 
 async def test_kill_everything(cluster: LocalCluster) -> None:

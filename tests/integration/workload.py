@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from shoal import errors
 from shoal.aio import AsyncClient, AsyncCollection
 

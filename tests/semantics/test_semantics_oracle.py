@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from shoal_compactor.compactor import CompactorSettings
 from shoal_compactor.flush import FlushSettings
 from shoal_compactor.policy import MergePolicy
@@ -123,7 +124,9 @@ async def _check(steps: list[Any], shards: int, space: str, where: Any, where_do
         )
         ids = near.rows.column("id").to_pylist()
         distances = near.rows.column("distance").to_pylist() if near.rows.num_rows else []
-        seen.append((got.rows.column("id").to_pylist(), count.count, page.rows.column("id").to_pylist(), ids, distances))
+        seen.append(
+            (got.rows.column("id").to_pylist(), count.count, page.rows.column("id").to_pylist(), ids, distances)
+        )
         expected = oracle.get(where=where, where_document=where_document)
         assert _comparable(from_row_table(got.rows)) == _comparable(list(expected))
         assert count.count == len(expected)
@@ -137,12 +140,18 @@ async def _check(steps: list[Any], shards: int, space: str, where: Any, where_do
 async def test_a_first_tour(shards: int) -> None:
     system = DirectSystem(settings=_small())
     ref = await system.create(shards=shards)
-    ops = [("add", f"id-{n}", [float(n), 0.0, 0.0], f"text {n}", None, {"n": n}) for n in range(50)]
+    ops: list[strategies.Op] = [
+        ("add", f"id-{n}", (float(n), 0.0, 0.0), f"text {n}", None, {"n": n}) for n in range(50)
+    ]
     await system.database.write(ref, to_operation_batch(ops, DIMENSION))
     await system.compact(ref)
     await system.database.write(ref, to_operation_batch([("delete", "id-7", None, None, None, None)], DIMENSION))
     near = await system.database.query(
-        ref, np.array([[7.1, 0, 0]], np.float32), 3, include=Include(distances=True, documents=True, metadatas=True), explain=True
+        ref,
+        np.array([[7.1, 0, 0]], np.float32),
+        3,
+        include=Include(distances=True, documents=True, metadatas=True),
+        explain=True,
     )
     assert near.rows.column("id").to_pylist() == ["id-8", "id-6", "id-9"]
     assert near.rows.column("document").to_pylist() == ["text 8", "text 6", "text 9"]

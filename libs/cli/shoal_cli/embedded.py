@@ -179,6 +179,6 @@ class EmbeddedSystem:
         background.start("compactor", self.compactor.run())
 
 
-def open_embedded(path: Path) -> EmbeddedSystem:
-    """The system over a data directory, not yet started: what ``shoal.connect(path=…)`` finds."""
-    return EmbeddedSystem(path)
+def open_embedded(path: Path, *, settings: EmbeddedSettings | None = None) -> EmbeddedSystem:
+    """The system over a data directory, not yet started: what ``shoal.connect(path=…, options={"settings": …})`` finds."""
+    return EmbeddedSystem(path, settings)

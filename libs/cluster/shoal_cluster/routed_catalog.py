@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shoal_cluster.routing import Router, is_transient, nothing_happened
 from shoal_core.contracts import (
     Backlog,
     Catalog,
@@ -15,8 +16,6 @@ from shoal_core.contracts import (
     PublishRequest,
     VersionInfo,
 )
-
-from shoal_cluster.routing import Router, is_transient, nothing_happened
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,43 @@ class PublishRequest:
     upload_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class ExpiredUpload:
+    """An upload intent under which nothing can be named any more. ``overdue_ms``: since when, by the database's clock."""
+
+    id: str
+    collection_id: str
+    overdue_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageRoots:
+    """What keeps the objects of a collection, all of one instant.
+
+    Attributes:
+        versions: the retained ones, ascending: the current one and those that were current within the retention. Version
+            0, which has no objects, is left out.
+        uploads: of the uploads asked for, those with an intent: their objects may yet be named.
+    """
+
+    versions: tuple[VersionInfo, ...]
+    uploads: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageCollection:
+    """A collection to sweep.
+
+    Attributes:
+        deleted: deleted for longer than the retention: nothing of it is needed.
+        overdue_ms: since when it has garbage, by the database's clock; 0 for one that is not known to have any.
+    """
+
+    collection_id: str
+    deleted: bool
+    overdue_ms: int
+
+
 class Catalog(Protocol):
     """sysdb: the catalog, versions and leases. Names are checked by the frontend; uniqueness is checked here."""
 
@@ -222,7 +259,57 @@ class Catalog(Protocol):
         ...
 
     async def get_version(self, collection_id: str, version: int | None = None) -> VersionInfo:
-        """One version, the current one by default. Raises `NotFound`."""
+        """One version, the current one by default. Raises `NotFound`.
+
+        An old one may be found though its objects are gone, once its retention is over.
+        """
+        ...
+
+    # Garbage collection. Every call may be repeated, and made by several sweepers at once.
+
+    async def expired_uploads(self, *, limit: int) -> list[ExpiredUpload]:
+        """Intents older than twice the age at which append and publish refuse them, oldest first.
+
+        None of them is being used by a transaction, and none ever will be: their objects are orphans.
+        """
+        ...
+
+    async def drop_uploads(self, upload_ids: Sequence[str]) -> None:
+        """Forget expired intents, once their objects are gone. Others are left."""
+        ...
+
+    async def collections_with_garbage(
+        self,
+        *,
+        after: str,
+        limit: int,
+        version_retention_ms: int,
+        deleted_retention_ms: int,
+        everything: bool = False,
+    ) -> list[GarbageCollection]:
+        """A page, in order of id from ``after`` (excluded; empty: from the start).
+
+        Collections with a version that was replaced longer ago than its retention, and those deleted longer ago than theirs;
+        with ``everything`` the other live ones too.
+        """
+        ...
+
+    async def garbage_roots(
+        self, collection_id: str, upload_ids: Sequence[str], *, version_retention_ms: int
+    ) -> GarbageRoots:
+        """What keeps the objects of a live collection. Raises `NotFound`, also when it was deleted."""
+        ...
+
+    async def drop_versions(self, collection_id: str, *, below: int, version_retention_ms: int) -> int:
+        """Forget versions below ``below`` that are not retained, once their objects are gone; how many went."""
+        ...
+
+    async def purge_collection(self, collection_id: str, *, deleted_retention_ms: int, limit: int) -> bool:
+        """Forget up to ``limit`` log entries of a deleted collection, and with the last of them all else that is known of it.
+
+        True when nothing is left. Its objects must be gone. Raises `FailedPrecondition` while the collection lives, or was
+        deleted within the retention.
+        """
         ...
 
 

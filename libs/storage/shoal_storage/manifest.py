@@ -13,7 +13,6 @@ from typing import Any
 
 from shoal_core.contracts import HashRange, shard_range
 from shoal_core.errors import Corrupt
-
 from shoal_storage.blocks import BlockRef
 
 FORMAT = 1

@@ -164,6 +164,14 @@ class LogContract:
         tail = await stores.log.read_tail(_whole(made))
         assert (tail.entries, tail.through_offset, tail.head.head_offset) == ((), 0, 0)
 
+    async def test_a_tail_begins_and_ends_at_ends_of_batches(self, stores: Stores) -> None:
+        made = await stores.create()
+        for ids in (["a", "b", "c"], ["d", "e"]):
+            await stores.append(made, ids)
+        for after, up_to in ((1, 0), (4, 0), (6, 0), (0, 2), (3, 4), (0, 6), (5, 3)):
+            with pytest.raises(InvalidArgument, match="_offset"):
+                await stores.log.read_tail(_whole(made, after_offset=after, up_to_offset=up_to))
+
     async def test_tails_are_cut_to_hash_ranges(self, stores: Stores) -> None:
         made = await stores.create(shards=3)
         batches = [[f"id{i}" for i in range(start, start + 7)] for start in range(0, 28, 7)] + [["solo"]]

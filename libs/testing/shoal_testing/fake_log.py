@@ -77,6 +77,8 @@ class MemoryLog:
         for name, offset in (("after_offset", request.after_offset), ("up_to_offset", up_to)):
             if not state.is_batch_end(offset):
                 raise InvalidArgument(f"{offset} is not the end of a batch", field=name)
+        if request.after_offset > up_to:
+            raise InvalidArgument(f"{request.after_offset} is above {up_to}", field="after_offset")
         entries: list[TailEntry] = []
         size_bytes = 0
         for stored in state.entries:
@@ -87,7 +89,7 @@ class MemoryLog:
             if entries and size_bytes > request.max_size_bytes:
                 break
             entries.append(entry)
-        through = entries[-1].end_offset if entries else max(request.after_offset, up_to)
+        through = entries[-1].end_offset if entries else up_to
         self.after("read_tail")
         return Tail(state.head, tuple(entries), through)
 

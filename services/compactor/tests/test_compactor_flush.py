@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from shoal_compactor.flush import FlushSettings
 from shoal_compactor.policy import MergePolicy
-from shoal_core.contracts import AppendRequest
+from shoal_core.contracts import AppendRequest, Tail, TailRequest
 from shoal_core.records import encode_batch
 from shoal_testing.compaction import CompactionWorld
 from shoal_testing.strategies import QUICK, Op, operations, to_operation_batch
@@ -151,17 +152,16 @@ async def test_a_flush_takes_whole_batches_within_its_bounds() -> None:
     assert small.version.version == 3
 
 
-async def test_tails_that_come_in_pieces_are_joined() -> None:
+async def test_tails_that_come_in_pieces_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await CompactionWorld.create()
-    read_tail, asked = world.log.read_tail, []
+    read_tail = world.log.read_tail
+    asked: list[int] = []
 
-    async def one_at_a_time(request):  # type: ignore[no-untyped-def]
+    async def one_at_a_time(request: TailRequest) -> Tail:
         asked.append(request.after_offset)
-        from dataclasses import replace
-
         return await read_tail(replace(request, max_size_bytes=1))
 
-    world.log.read_tail = one_at_a_time  # type: ignore[method-assign]
+    monkeypatch.setattr(world.log, "read_tail", one_at_a_time)
     for text in "abcd":
         await world.upsert(text)
     assert await world.flush() is not None

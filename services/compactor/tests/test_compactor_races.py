@@ -135,6 +135,17 @@ async def test_a_merge_moves_the_rows_that_a_flush_replaces(stalls_at: str) -> N
     assert dead == [(24, 4), (3, 0)]
 
 
+async def test_a_merge_may_take_longer_than_an_upload_lives() -> None:
+    world = await _two_segments()
+
+    async def slow(name: str) -> None:
+        if name == "merge-built":
+            await world.clock.advance(3600)
+
+    assert await world.merge(step=slow) is not None
+    assert len((await world.check()).shards[0].segments) == 1
+
+
 async def test_a_merge_gives_up_when_an_input_is_gone() -> None:
     world = await _two_segments()
     merge = _merging(world)

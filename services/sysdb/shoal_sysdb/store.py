@@ -1,7 +1,7 @@
 """Postgres: pool, transactions and the translation of failures. The only module of sysdb that knows asyncpg.
 
 `PostgresCatalogStore` lends out a `CatalogSession`, with or without a transaction around it; the statements themselves are
-in `names` and `versions`, what they mean together is in `catalog`.
+in `names`, `versions` and `garbage`, what they mean together is in `catalog`.
 
 Locks, in every transaction of every service: database row, collection rows in ascending id, ``log_head`` rows in ascending
 id, then the rest. Whoever keeps to it cannot deadlock. Transactions run at READ COMMITTED: a row that was waited for is
@@ -34,6 +34,7 @@ from shoal_core.errors import (
     ShoalError,
     Unavailable,
 )
+from shoal_sysdb.garbage import GarbageStatements
 from shoal_sysdb.names import NameStatements
 from shoal_sysdb.versions import VersionStatements
 
@@ -208,6 +209,11 @@ class CatalogSession:
 
     names: NameStatements
     versions: VersionStatements
+    garbage: GarbageStatements
+
+
+def _session(connection: Connection) -> CatalogSession:
+    return CatalogSession(NameStatements(connection), VersionStatements(connection), GarbageStatements(connection))
 
 
 class PostgresCatalogStore:
@@ -221,10 +227,10 @@ class PostgresCatalogStore:
     async def session(self) -> AsyncIterator[CatalogSession]:
         """Every statement commits by itself. For reads, and for writes that may be repeated without harm."""
         async with connected(self._pool, acquire_timeout_ms=self._acquire_timeout_ms) as connection:
-            yield CatalogSession(NameStatements(connection), VersionStatements(connection))
+            yield _session(connection)
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[CatalogSession]:
         """All or nothing. Raises `OutcomeUnknown` when the connection was lost during COMMIT."""
         async with transaction(self._pool, acquire_timeout_ms=self._acquire_timeout_ms) as connection:
-            yield CatalogSession(NameStatements(connection), VersionStatements(connection))
+            yield _session(connection)

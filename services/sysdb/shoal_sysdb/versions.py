@@ -1,8 +1,7 @@
-"""SQL of jobs: backlog, leases, uploads, versions and their garbage. Every method is one statement."""
+"""SQL of jobs: backlog, leases, uploads and versions. Every method is one statement."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -18,14 +17,6 @@ class PublishedVersion:
     info: VersionInfo
     compacted_bytes: int
     age_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """An upload intent."""
-
-    id: str
-    collection_id: str
 
 
 class VersionStatements:
@@ -210,51 +201,6 @@ class VersionStatements:
             collection_id,
             compacted_offset,
         )
-
-    # --- garbage collection ------------------------------------------------------------------------------------------
-
-    async def list_versions(self, collection_id: UUID) -> list[PublishedVersion]:
-        """Versions still kept, newest first, of a deleted collection too."""
-        rows = await self._sql.fetch(
-            f"""SELECT *, {AGE_MS.format(since="created_at")} AS age_ms FROM collection_version
-            WHERE collection_id = $1 ORDER BY version DESC""",
-            collection_id,
-        )
-        return [_version(row) for row in rows]
-
-    async def live_manifest_keys(self, collection_id: UUID) -> list[str]:
-        """Manifests that readers of a live collection may ask for; none when it is deleted."""
-        rows = await self._sql.fetch(
-            """SELECT v.manifest_key FROM collection_version v JOIN collection c ON c.id = v.collection_id
-            WHERE c.id = $1 AND c.deleted_at IS NULL ORDER BY v.version""",
-            collection_id,
-        )
-        return [row["manifest_key"] for row in rows]
-
-    async def drop_versions_below(self, collection_id: UUID, version: int) -> int:
-        """Forget versions below ``version``, never the current one of a live collection. How many went."""
-        rows = await self._sql.fetch(
-            """DELETE FROM collection_version v USING collection c
-            WHERE c.id = $1 AND v.collection_id = c.id AND v.version < $2
-                AND (v.version < c.version OR c.deleted_at IS NOT NULL) RETURNING v.version""",
-            collection_id,
-            version,
-        )
-        return len(rows)
-
-    async def expired_uploads(self, older_than_ms: int, limit: int) -> list[Upload]:
-        """Intents that nobody can publish under any more, oldest first."""
-        rows = await self._sql.fetch(
-            """SELECT id, collection_id FROM upload_intent
-            WHERE created_at < clock_timestamp() - make_interval(secs => $1::float8 / 1000) ORDER BY created_at LIMIT $2""",
-            older_than_ms,
-            limit,
-        )
-        return [Upload(id=str(row["id"]), collection_id=str(row["collection_id"])) for row in rows]
-
-    async def drop_uploads(self, upload_ids: Sequence[UUID]) -> None:
-        """Forget intents whose objects have been swept."""
-        await self._sql.execute("DELETE FROM upload_intent WHERE id = ANY ($1)", upload_ids)
 
 
 def _version(row: Row) -> PublishedVersion:

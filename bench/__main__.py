@@ -1,0 +1,5 @@
+"""``python -m bench``: the WordNet benchmark."""
+
+from bench.wordnet import main
+
+main()
