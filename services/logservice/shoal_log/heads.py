@@ -62,7 +62,7 @@ class KnownHeads:
         return list(self._states)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Fill:
     """A read of the database under way, and what happened meanwhile."""
 
@@ -145,4 +145,6 @@ class CommittedHeads:
 def _with_version(state: LogState, version: int, compacted_offset: int) -> LogState:
     if version <= state.version:
         return state
-    return replace(state, version=version, compacted_offset=compacted_offset)
+    # A commit whose outcome this process does not know may have been compacted: the head is never below what is.
+    head_offset = max(state.head_offset, compacted_offset)
+    return replace(state, version=version, compacted_offset=compacted_offset, head_offset=head_offset)

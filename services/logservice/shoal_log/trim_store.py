@@ -21,13 +21,16 @@ _ENDS = "SELECT collection_id, max(end_offset) AS end_offset FROM {name} GROUP B
 _LOCK_COLLECTIONS = "SELECT FROM collection WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE"
 _LOCK_HEADS = "SELECT FROM log_head WHERE collection_id = ANY ($1::uuid[]) ORDER BY collection_id FOR NO KEY UPDATE"
 
-# The version that was current a retention time ago is the oldest that may be replayed from: what it holds is not needed.
+# The version that was current a retention time ago is the oldest that may be replayed from: what it holds is not needed. Nor is
+# what the oldest version of all holds, once the sweeper has dropped those before it.
 _NEEDED = """SELECT count(*) FROM unnest($1::uuid[], $2::bigint[]) AS n (id, end_offset)
     JOIN collection c ON c.id = n.id AND c.deleted_at IS NULL
-    WHERE n.end_offset > coalesce((
-        SELECT max(compacted_offset) FROM collection_version v
+    WHERE n.end_offset > coalesce(greatest(
+        (SELECT max(compacted_offset) FROM collection_version v
         WHERE v.collection_id = c.id AND v.version <= c.version
-            AND v.created_at <= clock_timestamp() - make_interval(secs => $3::float8 / 1000)), 0)"""
+            AND v.created_at <= clock_timestamp() - make_interval(secs => $3::float8 / 1000)),
+        (SELECT min(compacted_offset) FROM collection_version v WHERE v.collection_id = c.id HAVING min(v.version) > 1)
+    ), 0)"""
 
 _RAISE_FLOORS = """UPDATE log_head h SET trim_floor = greatest(h.trim_floor, n.end_offset)
     FROM unnest($1::uuid[], $2::bigint[]) AS n (id, end_offset) WHERE h.collection_id = n.id"""

@@ -275,6 +275,18 @@ async def test_a_conditional_write_fails_if_its_read_set_was_written_since(world
         assert conflicts or isinstance(outcome, AppendResult)
 
 
+async def test_what_is_committed_is_searched_before_locking(world: World) -> None:
+    node = await world.node(settings_of(scan_entries=2))
+    collection = await world.collection()
+    for i in range(7):
+        await node.append(request_of(collection, [f"id{i}"]))
+    check = await node._scan(collection, Condition(1, ("nothing",)))
+    assert (check.scanned_offset, check.conflict) == (7, False)
+    statements = node.counters.statements
+    await node.append(request_of(collection, ["a"], condition=Condition(1, ("nothing",))))
+    assert node.counters.statements == statements + 5  # none to search what came since
+
+
 @pytest.mark.parametrize("written", ["read", "other"])
 async def test_a_write_between_the_scan_and_the_lock_is_seen(
     world: World, monkeypatch: pytest.MonkeyPatch, written: str
@@ -503,6 +515,21 @@ async def test_a_cancelled_caller_does_not_take_its_group_with_it(world: World) 
     assert [isinstance(result, AppendResult) for result in results] == [False, True] * 3
     assert node._admission.items == 0
     assert {id for _, id in rows_of(await whole_tail(node, collection))} >= {"1", "3", "5"}
+
+
+async def test_a_group_that_fails_after_its_callers_left_leaves_the_node_working(world: World) -> None:
+    node = await world.node(settings_of(lock_timeout_ms=100, lock_attempts=2))
+    collection = await world.collection()
+    async with world.holding(collection):
+        tasks = [asyncio.create_task(outcome_of(node, request_of(collection, [f"{i}"]))) for i in range(4)]
+        await eventually(
+            lambda: _true(node.counters.lock_timeouts == 2)
+        )  # taken by a lane of its own, tried once there
+        for task in tasks[:2]:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes[2:]] == [Unavailable] * 2
+    assert (await node.append(request_of(collection, ["a"]))).first_offset == 1
 
 
 async def test_close_finishes_what_is_under_way_and_refuses_the_rest(world: World) -> None:

@@ -197,14 +197,17 @@ async def test_a_node_that_freezes_in_a_transaction_loses_its_locks(world: World
     node, other = await world.node(settings), await world.node(settings_of(lock_timeout_ms=5_000))
     collection = await world.collection()
 
+    acknowledged: list[AppendResult] = []
+
     async def freeze() -> None:
         async with node._store.appending() as frozen:
             await frozen.lock([collection])
-            assert (await other.append(request_of(collection, ["a"]))).first_offset == 1
+            acknowledged.append(await other.append(request_of(collection, ["a"])))
             await frozen.lock([collection])
 
     with pytest.raises(Unavailable):
         await freeze()
+    assert [result.first_offset for result in acknowledged] == [1]
 
 
 async def test_a_server_that_acknowledges_before_it_is_durable_is_refused(world: World) -> None:

@@ -134,6 +134,7 @@ async def test_a_collection_is_read_from_the_database_once() -> None:
         (lambda heads: heads.published("c", 1, 4), (4, 1, 4)),
         (lambda heads: (heads.published("c", 2, 4), heads.committed(state_of(head_offset=5, version=1))), (5, 2, 4)),
         (lambda heads: heads.committed(state_of(head_offset=2)), (4, 0, 0)),
+        (lambda heads: heads.published("c", 1, 7), (7, 1, 7)),
     ],
 )
 async def test_what_happens_during_a_fill_is_not_lost(
@@ -160,6 +161,29 @@ async def test_a_change_of_the_catalog_during_a_fill_makes_it_start_again() -> N
     assert (await reader).epoch == 2
     assert (await heads.state("c")).epoch == 2
     assert database.fills == 2
+
+
+async def test_fills_of_one_collection_are_told_apart() -> None:
+    """The second ends first; what changes then must reach the first, not the one that has ended."""
+    gates = [asyncio.Event(), asyncio.Event()]
+    asked = iter(gates)
+    answers = {0: state_of(), 1: state_of(epoch=2)}
+
+    async def fill(_collection_id: str) -> LogState:
+        gate = next(asked, None)
+        if gate is None:
+            return answers[1]
+        await gate.wait()
+        return answers[0]
+
+    heads = CommittedHeads(fill, 10)
+    first, second = await started(heads.state("c"), heads.state("c"))
+    gates[1].set()
+    assert (await second).epoch == 1
+    heads.catalog_changed("c")
+    gates[0].set()
+    assert (await first).epoch == 2
+    assert (await heads.state("c")).epoch == 2
 
 
 async def test_a_commit_that_is_older_than_a_change_of_the_catalog_does_not_bring_the_old_back() -> None:

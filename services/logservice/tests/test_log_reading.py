@@ -311,6 +311,25 @@ async def test_below_the_trim_floor_the_offset_has_expired(world: World) -> None
         assert len((await reader.read_tail(TailRequest(collection, 1, 2))).entries) == 2
 
 
+async def test_entries_trimmed_after_the_head_was_read_have_expired(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not taken for a gap."""
+    node = await world.node(UNCACHED)
+    collection = await world.collection()
+    for i in range(3):
+        await node.append(request_of(collection, [f"{i}"]))
+    read = node._store.page
+
+    async def trim_first(*arguments: Any) -> Any:
+        await world.sql.execute("DELETE FROM log_entry WHERE end_offset <= 2; UPDATE log_head SET trim_floor = 2")
+        return await read(*arguments)
+
+    monkeypatch.setattr(node._store, "page", trim_first)
+    with pytest.raises(OffsetExpired):
+        await node.read_tail(TailRequest(collection, 1, 0))
+
+
 async def test_the_cache_is_bounded_and_evicts_the_longest_unused(world: World) -> None:
     node = await world.node(settings_of(cache_size_bytes=20_000))
     collection = await world.collection()
