@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from shoal_core.errors import DeadlineExceeded, InvalidArgument, ShoalError, Unavailable
+from shoal_core.errors import DeadlineExceeded, InvalidArgument, OutcomeUnknown, ShoalError, Unavailable
 from shoal_core.ports import Clock, Random
 
 T = TypeVar("T")
@@ -269,11 +269,13 @@ class _ReplicaCalls(Generic[T, R]):
         return None
 
     def give_up_expired(self, now: float) -> None:
-        """Cancel and replace the calls that took too long."""
+        """Cancel the calls that took too long, and replace them if they may be repeated: what they did is unknown."""
         for index in self._race.expired(now):
             self.running[index].cancel()
             latency_ms = self._end(index, now, False)
-            self.last_error = Unavailable(f"a replica did not answer within {latency_ms:.0f} ms; try again")
+            self.last_error = OutcomeUnknown(f"a replica did not answer within {latency_ms:.0f} ms")
+            if not self._retryable(self.last_error):
+                raise self.last_error
             self.begin(self._race.launch(now))
 
     def _won(self, index: int, now: float) -> asyncio.Future[R]:

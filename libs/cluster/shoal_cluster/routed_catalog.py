@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal_cluster.routing import Router, is_transient, nothing_happened
@@ -10,6 +11,9 @@ from shoal_core.contracts import (
     Catalog,
     Collection,
     Database,
+    ExpiredUpload,
+    GarbageCollection,
+    GarbageRoots,
     Json,
     Lease,
     NewCollection,
@@ -136,4 +140,60 @@ class RoutedCatalog:
     async def get_version(self, collection_id: str, version: int | None = None) -> VersionInfo:
         return await self.router.call(
             collection_id, lambda catalog: catalog.get_version(collection_id, version), retryable=is_transient
+        )
+
+    async def expired_uploads(self, *, limit: int) -> list[ExpiredUpload]:
+        return await self.router.call(
+            "garbage", lambda catalog: catalog.expired_uploads(limit=limit), retryable=is_transient
+        )
+
+    async def drop_uploads(self, upload_ids: Sequence[str]) -> None:
+        await self.router.call("garbage", lambda catalog: catalog.drop_uploads(upload_ids), retryable=is_transient)
+
+    async def collections_with_garbage(
+        self,
+        *,
+        after: str,
+        limit: int,
+        version_retention_ms: int,
+        deleted_retention_ms: int,
+        everything: bool = False,
+    ) -> list[GarbageCollection]:
+        return await self.router.call(
+            "garbage",
+            lambda catalog: catalog.collections_with_garbage(
+                after=after,
+                limit=limit,
+                version_retention_ms=version_retention_ms,
+                deleted_retention_ms=deleted_retention_ms,
+                everything=everything,
+            ),
+            retryable=is_transient,
+        )
+
+    async def garbage_roots(
+        self, collection_id: str, upload_ids: Sequence[str], *, version_retention_ms: int
+    ) -> GarbageRoots:
+        return await self.router.call(
+            collection_id,
+            lambda catalog: catalog.garbage_roots(collection_id, upload_ids, version_retention_ms=version_retention_ms),
+            retryable=is_transient,
+        )
+
+    async def drop_versions(self, collection_id: str, *, below: int, version_retention_ms: int) -> int:
+        return await self.router.call(
+            collection_id,
+            lambda catalog: catalog.drop_versions(
+                collection_id, below=below, version_retention_ms=version_retention_ms
+            ),
+            retryable=is_transient,
+        )
+
+    async def purge_collection(self, collection_id: str, *, deleted_retention_ms: int, limit: int) -> bool:
+        return await self.router.call(
+            collection_id,
+            lambda catalog: catalog.purge_collection(
+                collection_id, deleted_retention_ms=deleted_retention_ms, limit=limit
+            ),
+            retryable=is_transient,
         )

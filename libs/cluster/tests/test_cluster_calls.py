@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from shoal_cluster.calls import Deadline, ReplicaRace, RetryPolicy, call_replicas, call_with_retry
-from shoal_core.errors import BackPressure, DeadlineExceeded, InvalidArgument, ShoalError, Unavailable
+from shoal_core.errors import BackPressure, DeadlineExceeded, InvalidArgument, OutcomeUnknown, ShoalError, Unavailable
 from shoal_testing.virtual_clock import SeededRandom, VirtualClock
 
 EXACT = RetryPolicy(max_attempts=4, initial_backoff_ms=100, max_backoff_ms=300, multiplier=2, jitter=0)
@@ -268,7 +268,7 @@ class TestCallReplicas:
 
     async def test_all_attempts_time_out(self) -> None:
         replicas = Replicas(VirtualClock(), a=(9, None), b=(9, None))
-        with pytest.raises(Unavailable, match="1000 ms"):
+        with pytest.raises(OutcomeUnknown, match="1000 ms"):
             await replicas.call(attempt_timeout_ms=1_000)
         assert replicas.clock.monotonic() == 2
 

@@ -208,11 +208,16 @@ def matches_document(record: Record, where: Json) -> bool:
         case "$not_contains":
             return document is None or operand not in document
         case "$regex":
-            return document is not None and re.search(operand, document) is not None
+            return document is not None and _searched(operand, document)
         case "$not_regex":
-            return document is None or re.search(operand, document) is None
+            return document is None or not _searched(operand, document)
         case _:
             raise ValueError(f"unknown operator {operator}")
+
+
+def _searched(pattern: str, document: str) -> bool:
+    """RE2's meaning of ``$``: the end of the text, and not also before a last line break as in Python."""
+    return re.search(pattern.replace("$", r"\Z"), document) is not None
 
 
 def _value_of(record: Record, key: str) -> Any:
