@@ -20,6 +20,7 @@ from shoal_compactor.policy import MergePolicy
 from shoal_core.contracts import CollectionRef, Include
 from shoal_core.errors import InvalidArgument
 from shoal_core.filters import all_of, parse_where, parse_where_document
+from shoal_frontend.database import DatabaseService
 from shoal_testing import strategies
 from shoal_testing.direct import DirectSystem
 from shoal_testing.oracle import OracleCollection
@@ -134,6 +135,94 @@ async def _check(steps: list[Any], shards: int, space: str, where: Any, where_do
         np.testing.assert_allclose(distances, [hit.distance for hit in hits], rtol=1e-4, atol=1e-6)
         await system.node.close()
     assert seen[0] == seen[1]
+
+
+@st.composite
+def _shapes(draw: st.DrawFn) -> dict[str, Any]:
+    """One shape of read: what it selects, which page, which columns."""
+    flags = st.booleans()
+    return {
+        "ids": draw(st.none() | st.lists(strategies.ids(), max_size=5)),
+        "where": draw(st.none() | strategies.wheres(3)),
+        "limit": draw(st.sampled_from([None, 0, 1, 3, 20])),
+        "offset": draw(st.sampled_from([0, 0, 1, 4])),
+        "k": draw(st.sampled_from([0, 1, 3, 50])),
+        "vectors": draw(st.lists(strategies.embeddings(DIMENSION), min_size=1, max_size=3)),
+        "include": draw(st.builds(Include, flags, flags, flags, flags, flags)),
+    }
+
+
+@settings(strategies.QUICK, max_examples=40)
+@given(
+    steps=st.lists(_step, min_size=1, max_size=8),
+    shards=st.sampled_from([1, 3]),
+    space=st.sampled_from(["l2", "cosine", "ip"]),
+    shapes=st.lists(_shapes(), min_size=1, max_size=3),
+)
+def test_after_every_step_every_frontend_and_node_reads_alike(
+    steps: list[Any], shards: int, space: str, shapes: list[dict[str, Any]]
+) -> None:
+    asyncio.run(_check_every_step(steps, shards, space, shapes))
+
+
+async def _check_every_step(steps: list[Any], shards: int, space: str, shapes: list[dict[str, Any]]) -> None:
+    """The node that was there all the time, through two frontends, and one that has just started."""
+    system = DirectSystem(settings=_small())
+    ref = await system.create(space=space, shards=shards)
+    oracle = OracleCollection(space, DIMENSION)
+    frontends = [system.database, system.new_database()]
+    for number, (kind, ops) in enumerate(steps):
+        if kind == "write" and ops:
+            try:
+                await frontends[number % 2].write(ref, to_operation_batch(ops, DIMENSION))
+            except InvalidArgument:
+                continue
+            for op, record_id, embedding, document, uri, metadata in ops:
+                oracle.apply(op, [record_id], [embedding], [document], [uri], [metadata])
+        elif kind in ("flush", "merge"):
+            await system.compact(ref, merge=kind == "merge")
+        fresh = system.new_node("fresh")
+        newest = DatabaseService(system.catalog, system.log, fresh, system.random, system.database.members)
+        for database in (*frontends, newest):
+            for shape in shapes:
+                await _check_shape(database, ref, oracle, shape)
+        await fresh.close()
+    await system.node.close()
+
+
+async def _check_shape(
+    database: DatabaseService, ref: CollectionRef, oracle: OracleCollection, shape: dict[str, Any]
+) -> None:
+    where, ids, include = shape["where"], shape["ids"], shape["include"]
+    tree = parse_where(where)
+    page = {"limit": shape["limit"], "offset": shape["offset"]}
+    got = await database.get(ref, ids=ids, where=tree, include=include, **page)
+    expected = oracle.get(ids, where, **page)
+    assert _shown(from_row_table(got.rows), EVERYTHING) == _shown(expected, include)
+    assert got.served_at.offset == oracle.head_offset
+    assert (await database.count(ref, where=tree)).count == oracle.count(where)
+    vectors = np.asarray(shape["vectors"], dtype=np.float32)
+    near = await database.query(ref, vectors, shape["k"], ids=ids, where=tree, exact=True, include=include)
+    hits = oracle.query(vectors.tolist(), shape["k"], ids, where)
+    assert near.row_counts.tolist() == [len(part) for part in hits]
+    rows = from_row_table(near.rows)
+    distances = [row.pop("distance") for row in rows]
+    np.testing.assert_allclose(distances, [hit.distance for part in hits for hit in part], rtol=1e-4, atol=1e-6)
+    records = {record["id"]: record for record in oracle.get()}
+    assert _shown(rows, EVERYTHING) == _shown([records[row["id"]] for row in rows], include)
+
+
+def _shown(records: Sequence[dict[str, Any]], include: Include) -> list[dict[str, Any]]:
+    """Rows with the columns of an include; the others as if absent."""
+    shown = []
+    for record in records:
+        embedding = np.asarray(record["embedding"] or (), np.float32).tolist() if include.embeddings else []
+        document = record["document"] if include.documents else None
+        uri = record["uri"] if include.uris else None
+        metadata = record["metadata"] if include.metadatas else {}
+        row = {"id": record["id"], "created_offset": record["created_offset"], "embedding": embedding}
+        shown.append(row | {"document": document, "uri": uri, "metadata": metadata})
+    return shown
 
 
 @pytest.mark.parametrize("shards", [1, 3])

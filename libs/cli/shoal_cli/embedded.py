@@ -13,6 +13,7 @@ from pathlib import Path
 
 from shoal_cluster.registry import StaticRegistry
 from shoal_compactor.compactor import Compactor, CompactorSettings
+from shoal_compactor.garbage import Sweeper
 from shoal_core.contracts import Collection, Json, NewCollection, PublishRequest, VersionInfo
 from shoal_core.limits import Limits
 from shoal_core.ports import Member
@@ -57,8 +58,8 @@ class EmbeddedSettings:
 class EmbeddedCatalog(CatalogService):
     """The catalog of a process that alone appends: whoever changes it tells the log before answering."""
 
-    def __init__(self, store: PostgresCatalogStore, log: LogService) -> None:
-        super().__init__(store)
+    def __init__(self, store: PostgresCatalogStore, log: LogService, *, max_upload_age_ms: int) -> None:
+        super().__init__(store, max_upload_age_ms=max_upload_age_ms)
         self._log = log
         self._names = asyncio.Lock()  # no collection comes into a database while it is deleted
 
@@ -128,6 +129,7 @@ class EmbeddedSystem:
         self.api: DatabaseService
         self.node: Node
         self.compactor: Compactor
+        self.sweeper: Sweeper
 
     async def start(self) -> None:
         """Start Postgres, then every service.
@@ -164,7 +166,8 @@ class EmbeddedSystem:
         log = LogService(postgres.dsn, objects, clock, random, log_settings, exclusive=True)
         await log.start()
         stack.push_async_callback(log.close)
-        catalog = EmbeddedCatalog(PostgresCatalogStore(pool), log)
+        store = PostgresCatalogStore(pool)
+        catalog = EmbeddedCatalog(store, log, max_upload_age_ms=log_settings.append.max_upload_age_ms)
         executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="shoal-query")
         stack.callback(executor.shutdown)
         self.node = Node(_NAME, Services(catalog, log, objects, cache, clock, executor), settings.node)
@@ -173,10 +176,12 @@ class EmbeddedSystem:
         self.compactor = Compactor(
             holder, catalog, log, objects, cache, clock, lambda collection_id: True, settings.compactor
         )
+        self.sweeper = Sweeper(catalog, objects, clock, lambda collection_id: True, settings.compactor.garbage)
         registry = StaticRegistry([Member(role, _NAME, "in this process") for role in ROLES])
         self.api = DatabaseService(catalog, log, self.node, random, registry.view, settings.limits)
         background = await stack.enter_async_context(Background())
         background.start("compactor", self.compactor.run())
+        background.start("sweeper", self.sweeper.run())
 
 
 def open_embedded(path: Path, *, settings: EmbeddedSettings | None = None) -> EmbeddedSystem:

@@ -12,6 +12,7 @@ from functools import partial
 
 from shoal_cli.peers import Peers, channel_settings, find_peers
 from shoal_compactor.compactor import Compactor, CompactorSettings
+from shoal_compactor.garbage import Sweeper
 from shoal_compactor.service import CompactorServicer
 from shoal_core.errors import InvalidArgument
 from shoal_core.limits import Limits
@@ -168,6 +169,13 @@ async def _build_compactor(context: Context) -> None:
     context.telemetry.total("shoal_compactions", "Flushes published.", lambda: compactor.counters.flushes)
     context.telemetry.total("shoal_merges", "Merges published.", lambda: compactor.counters.merges)
     context.background.start("compactor", compactor.run())
+    sweeper = Sweeper(peers.catalog, objects, SystemClock(), is_mine, settings.garbage)
+    context.telemetry.total("shoal_swept_objects", "Objects deleted as garbage.", lambda: sweeper.counters.objects)
+    context.telemetry.total("shoal_swept_bytes", "Their bytes.", lambda: sweeper.counters.size_bytes)
+    context.telemetry.total(
+        "shoal_sweep_failures", "Collections that could not be swept.", lambda: sweeper.counters.failures
+    )
+    context.background.start("sweeper", sweeper.run())
     CompactorServicer(compactor).add_to(context.server.grpc_server)
 
 

@@ -187,6 +187,33 @@ class MergeSection(Section):
     """Segments with more live rows are not merged further."""
 
 
+class GarbageSection(Section):
+    """The sweeper of objects that nothing needs any more."""
+
+    interval_ms: Count = 300_000
+    """Between two rounds."""
+    version_retention_ms: TimeMs = 900_000
+    """A version is kept for so long after it was replaced; query nodes open it within that time."""
+    deleted_retention_ms: TimeMs = _HOUR_MS
+    """What a deleted collection holds is kept for so long."""
+    grace_ms: TimeMs = 900_000
+    """No object of a live collection that is younger is swept, by the object store's clock."""
+    orphan_age_ms: TimeMs = _HOUR_MS
+    """Garbage that its owner left alone for longer is taken by any compactor."""
+    uploads: Count = 1_000
+    """Abandoned uploads swept per round."""
+    collections: Count = 1_000
+    """Collections swept per round."""
+    patrol: Annotated[int, Field(ge=0)] = 20
+    """Collections without known garbage that are looked at all the same, per round."""
+    objects: Count = 10_000
+    """Objects deleted per collection and round."""
+    log_entries: Count = 1_000
+    """Log entries of a deleted collection forgotten per statement."""
+    dry_run: bool = False
+    """Log what would be deleted, and delete nothing."""
+
+
 class CompactorSection(ServiceSection):
     """The compactor."""
 
@@ -208,6 +235,7 @@ class CompactorSection(ServiceSection):
     """Collections looked at per poll."""
     flush: FlushSection = FlushSection()
     policy: MergeSection = MergeSection()
+    garbage: GarbageSection = GarbageSection()
 
 
 class FrontendSection(ServiceSection):

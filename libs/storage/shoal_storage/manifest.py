@@ -7,7 +7,7 @@ instead of overwriting it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -73,6 +73,15 @@ class Manifest:
     def records(self) -> int:
         """Live records of the version."""
         return sum(segment.live for shard in self.shards for segment in shard.segments)
+
+    def object_keys(self) -> Iterator[str]:
+        """Keys of all objects that the version needs, but for the manifest's own."""
+        for shard in self.shards:
+            for segment in shard.segments:
+                for refs in segment.blocks.values():
+                    yield from (ref.key for ref in refs)
+                if segment.tombstones is not None:
+                    yield segment.tombstones.key
 
     def replace_shards(self, shards: tuple[ShardManifest, ...], *, dimension: int | None) -> Manifest:
         """The next version with other shards."""

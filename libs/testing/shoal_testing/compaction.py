@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class CompactionWorld:
         dimension: int = 2,
         settings: FlushSettings = SETTINGS,
         policy: MergePolicy = POLICY,
-    ) -> CompactionWorld:
+    ) -> Self:
         """A world with an empty collection."""
         world = cls(dimension=dimension, settings=settings, policy=policy)
         new = NewCollection(DEFAULT_TENANT, DEFAULT_DATABASE, "c", shards=shards)
@@ -248,6 +248,12 @@ class SteppedJob:
             pass
         assert self._task is not None
         return self._task.result()
+
+    async def cancel(self) -> None:
+        """End a job that has begun where it is, as when its process goes."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _step(self, name: str) -> None:
         self.at = name

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from uuid import UUID
 
 from shoal_core.contracts import (
     Backlog,
     Collection,
     Database,
+    ExpiredUpload,
+    GarbageCollection,
+    GarbageRoots,
     Json,
     Lease,
     NewCollection,
@@ -25,25 +28,13 @@ from shoal_core.errors import (
     VersionConflict,
 )
 from shoal_core.ports import Clock, Random
-from shoal_testing.fake_state import CollectionState, Hook, check_new
+from shoal_testing.fake_garbage import expired_uploads, find_garbage, find_roots, purge
+from shoal_testing.fake_state import CollectionState, Hook, LeaseState, UploadState, as_json, check_new
 from shoal_testing.virtual_clock import SeededRandom
 
 DEFAULT_TENANT = "default_tenant"
 DEFAULT_DATABASE = "default_database"
 _RELEASED = float("-inf")
-
-
-@dataclass(slots=True)
-class _LeaseState:
-    holder: str
-    epoch: int
-    expires_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class _UploadState:
-    collection_id: str
-    began_ms: float
 
 
 class MemoryCatalog:
@@ -68,8 +59,8 @@ class MemoryCatalog:
         self._databases: dict[tuple[str, str], Database] = {}
         self._tenants = {DEFAULT_TENANT}
         self._states: dict[str, CollectionState] = {}
-        self._leases: dict[tuple[str, str], _LeaseState] = {}
-        self._uploads: dict[str, _UploadState] = {}
+        self._leases: dict[tuple[str, str], LeaseState] = {}
+        self._uploads: dict[str, UploadState] = {}
         self._add_database(DEFAULT_TENANT, DEFAULT_DATABASE)
 
     def now_ms(self) -> float:
@@ -127,7 +118,7 @@ class MemoryCatalog:
         """See `Catalog.delete_database`."""
         await self.get_database(tenant, name)
         for state in self._live(tenant, name):
-            state.delete()
+            state.delete(self.now_ms())
         del self._databases[tenant, name]
 
     def _add_database(self, tenant: str, name: str) -> Database:
@@ -155,10 +146,10 @@ class MemoryCatalog:
             space=new.space,
             shards=new.shards,
             dimension=new.dimension,
-            metadata=_as_json(new.metadata, "metadata"),
-            configuration=_as_json(new.configuration, "configuration") or {},
+            metadata=as_json(new.metadata, "metadata"),
+            configuration=as_json(new.configuration, "configuration") or {},
         )
-        self._states[made.id] = CollectionState(made, [VersionInfo(made.id, 0, "", 0)])
+        self._states[made.id] = CollectionState(made, [VersionInfo(made.id, 0, "", 0)], [self.now_ms()])
         return made, True
 
     async def get_collection(self, tenant: str, database: str, name: str) -> Collection:
@@ -193,11 +184,11 @@ class MemoryCatalog:
         made = state.collection
         if name is not None and name != made.name and self._named(made.tenant, made.database, name) is not None:
             raise _name_taken(name)
-        kept = _as_json(configuration, "configuration")
+        kept = as_json(configuration, "configuration")
         state.collection = replace(
             made,
             name=made.name if name is None else name,
-            metadata=made.metadata if metadata is None else _as_json(metadata, "metadata"),
+            metadata=made.metadata if metadata is None else as_json(metadata, "metadata"),
             configuration=made.configuration if kept is None else kept,
             epoch=made.epoch + 1,
         )
@@ -205,7 +196,7 @@ class MemoryCatalog:
 
     async def delete_collection(self, collection_id: str) -> None:
         """See `Catalog.delete_collection`."""
-        self.state(collection_id).delete()
+        self.state(collection_id).delete(self.now_ms())
 
     def _live(self, tenant: str, database: str) -> list[CollectionState]:
         """Live collections of a database in order of creation."""
@@ -259,7 +250,7 @@ class MemoryCatalog:
         if state is None or not state.alive or (held is not None and held.expires_ms > self.now_ms()):
             return None
         epoch = 1 if held is None else held.epoch + 1
-        self._leases[collection_id, kind] = _LeaseState(holder, epoch, self.now_ms() + ttl_ms)
+        self._leases[collection_id, kind] = LeaseState(holder, epoch, self.now_ms() + ttl_ms)
         self.after("claim")
         return Lease(collection_id, kind, holder, epoch)
 
@@ -284,7 +275,7 @@ class MemoryCatalog:
         self.before("begin_upload")
         self.state(collection_id)
         upload_id = self._uuid()
-        self._uploads[upload_id] = _UploadState(collection_id, self.now_ms())
+        self._uploads[upload_id] = UploadState(collection_id, self.now_ms())
         self.after("begin_upload")
         return upload_id
 
@@ -303,8 +294,9 @@ class MemoryCatalog:
             raise InvalidArgument("is empty", field="manifest_key")
         state = self.state(lease.collection_id)
         version = request.expected_version + 1
-        if 0 < version < len(state.versions) and state.versions[version].manifest_key == request.manifest_key:
-            return state.versions[version]
+        done = state.find(version) if version > 0 else None
+        if done is not None and done.manifest_key == request.manifest_key:
+            return done
         held = self._leases.get((lease.collection_id, lease.kind))
         if held is None or held.epoch != lease.epoch:
             raise _fenced(lease)
@@ -322,7 +314,7 @@ class MemoryCatalog:
         state.check_compactable(request.compacted_offset)
         del self._uploads[request.upload_id]
         info = VersionInfo(lease.collection_id, version, request.manifest_key, request.compacted_offset)
-        state.versions.append(info)
+        state.publish(info, self.now_ms())
         return info
 
     async def get_version(self, collection_id: str, version: int | None = None) -> VersionInfo:
@@ -330,10 +322,55 @@ class MemoryCatalog:
         self.before("get_version")
         state = self.state(collection_id)
         wanted = state.current.version if version is None else version
-        if not 0 <= wanted < len(state.versions):
+        found = state.find(wanted)
+        if found is None:
             raise NotFound(f"no version {version} of collection {collection_id}")
         self.after("get_version")
-        return state.versions[wanted]
+        return found
+
+    # --- garbage collection ------------------------------------------------------------------------------------------
+
+    async def expired_uploads(self, *, limit: int) -> list[ExpiredUpload]:
+        """See `Catalog.expired_uploads`."""
+        return expired_uploads(self._uploads, self.now_ms() - 2 * self._max_upload_age_ms)[:limit]
+
+    async def drop_uploads(self, upload_ids: Sequence[str]) -> None:
+        """See `Catalog.drop_uploads`."""
+        expired = {upload.id for upload in expired_uploads(self._uploads, self.now_ms() - 2 * self._max_upload_age_ms)}
+        for upload_id in expired.intersection(upload_ids):
+            del self._uploads[upload_id]
+
+    async def collections_with_garbage(
+        self,
+        *,
+        after: str,
+        limit: int,
+        version_retention_ms: int,
+        deleted_retention_ms: int,
+        everything: bool = False,
+    ) -> list[GarbageCollection]:
+        """See `Catalog.collections_with_garbage`."""
+        now_ms = self.now_ms()
+        found = find_garbage(self._states, now_ms - version_retention_ms, now_ms - deleted_retention_ms, everything)
+        return [item for item in found if item.collection_id > after][:limit]
+
+    async def garbage_roots(
+        self, collection_id: str, upload_ids: Sequence[str], *, version_retention_ms: int
+    ) -> GarbageRoots:
+        """See `Catalog.garbage_roots`."""
+        cutoff_ms = self.now_ms() - version_retention_ms
+        return find_roots(self.state(collection_id), cutoff_ms, self._uploads.keys() & set(upload_ids))
+
+    async def drop_versions(self, collection_id: str, *, below: int, version_retention_ms: int) -> int:
+        """See `Catalog.drop_versions`."""
+        state = self.any_state(collection_id)
+        before = max(state.oldest, 1)
+        state.oldest = max(before, min(below, state.oldest_retained(self.now_ms() - version_retention_ms)))
+        return state.oldest - before
+
+    async def purge_collection(self, collection_id: str, *, deleted_retention_ms: int, limit: int) -> bool:
+        """See `Catalog.purge_collection`."""
+        return purge(self._states, collection_id, self.now_ms() - deleted_retention_ms, limit)
 
     def _uuid(self) -> str:
         return str(UUID(bytes=self._random.token(), version=4))
@@ -341,17 +378,6 @@ class MemoryCatalog:
 
 def _is_due(item: Backlog, min_records: int, min_age_ms: int) -> bool:
     return item.head_offset - item.compacted_offset >= min_records or item.age_ms >= min_age_ms
-
-
-def _as_json(value: Json | None, field_name: str) -> Json | None:
-    """A copy, as it would come back from a database."""
-    if value is None:
-        return None
-    try:
-        copy: Json = json.loads(json.dumps(dict(value), allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidArgument(f"is not JSON: {error}", field=field_name) from error
-    return copy
 
 
 def _check_ttl(ttl_ms: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from shoal_core.contracts import Collection, Head, NewCollection, VersionInfo
+from shoal_core.contracts import Collection, Head, Json, NewCollection, VersionInfo
 from shoal_core.errors import InvalidArgument
 
 Hook = Callable[[str], None]
@@ -28,17 +29,47 @@ class StoredEntry:
 
 
 @dataclass(slots=True)
+class LeaseState:
+    """A lease; it is over for ever at minus infinity."""
+
+    holder: str
+    epoch: int
+    expires_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class UploadState:
+    """An upload intent."""
+
+    collection_id: str
+    began_ms: float
+
+
+@dataclass(slots=True)
 class CollectionState:
-    """A collection with its log and its versions, ``versions[n]`` being version n: what catalog and log share."""
+    """A collection with its log and its versions, ``versions[n]`` being version n: what catalog and log share.
+
+    Attributes:
+        published_ms: when each version came.
+        oldest: versions below it are forgotten, but for version 0.
+        deleted_ms: when it was deleted, or None.
+    """
 
     collection: Collection
     versions: list[VersionInfo]
-    alive: bool = True
+    published_ms: list[float]
+    oldest: int = 0
+    deleted_ms: float | None = None
     head_offset: int = 0
     total_bytes: int = 0
     trim_floor: int = 0
     entries: list[StoredEntry] = field(default_factory=list)
     recorded: dict[str, tuple[bytes, int, int]] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is not deleted."""
+        return self.deleted_ms is None
 
     @property
     def current(self) -> VersionInfo:
@@ -78,9 +109,24 @@ class CollectionState:
         if not self.is_batch_end(offset):
             raise InvalidArgument(f"{offset} is not the end of a batch", field="compacted_offset")
 
-    def delete(self) -> None:
+    def publish(self, info: VersionInfo, now_ms: float) -> None:
+        """Make it the current version."""
+        self.versions.append(info)
+        self.published_ms.append(now_ms)
+
+    def find(self, version: int) -> VersionInfo | None:
+        """A version that is not forgotten."""
+        known = version == 0 or self.oldest <= version < len(self.versions)
+        return self.versions[version] if known else None
+
+    def oldest_retained(self, cutoff_ms: float) -> int:
+        """The newest version that is as old as that, or 0."""
+        old = [version for version, at_ms in enumerate(self.published_ms) if version and at_ms <= cutoff_ms]
+        return max(old, default=0)
+
+    def delete(self, now_ms: float) -> None:
         """The collection is gone; what it holds is left."""
-        self.alive = False
+        self.deleted_ms = now_ms
         self.collection = replace(self.collection, epoch=self.collection.epoch + 1)
 
 
@@ -92,3 +138,14 @@ def check_new(new: NewCollection) -> None:
         raise InvalidArgument(f"{new.shards} is below 1", field="shards")
     if new.dimension is not None and new.dimension < 1:
         raise InvalidArgument(f"{new.dimension} is below 1", field="dimension")
+
+
+def as_json(value: Json | None, field_name: str) -> Json | None:
+    """A copy, as it would come back from a database."""
+    if value is None:
+        return None
+    try:
+        copy: Json = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(f"is not JSON: {error}", field=field_name) from error
+    return copy

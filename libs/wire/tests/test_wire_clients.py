@@ -28,6 +28,9 @@ from shoal_core.contracts import (
     CountRequest,
     Database,
     EncodedAnswer,
+    ExpiredUpload,
+    GarbageCollection,
+    GarbageRoots,
     GetRequest,
     HashRange,
     Head,
@@ -137,7 +140,9 @@ async def passes(protocol: type, servicer: Any, client: Any, call: Case) -> None
     (name, args, kwargs) = recorder.calls[0]
     kwargs = {key: value for key, value in kwargs.items() if key != "encoded"}
     assert name.removesuffix("_encoded") == call.method
-    expected = bound(protocol, call.method, call.args, {key: value for key, value in call.kwargs.items() if key != "encoded"})
+    expected = bound(
+        protocol, call.method, call.args, {key: value for key, value in call.kwargs.items() if key != "encoded"}
+    )
     found = bound(protocol, call.method, args, kwargs)
     assert found.keys() == expected.keys()
     for key in expected.keys() - {"self"}:
@@ -180,6 +185,22 @@ CATALOG = [
     case("publish", VERSION, PublishRequest(LEASE, 2, "v/3", 77, "upload")),
     case("get_version", VERSION, "c"),
     case("get_version", VERSION, "c", 0),
+    case("expired_uploads", [ExpiredUpload("u", "c", 2**40)], limit=7),
+    case("drop_uploads", None, ["u", "v"]),
+    case("collections_with_garbage", [], after="", limit=1, version_retention_ms=0, deleted_retention_ms=0),
+    case(
+        "collections_with_garbage",
+        [GarbageCollection("c", True, 2**40), GarbageCollection("d", False, 0)],
+        after="b",
+        limit=9,
+        version_retention_ms=2**40,
+        deleted_retention_ms=2**41,
+        everything=True,
+    ),
+    case("garbage_roots", GarbageRoots((VERSION,), frozenset({"u"})), "c", ["u", "v"], version_retention_ms=2**40),
+    case("garbage_roots", GarbageRoots((), frozenset()), "c", [], version_retention_ms=0),
+    case("drop_versions", 3, "c", below=2**40, version_retention_ms=5),
+    case("purge_collection", True, "c", deleted_retention_ms=2**40, limit=9),
 ]
 
 HEAD = Head("c", 1, "i", 9, 2, 3, 384)

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from shoal_compactor.flush import FlushResult, FlushSettings, flush
+from shoal_compactor.garbage import GarbageSettings
 from shoal_compactor.merge import MergeResult, merge_once
 from shoal_compactor.policy import MergePolicy
 from shoal_compactor.publish import Publisher, Step, no_step
@@ -37,6 +38,7 @@ class CompactorSettings:
         orphan_age_ms: a backlog older than this is taken by any compactor.
         lease_ms: a lease is renewed three times within this.
         parallel_jobs: flushes at a time, and merges at a time.
+        garbage: for the sweeper beside it.
     """
 
     poll_ms: int = 500
@@ -48,6 +50,7 @@ class CompactorSettings:
     page: int = 100
     flush: FlushSettings = FlushSettings()
     policy: MergePolicy = MergePolicy()
+    garbage: GarbageSettings = GarbageSettings()
 
 
 @dataclass(slots=True)

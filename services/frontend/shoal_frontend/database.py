@@ -117,7 +117,7 @@ class DatabaseService:
         if name is not None:
             validate.check_name(name, "name")
         validate.check_collection_metadata(metadata, self.limits)
-        validate.check_configuration({} if configuration is None else configuration, self.limits)
+        validate.check_json({} if configuration is None else configuration, "configuration", self.limits)
         found = await self._names.resolve(ref)
         self._names.forget(ref)
         return await self.catalog.modify_collection(found.id, name=name, metadata=metadata, configuration=configuration)

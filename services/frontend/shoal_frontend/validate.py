@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from shoal_core.contracts import Json, NewCollection
 from shoal_core.errors import DimensionMismatch, InvalidArgument
-from shoal_core.filters import Filter, check_size
+from shoal_core.filters import And, Comparator, Compare, Filter, ListContains, Membership, Or, Scalar, check_size
 from shoal_core.limits import Limits
 from shoal_core.records import (
     DELETED_KEYS,
@@ -71,12 +71,7 @@ def check_new_collection(new: NewCollection, limits: Limits) -> None:
     if new.dimension is not None and not 1 <= new.dimension <= limits.dimension:
         raise InvalidArgument(f"{new.dimension}; between 1 and {limits.dimension} are allowed", field="dimension")
     check_collection_metadata(new.metadata, limits)
-    check_configuration(new.configuration, limits)
-
-
-def check_configuration(configuration: Json, limits: Limits) -> None:
-    """Raise `InvalidArgument` unless this is a JSON object of bounded size."""
-    _check_json(configuration, "configuration", limits)
+    check_json(new.configuration, "configuration", limits)
 
 
 def check_idempotency_key(key: str, limits: Limits) -> None:
@@ -89,13 +84,14 @@ def check_collection_metadata(metadata: Json | None, limits: Limits) -> None:
     """Raise `InvalidArgument` unless metadata is None or a mapping from names to scalars."""
     if metadata is None:
         return
-    _check_json(metadata, "metadata", limits)
+    check_json(metadata, "metadata", limits)
     for key, value in metadata.items():
         if not key or not isinstance(value, str | int | float | bool | None):
             raise InvalidArgument("values are strings, numbers, bools or null", field=f"metadata.{key}")
 
 
-def _check_json(value: Json, field: str, limits: Limits) -> None:
+def check_json(value: Json, field: str, limits: Limits) -> None:
+    """Raise `InvalidArgument` unless this is a JSON object of bounded size."""
     if not isinstance(value, Mapping):
         raise InvalidArgument("expected an object", field=field)
     try:
@@ -246,6 +242,35 @@ def check_selection(ids: Sequence[str] | None, where: Filter | None, limits: Lim
             check_ids(_id_array(ids), limits)
     if where is not None:
         check_size(where, limits)
+        _check_conditions(where)
+
+
+def _check_conditions(where: Filter) -> None:
+    """What the parser of the JSON form refuses, for trees that came another way."""
+    match where:
+        case And(children) | Or(children):
+            if not children:
+                raise InvalidArgument("expected a non-empty list of conditions", field="where")
+            for child in children:
+                _check_conditions(child)
+        case Compare(key, comparator, value):
+            _check_values(key, (value,))
+            if isinstance(value, bool) and comparator not in (Comparator.EQ, Comparator.NE):
+                raise InvalidArgument(f"{comparator} does not apply to a bool", field=f"where.{key}")
+        case Membership(key, values):
+            if not values:
+                raise InvalidArgument("expected a non-empty list", field=f"where.{key}")
+            _check_values(key, values)
+        case ListContains(key, value):
+            _check_values(key, (value,))
+
+
+def _check_values(key: str, values: Sequence[Scalar]) -> None:
+    types = {type(value) for value in values}
+    if len(types) > 1 and types != {int, float}:
+        raise InvalidArgument("the values must be of one type", field=f"where.{key}")
+    if any(value != value or (isinstance(value, int) and not -(2**63) <= value < 2**63) for value in values):
+        raise InvalidArgument("numbers are 64-bit signed integers or floats but not NaN", field=f"where.{key}")
 
 
 def _id_array(ids: Sequence[str]) -> pa.Array:
@@ -304,7 +329,8 @@ def _check_list(column: pa.Array, field: MetadataField, name: str, limits: Limit
     if elements.null_count:
         raise InvalidArgument("a list holds a null", field=name)
     if field.kind is Kind.STRINGS:
-        _check_sizes(elements, name, limits.metadata_value_size_bytes)
+        rows = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
+        _check_sizes(elements, name, limits.metadata_value_size_bytes, rows)
     if field.kind is Kind.FLOATS:
         _check_floats(elements, column, name)
 
@@ -354,10 +380,13 @@ def _check_one_kind(batch: pa.RecordBatch, fields: Sequence[MetadataField]) -> N
         raise InvalidArgument("a key has values of two types in one record", field=f"metadatas.{fields[0].key}")
 
 
-def _check_sizes(column: pa.Array, name: str, limit: int) -> None:
+def _check_sizes(column: pa.Array, name: str, limit: int, rows: npt.NDArray[np.int64] | None = None) -> None:
+    """``rows``: the record of each value, where they are not one for one."""
     sizes = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
     if sizes.max(initial=0) > limit:
-        raise InvalidArgument(f"{sizes.max()} bytes, at most {limit}", field=_at(name, sizes > limit))
+        first = int(np.argmax(sizes > limit))
+        row = first if rows is None else int(rows[first])
+        raise InvalidArgument(f"{sizes.max()} bytes, at most {limit}", field=f"{name}[{row}]")
 
 
 def _mask(array: pa.Array) -> npt.NDArray[np.bool_]:

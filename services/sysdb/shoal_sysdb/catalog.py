@@ -6,12 +6,16 @@ compare-and-set. Every check that decides something runs in the transaction that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from shoal_core.contracts import (
     Backlog,
     Collection,
     Database,
+    ExpiredUpload,
+    GarbageCollection,
+    GarbageRoots,
     Json,
     Lease,
     NewCollection,
@@ -20,19 +24,31 @@ from shoal_core.contracts import (
 )
 from shoal_core.errors import (
     AlreadyExists,
-    Fenced,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     Unavailable,
     UploadExpired,
     VersionConflict,
 )
+from shoal_sysdb.checks import (
+    check_new,
+    check_ttl,
+    fenced,
+    name_taken,
+    no_collection,
+    no_database,
+    no_tenant,
+    parse_collection_id,
+    parse_uuid,
+    parse_uuids,
+)
 from shoal_sysdb.names import NameStatements
 from shoal_sysdb.store import PostgresCatalogStore
 from shoal_sysdb.versions import PublishedVersion, VersionStatements
 
-SPACES = ("l2", "cosine", "ip")
 _CREATE_TRIES = 8
+_LOWEST_ID = UUID(int=0)
 
 
 class CatalogService:
@@ -59,14 +75,14 @@ class CatalogService:
         """See `Catalog.get_tenant`."""
         async with self._store.session() as sql:
             if not await sql.names.has_tenant(name):
-                raise _no_tenant(name)
+                raise no_tenant(name)
         return name
 
     async def create_database(self, tenant: str, name: str) -> Database:
         """See `Catalog.create_database`."""
         async with self._store.transaction() as sql:
             if not await sql.names.has_tenant(tenant):
-                raise _no_tenant(tenant)
+                raise no_tenant(tenant)
             database = await sql.names.insert_database(tenant, name)
             if database is None:
                 raise AlreadyExists(f"database {name!r} exists in tenant {tenant!r}", field="name")
@@ -77,7 +93,7 @@ class CatalogService:
         async with self._store.session() as sql:
             database = await sql.names.find_database(tenant, name)
         if database is None:
-            raise _no_database(tenant, name)
+            raise no_database(tenant, name)
         return database
 
     async def list_databases(self, tenant: str, *, limit: int, offset: int) -> list[Database]:
@@ -90,7 +106,7 @@ class CatalogService:
         async with self._store.transaction() as sql:
             database_id = await sql.names.lock_database(tenant, name)
             if database_id is None:
-                raise _no_database(tenant, name)
+                raise no_database(tenant, name)
             collection_ids = await sql.names.lock_collections_of(database_id)
             await _delete(sql.names, collection_ids)
             await sql.names.delete_database(database_id)
@@ -99,7 +115,7 @@ class CatalogService:
 
     async def create_collection(self, new: NewCollection, *, get_or_create: bool) -> tuple[Collection, bool]:
         """See `Catalog.create_collection`. An existing collection is returned as it is, whatever ``new`` says."""
-        _check_new(new)
+        check_new(new)
         if get_or_create:
             async with self._store.session() as sql:
                 existing = await sql.names.find_collection(new.tenant, new.database, new.name)
@@ -110,7 +126,7 @@ class CatalogService:
             if created is not None:
                 return created, True
             if not get_or_create:
-                raise _name_taken(new.name, new.database)
+                raise name_taken(new.name, new.database)
             async with self._store.session() as sql:
                 existing = await sql.names.find_collection(new.tenant, new.database, new.name)
             if existing is not None:
@@ -122,7 +138,7 @@ class CatalogService:
         async with self._store.transaction() as sql:
             database_id = await sql.names.share_database(new.tenant, new.database)
             if database_id is None:
-                raise _no_database(new.tenant, new.database)
+                raise no_database(new.tenant, new.database)
             created = await sql.names.insert_collection(database_id, new)
             if created is not None:
                 await sql.names.insert_log_head(UUID(created.id))
@@ -138,11 +154,11 @@ class CatalogService:
 
     async def get_collection_by_id(self, collection_id: str) -> Collection:
         """See `Catalog.get_collection_by_id`."""
-        wanted = _collection_id(collection_id)
+        wanted = parse_collection_id(collection_id)
         async with self._store.session() as sql:
             collection = await sql.names.find_collection_by_id(wanted)
         if collection is None:
-            raise _no_collection(collection_id)
+            raise no_collection(collection_id)
         return collection
 
     async def list_collections(self, tenant: str, database: str, *, limit: int, offset: int) -> list[Collection]:
@@ -164,24 +180,24 @@ class CatalogService:
         configuration: Json | None = None,
     ) -> Collection:
         """See `Catalog.modify_collection`."""
-        wanted = _collection_id(collection_id)
+        wanted = parse_collection_id(collection_id)
         async with self._store.transaction() as sql:
             collection = await sql.names.lock_collection(wanted)
             if collection is None:
-                raise _no_collection(collection_id)
+                raise no_collection(collection_id)
             if name is not None and name != collection.name:
                 # Says it well and keeps two that swap names from waiting for each other; the unique index decides.
                 holder = await sql.names.find_collection(collection.tenant, collection.database, name)
                 if holder is not None:
-                    raise _name_taken(name, collection.database)
+                    raise name_taken(name, collection.database)
             return await sql.names.update_collection(wanted, name, metadata, configuration)
 
     async def delete_collection(self, collection_id: str) -> None:
         """See `Catalog.delete_collection`. The name is free at once; a new collection of that name has a new id."""
-        wanted = _collection_id(collection_id)
+        wanted = parse_collection_id(collection_id)
         async with self._store.transaction() as sql:
             if await sql.names.lock_collection(wanted) is None:
-                raise _no_collection(collection_id)
+                raise no_collection(collection_id)
             await _delete(sql.names, [wanted])
 
     # --- jobs --------------------------------------------------------------------------------------------------------
@@ -193,53 +209,53 @@ class CatalogService:
 
     async def claim(self, collection_id: str, kind: str, holder: str, *, ttl_ms: int) -> Lease | None:
         """See `Catalog.claim`. None for a collection that is gone, too: there is nothing to do there."""
-        wanted = _collection_id(collection_id)
-        _check_ttl(ttl_ms)
+        wanted = parse_collection_id(collection_id)
+        check_ttl(ttl_ms)
         async with self._store.session() as sql:
             epoch = await sql.versions.claim_lease(wanted, kind, holder, ttl_ms)
         return None if epoch is None else Lease(str(wanted), kind, holder, epoch)
 
     async def renew(self, lease: Lease, *, ttl_ms: int) -> None:
         """See `Catalog.renew`. A lease that has run out may be renewed until another claims; a released one may not."""
-        wanted = _collection_id(lease.collection_id)
-        _check_ttl(ttl_ms)
+        wanted = parse_collection_id(lease.collection_id)
+        check_ttl(ttl_ms)
         async with self._store.session() as sql:
             if not await sql.versions.renew_lease(wanted, lease.kind, lease.epoch, ttl_ms):
-                raise _fenced(lease)
+                raise fenced(lease)
 
     async def release(self, lease: Lease) -> None:
         """See `Catalog.release`."""
-        wanted = _collection_id(lease.collection_id)
+        wanted = parse_collection_id(lease.collection_id)
         async with self._store.session() as sql:
             await sql.versions.release_lease(wanted, lease.kind, lease.epoch)
 
     async def begin_upload(self, collection_id: str) -> str:
         """See `Catalog.begin_upload`. Raises `NotFound`."""
-        wanted = _collection_id(collection_id)
+        wanted = parse_collection_id(collection_id)
         async with self._store.session() as sql:
             upload_id = await sql.versions.insert_upload(wanted)
         if upload_id is None:
-            raise _no_collection(collection_id)
+            raise no_collection(collection_id)
         return upload_id
 
     # --- versions ----------------------------------------------------------------------------------------------------
 
     async def publish(self, request: PublishRequest) -> VersionInfo:
         """See `Catalog.publish`. Repeating a publish that has succeeded succeeds, whatever happened since."""
-        collection_id = _collection_id(request.lease.collection_id)
+        collection_id = parse_collection_id(request.lease.collection_id)
         if not request.manifest_key:
             raise InvalidArgument("is empty", field="manifest_key")
         async with self._store.transaction() as sql:
             current = await sql.versions.lock_version(collection_id)
             if current is None:
-                raise _no_collection(request.lease.collection_id)
+                raise no_collection(request.lease.collection_id)
             head_offset = await sql.versions.lock_log_head(collection_id)
             version = request.expected_version + 1
             done = await sql.versions.find_version(collection_id, version)
             if done is not None and done.info.manifest_key == request.manifest_key:
                 return done.info
             if await sql.versions.share_lease_epoch(collection_id, request.lease.kind) != request.lease.epoch:
-                raise _fenced(request.lease)
+                raise fenced(request.lease)
             if current != request.expected_version:
                 raise VersionConflict(
                     f"the current version is {current}, not {request.expected_version}; rebase the manifest on it"
@@ -247,7 +263,7 @@ class CatalogService:
             await self._take_upload(sql.versions, collection_id, request.upload_id)
             before = await sql.versions.find_version(collection_id, current)
             if before is None:
-                raise _no_collection(request.lease.collection_id)
+                raise no_collection(request.lease.collection_id)
             offset = request.compacted_offset
             bytes_there = await _compacted_bytes(sql.versions, collection_id, before, offset, head_offset)
             info = VersionInfo(str(collection_id), version, request.manifest_key, offset)
@@ -257,7 +273,7 @@ class CatalogService:
         return info
 
     async def _take_upload(self, versions: VersionStatements, collection_id: UUID, upload_id: str) -> None:
-        upload = _uuid(upload_id)
+        upload = parse_uuid(upload_id)
         if upload is None or not await versions.take_upload(upload, collection_id, self._max_upload_age_ms):
             raise UploadExpired(
                 f"no upload {upload_id!r} of the last {self._max_upload_age_ms} ms; begin another and upload again",
@@ -266,12 +282,76 @@ class CatalogService:
 
     async def get_version(self, collection_id: str, version: int | None = None) -> VersionInfo:
         """See `Catalog.get_version`."""
-        wanted = _collection_id(collection_id)
+        wanted = parse_collection_id(collection_id)
         async with self._store.session() as sql:
             found = await sql.versions.find_version(wanted, version)
         if found is None:
-            raise NotFound(f"no version {version} of collection {collection_id}" if version else _gone(collection_id))
+            gone = no_collection(collection_id)
+            raise NotFound(f"no version {version} of collection {collection_id}") if version else gone
         return found.info
+
+    # --- garbage collection ------------------------------------------------------------------------------------------
+
+    async def expired_uploads(self, *, limit: int) -> list[ExpiredUpload]:
+        """See `Catalog.expired_uploads`."""
+        async with self._store.session() as sql:
+            return await sql.garbage.expired_uploads(2 * self._max_upload_age_ms, limit)
+
+    async def drop_uploads(self, upload_ids: Sequence[str]) -> None:
+        """See `Catalog.drop_uploads`."""
+        async with self._store.session() as sql:
+            await sql.garbage.drop_uploads(parse_uuids(upload_ids), 2 * self._max_upload_age_ms)
+
+    async def collections_with_garbage(
+        self,
+        *,
+        after: str,
+        limit: int,
+        version_retention_ms: int,
+        deleted_retention_ms: int,
+        everything: bool = False,
+    ) -> list[GarbageCollection]:
+        """See `Catalog.collections_with_garbage`."""
+        start = parse_collection_id(after) if after else _LOWEST_ID
+        async with self._store.session() as sql:
+            return await sql.garbage.find_collections(
+                start, limit, version_retention_ms, deleted_retention_ms, everything
+            )
+
+    async def garbage_roots(
+        self, collection_id: str, upload_ids: Sequence[str], *, version_retention_ms: int
+    ) -> GarbageRoots:
+        """See `Catalog.garbage_roots`."""
+        wanted = parse_collection_id(collection_id)
+        async with self._store.session() as sql:
+            found = await sql.garbage.find_roots(wanted, parse_uuids(upload_ids), version_retention_ms)
+        if found is None:
+            raise no_collection(collection_id)
+        return GarbageRoots(tuple(found[0]), frozenset(found[1]))
+
+    async def drop_versions(self, collection_id: str, *, below: int, version_retention_ms: int) -> int:
+        """See `Catalog.drop_versions`."""
+        wanted = parse_collection_id(collection_id)
+        async with self._store.session() as sql:
+            return await sql.garbage.drop_versions(wanted, version_retention_ms, below)
+
+    async def purge_collection(self, collection_id: str, *, deleted_retention_ms: int, limit: int) -> bool:
+        """See `Catalog.purge_collection`."""
+        wanted = parse_collection_id(collection_id)
+        async with self._store.session() as sql:
+            age_ms = await sql.garbage.deleted_for(wanted)
+            if age_ms is None:
+                return True
+            if age_ms < deleted_retention_ms:
+                raise FailedPrecondition(
+                    f"collection {collection_id} lives, or was deleted less than {deleted_retention_ms} ms ago"
+                )
+            if await sql.garbage.drop_log_entries(wanted, limit) >= limit:
+                return False
+        async with self._store.transaction() as sql:
+            if await sql.garbage.lock_deleted(wanted):
+                await sql.garbage.purge(wanted)
+        return True
 
 
 async def _delete(names: NameStatements, collection_ids: list[UUID]) -> None:
@@ -294,57 +374,3 @@ async def _compacted_bytes(
     if found is None:
         raise InvalidArgument(f"{offset} is not the end of a batch", field="compacted_offset")
     return found
-
-
-def _uuid(text: str) -> UUID | None:
-    """The UUID if ``text`` is one in its usual form."""
-    try:
-        parsed = UUID(text)
-    except ValueError:
-        return None
-    return parsed if str(parsed) == text.lower() else None
-
-
-def _collection_id(text: str) -> UUID:
-    parsed = _uuid(text)
-    if parsed is None:
-        raise _no_collection(text)
-    return parsed
-
-
-def _check_new(new: NewCollection) -> None:
-    if new.space not in SPACES:
-        raise InvalidArgument(f"{new.space!r} is none of {', '.join(SPACES)}", field="space")
-    if new.shards < 1:
-        raise InvalidArgument(f"{new.shards} is below 1", field="shards")
-    if new.dimension is not None and new.dimension < 1:
-        raise InvalidArgument(f"{new.dimension} is below 1", field="dimension")
-
-
-def _check_ttl(ttl_ms: int) -> None:
-    if ttl_ms < 1:
-        raise InvalidArgument(f"{ttl_ms} is below 1", field="ttl_ms")
-
-
-def _no_tenant(name: str) -> NotFound:
-    return NotFound(f"no tenant {name!r}", field="tenant")
-
-
-def _no_database(tenant: str, name: str) -> NotFound:
-    return NotFound(f"no database {name!r} in tenant {tenant!r}", field="database")
-
-
-def _gone(collection_id: str) -> str:
-    return f"no collection {collection_id!r}"
-
-
-def _no_collection(collection_id: str) -> NotFound:
-    return NotFound(_gone(collection_id), field="collection_id")
-
-
-def _name_taken(name: str, database: str) -> AlreadyExists:
-    return AlreadyExists(f"collection {name!r} exists in database {database!r}", field="name")
-
-
-def _fenced(lease: Lease) -> Fenced:
-    return Fenced(f"lease epoch {lease.epoch} of {lease.kind} on {lease.collection_id} is over; stop this job")

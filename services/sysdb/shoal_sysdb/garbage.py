@@ -1,4 +1,4 @@
-"""SQL of garbage collection: what is kept, what has run out, and forgetting it. Every method is one statement.
+"""SQL of garbage collection: what is kept, what has run out, and forgetting it. Methods are one statement each, but for the last two.
 
 Retentions and ages are by the database's clock. A version is retained while it is current and for ``version_retention_ms`` after it
 was replaced: the oldest retained one is the newest that is as old as that. What is deleted here is looked at again within the
@@ -56,9 +56,9 @@ class GarbageStatements:
                 SELECT collection_id, (array_agg(created_at ORDER BY version))[2] AS replaced_at FROM collection_version
                 WHERE collection_id > $1 AND created_at <= {_AGO.format(ms="$3")} GROUP BY collection_id HAVING count(*) > 1
             )
-            SELECT c.id, c.deleted_at IS NOT NULL AS deleted, coalesce(CASE
+            SELECT c.id, c.deleted_at IS NOT NULL AS deleted, greatest(0, CASE
                 WHEN c.deleted_at IS NULL THEN {AGE_MS.format(since="e.replaced_at")} - $3::bigint
-                ELSE {AGE_MS.format(since="c.deleted_at")} - $4::bigint END, 0) AS overdue_ms
+                ELSE {AGE_MS.format(since="c.deleted_at")} - $4::bigint END) AS overdue_ms
             FROM collection c LEFT JOIN expired e ON e.collection_id = c.id
             WHERE c.id > $1 AND CASE WHEN c.deleted_at IS NULL THEN $5 OR e.collection_id IS NOT NULL
                 ELSE c.deleted_at <= {_AGO.format(ms="$4")} END

@@ -110,3 +110,39 @@ class CatalogServicer:
     async def get_version(self, request: pb.GetVersionRequest) -> pb.Version:
         version = request.version if request.HasField("version") else None
         return codec.encode_version(await self._catalog.get_version(request.collection_id, version))
+
+    async def list_expired_uploads(self, request: pb.ListExpiredUploadsRequest) -> pb.ListExpiredUploadsResponse:
+        found = await self._catalog.expired_uploads(limit=request.limit)
+        return pb.ListExpiredUploadsResponse(uploads=[codec.encode_expired_upload(upload) for upload in found])
+
+    async def drop_uploads(self, request: pb.DropUploadsRequest) -> Empty:
+        await self._catalog.drop_uploads(request.upload_ids)
+        return Empty()
+
+    async def list_garbage(self, request: pb.ListGarbageRequest) -> pb.ListGarbageResponse:
+        found = await self._catalog.collections_with_garbage(
+            after=request.after,
+            limit=request.limit,
+            version_retention_ms=request.version_retention_ms,
+            deleted_retention_ms=request.deleted_retention_ms,
+            everything=request.everything,
+        )
+        return pb.ListGarbageResponse(collections=[codec.encode_garbage_collection(item) for item in found])
+
+    async def get_garbage_roots(self, request: pb.GetGarbageRootsRequest) -> pb.GarbageRoots:
+        roots = await self._catalog.garbage_roots(
+            request.collection_id, request.upload_ids, version_retention_ms=request.version_retention_ms
+        )
+        return codec.encode_garbage_roots(roots)
+
+    async def drop_versions(self, request: pb.DropVersionsRequest) -> pb.DropVersionsResponse:
+        count = await self._catalog.drop_versions(
+            request.collection_id, below=request.below, version_retention_ms=request.version_retention_ms
+        )
+        return pb.DropVersionsResponse(count=count)
+
+    async def purge_collection(self, request: pb.PurgeCollectionRequest) -> pb.PurgeCollectionResponse:
+        done = await self._catalog.purge_collection(
+            request.collection_id, deleted_retention_ms=request.deleted_retention_ms, limit=request.limit
+        )
+        return pb.PurgeCollectionResponse(done=done)

@@ -295,7 +295,7 @@ async def test_everything_at_once_does_not_deadlock(catalog: CatalogService, poo
     assert await pool.fetchval("SELECT count(*) FROM collection WHERE deleted_at IS NULL") == 0
 
 
-# --- backlog and garbage ---------------------------------------------------------------------------------------------
+# --- backlog ---------------------------------------------------------------------------------------------------------
 
 
 async def test_backlog_is_fair_and_oldest_first(catalog: CatalogService, pool: Pool) -> None:
@@ -317,30 +317,6 @@ async def test_backlog_is_fair_and_oldest_first(catalog: CatalogService, pool: P
     assert len(await page(100)) == 9
     assert await page(100, min_records=6) == []
     assert await page(100, min_records=6, min_age_ms=400_000) == [f"big{i}" for i in range(6)] + ["mid0", "mid1"]
-
-
-async def test_garbage(catalog: CatalogService, store: PostgresCatalogStore, pool: Pool) -> None:
-    made = await _create(catalog)
-    lease = await _claim(catalog, made)
-    infos = [await catalog.publish(await _request(catalog, lease, 0, expected=i)) for i in range(4)]
-    wanted = uuid.UUID(made.id)
-    async with store.session() as sql:
-        assert [version.info for version in await sql.versions.list_versions(wanted)] == infos[::-1]
-        assert await sql.versions.drop_versions_below(wanted, 3) == 2
-        assert await sql.versions.live_manifest_keys(wanted) == [info.manifest_key for info in infos[2:]]
-        assert await sql.versions.drop_versions_below(wanted, 100) == 1
-        assert await catalog.get_version(made.id) == infos[3]
-        with pytest.raises(NotFound):
-            await catalog.get_version(made.id, 3)
-        old, young = await catalog.begin_upload(made.id), await catalog.begin_upload(made.id)
-        await pool.execute("UPDATE upload_intent SET created_at = created_at - interval '1 hour' WHERE id = $1", old)
-        expired = await sql.versions.expired_uploads(HOUR_MS // 2, 10)
-        assert [upload.id for upload in expired] == [old]
-        await sql.versions.drop_uploads([uuid.UUID(old)])
-        assert [upload.id for upload in await sql.versions.expired_uploads(0, 10)] == [young]
-        await catalog.delete_collection(made.id)
-        assert await sql.versions.live_manifest_keys(wanted) == []
-        assert await sql.versions.drop_versions_below(wanted, 100) == 1
 
 
 async def test_errors_are_of_the_one_tree(catalog: CatalogService, pool: Pool) -> None:

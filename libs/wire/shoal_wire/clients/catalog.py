@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from shoal_core.contracts import Backlog, Collection, Database, Json, Lease, NewCollection, PublishRequest, VersionInfo
+from collections.abc import Sequence
+
+from shoal_core.contracts import (
+    Backlog,
+    Collection,
+    Database,
+    ExpiredUpload,
+    GarbageCollection,
+    GarbageRoots,
+    Json,
+    Lease,
+    NewCollection,
+    PublishRequest,
+    VersionInfo,
+)
 from shoal_wire.codec import catalog as codec
 from shoal_wire.codec.common import encode_json
 from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed
@@ -160,3 +174,73 @@ class CatalogClient:
         return await self._rpc.call(
             "GetVersion", lambda: pb.GetVersionRequest(collection_id=collection_id, version=version), _VERSION
         )
+
+    async def expired_uploads(self, *, limit: int) -> list[ExpiredUpload]:
+        return await self._rpc.call(
+            "ListExpiredUploads",
+            lambda: pb.ListExpiredUploadsRequest(limit=limit),
+            parsed(
+                pb.ListExpiredUploadsResponse,
+                lambda page: [codec.decode_expired_upload(item) for item in page.uploads],
+            ),
+        )
+
+    async def drop_uploads(self, upload_ids: Sequence[str]) -> None:
+        await self._rpc.call("DropUploads", lambda: pb.DropUploadsRequest(upload_ids=upload_ids), _NOTHING, write=True)
+
+    async def collections_with_garbage(
+        self,
+        *,
+        after: str,
+        limit: int,
+        version_retention_ms: int,
+        deleted_retention_ms: int,
+        everything: bool = False,
+    ) -> list[GarbageCollection]:
+        return await self._rpc.call(
+            "ListGarbage",
+            lambda: pb.ListGarbageRequest(
+                after=after,
+                limit=limit,
+                version_retention_ms=version_retention_ms,
+                deleted_retention_ms=deleted_retention_ms,
+                everything=everything,
+            ),
+            parsed(
+                pb.ListGarbageResponse,
+                lambda page: [codec.decode_garbage_collection(item) for item in page.collections],
+            ),
+        )
+
+    async def garbage_roots(
+        self, collection_id: str, upload_ids: Sequence[str], *, version_retention_ms: int
+    ) -> GarbageRoots:
+        return await self._rpc.call(
+            "GetGarbageRoots",
+            lambda: pb.GetGarbageRootsRequest(
+                collection_id=collection_id, upload_ids=upload_ids, version_retention_ms=version_retention_ms
+            ),
+            parsed(pb.GarbageRoots, codec.decode_garbage_roots),
+        )
+
+    async def drop_versions(self, collection_id: str, *, below: int, version_retention_ms: int) -> int:
+        answer = await self._rpc.call(
+            "DropVersions",
+            lambda: pb.DropVersionsRequest(
+                collection_id=collection_id, below=below, version_retention_ms=version_retention_ms
+            ),
+            pb.DropVersionsResponse.FromString,
+            write=True,
+        )
+        return answer.count
+
+    async def purge_collection(self, collection_id: str, *, deleted_retention_ms: int, limit: int) -> bool:
+        answer = await self._rpc.call(
+            "PurgeCollection",
+            lambda: pb.PurgeCollectionRequest(
+                collection_id=collection_id, deleted_retention_ms=deleted_retention_ms, limit=limit
+            ),
+            pb.PurgeCollectionResponse.FromString,
+            write=True,
+        )
+        return answer.done

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from shoal_core.contracts import Backlog, Collection, Database, Lease, NewCollection, PublishRequest, VersionInfo
+from shoal_core.contracts import (
+    Backlog,
+    Collection,
+    Database,
+    ExpiredUpload,
+    GarbageCollection,
+    GarbageRoots,
+    Lease,
+    NewCollection,
+    PublishRequest,
+    VersionInfo,
+)
 from shoal_wire.codec.common import decode_json, encode_json
 from shoal_wire.v1 import catalog_pb2 as pb
 from shoal_wire.v1 import types_pb2
@@ -149,3 +160,35 @@ def encode_version(version: VersionInfo) -> pb.Version:
 def decode_version(message: pb.Version) -> VersionInfo:
     """The version."""
     return VersionInfo(message.collection_id, message.version, message.manifest_key, message.compacted_offset)
+
+
+def encode_expired_upload(upload: ExpiredUpload) -> pb.ExpiredUpload:
+    """An expired upload as a message."""
+    return pb.ExpiredUpload(id=upload.id, collection_id=upload.collection_id, overdue_ms=upload.overdue_ms)
+
+
+def decode_expired_upload(message: pb.ExpiredUpload) -> ExpiredUpload:
+    """The expired upload."""
+    return ExpiredUpload(message.id, message.collection_id, message.overdue_ms)
+
+
+def encode_garbage_collection(item: GarbageCollection) -> pb.GarbageCollection:
+    """A collection to sweep as a message."""
+    return pb.GarbageCollection(collection_id=item.collection_id, deleted=item.deleted, overdue_ms=item.overdue_ms)
+
+
+def decode_garbage_collection(message: pb.GarbageCollection) -> GarbageCollection:
+    """The collection to sweep."""
+    return GarbageCollection(message.collection_id, message.deleted, message.overdue_ms)
+
+
+def encode_garbage_roots(roots: GarbageRoots) -> pb.GarbageRoots:
+    """Garbage roots as a message."""
+    return pb.GarbageRoots(
+        versions=[encode_version(version) for version in roots.versions], upload_ids=sorted(roots.uploads)
+    )
+
+
+def decode_garbage_roots(message: pb.GarbageRoots) -> GarbageRoots:
+    """The garbage roots."""
+    return GarbageRoots(tuple(decode_version(version) for version in message.versions), frozenset(message.upload_ids))

@@ -614,3 +614,310 @@ class Version(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Version: _TypeAlias = Version  # noqa: Y015
+
+@_typing.final
+class ListExpiredUploadsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExpiredUploadsRequest: _TypeAlias = ListExpiredUploadsRequest  # noqa: Y015
+
+@_typing.final
+class ExpiredUpload(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    COLLECTION_ID_FIELD_NUMBER: _builtins.int
+    OVERDUE_MS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    collection_id: _builtins.str
+    overdue_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        collection_id: _builtins.str = ...,
+        overdue_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "id", b"id", "overdue_ms", b"overdue_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpiredUpload: _TypeAlias = ExpiredUpload  # noqa: Y015
+
+@_typing.final
+class ListExpiredUploadsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOADS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def uploads(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpiredUpload]: ...
+    def __init__(
+        self,
+        *,
+        uploads: _abc.Iterable[Global___ExpiredUpload] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uploads", b"uploads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExpiredUploadsResponse: _TypeAlias = ListExpiredUploadsResponse  # noqa: Y015
+
+@_typing.final
+class DropUploadsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOAD_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def upload_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        upload_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["upload_ids", b"upload_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropUploadsRequest: _TypeAlias = DropUploadsRequest  # noqa: Y015
+
+@_typing.final
+class ListGarbageRequest(_message.Message):
+    """A page of collections to sweep, in order of id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    VERSION_RETENTION_MS_FIELD_NUMBER: _builtins.int
+    DELETED_RETENTION_MS_FIELD_NUMBER: _builtins.int
+    EVERYTHING_FIELD_NUMBER: _builtins.int
+    after: _builtins.str
+    """empty: from the start"""
+    limit: _builtins.int
+    version_retention_ms: _builtins.int
+    deleted_retention_ms: _builtins.int
+    everything: _builtins.bool
+    """live collections without known garbage too"""
+    def __init__(
+        self,
+        *,
+        after: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        version_retention_ms: _builtins.int = ...,
+        deleted_retention_ms: _builtins.int = ...,
+        everything: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "deleted_retention_ms", b"deleted_retention_ms", "everything", b"everything", "limit", b"limit", "version_retention_ms", b"version_retention_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGarbageRequest: _TypeAlias = ListGarbageRequest  # noqa: Y015
+
+@_typing.final
+class GarbageCollection(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_ID_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    OVERDUE_MS_FIELD_NUMBER: _builtins.int
+    collection_id: _builtins.str
+    deleted: _builtins.bool
+    overdue_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        collection_id: _builtins.str = ...,
+        deleted: _builtins.bool = ...,
+        overdue_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "deleted", b"deleted", "overdue_ms", b"overdue_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GarbageCollection: _TypeAlias = GarbageCollection  # noqa: Y015
+
+@_typing.final
+class ListGarbageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def collections(self) -> _containers.RepeatedCompositeFieldContainer[Global___GarbageCollection]: ...
+    def __init__(
+        self,
+        *,
+        collections: _abc.Iterable[Global___GarbageCollection] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collections", b"collections"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGarbageResponse: _TypeAlias = ListGarbageResponse  # noqa: Y015
+
+@_typing.final
+class GetGarbageRootsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_ID_FIELD_NUMBER: _builtins.int
+    UPLOAD_IDS_FIELD_NUMBER: _builtins.int
+    VERSION_RETENTION_MS_FIELD_NUMBER: _builtins.int
+    collection_id: _builtins.str
+    version_retention_ms: _builtins.int
+    @_builtins.property
+    def upload_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        collection_id: _builtins.str = ...,
+        upload_ids: _abc.Iterable[_builtins.str] | None = ...,
+        version_retention_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "upload_ids", b"upload_ids", "version_retention_ms", b"version_retention_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGarbageRootsRequest: _TypeAlias = GetGarbageRootsRequest  # noqa: Y015
+
+@_typing.final
+class GarbageRoots(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    UPLOAD_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]:
+        """retained, ascending"""
+
+    @_builtins.property
+    def upload_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of those asked for, the ones that have an intent"""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___Version] | None = ...,
+        upload_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["upload_ids", b"upload_ids", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GarbageRoots: _TypeAlias = GarbageRoots  # noqa: Y015
+
+@_typing.final
+class DropVersionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_ID_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    VERSION_RETENTION_MS_FIELD_NUMBER: _builtins.int
+    collection_id: _builtins.str
+    below: _builtins.int
+    version_retention_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        collection_id: _builtins.str = ...,
+        below: _builtins.int = ...,
+        version_retention_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below", b"below", "collection_id", b"collection_id", "version_retention_ms", b"version_retention_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropVersionsRequest: _TypeAlias = DropVersionsRequest  # noqa: Y015
+
+@_typing.final
+class DropVersionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropVersionsResponse: _TypeAlias = DropVersionsResponse  # noqa: Y015
+
+@_typing.final
+class PurgeCollectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_ID_FIELD_NUMBER: _builtins.int
+    DELETED_RETENTION_MS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    collection_id: _builtins.str
+    deleted_retention_ms: _builtins.int
+    limit: _builtins.int
+    """log entries"""
+    def __init__(
+        self,
+        *,
+        collection_id: _builtins.str = ...,
+        deleted_retention_ms: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "deleted_retention_ms", b"deleted_retention_ms", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeCollectionRequest: _TypeAlias = PurgeCollectionRequest  # noqa: Y015
+
+@_typing.final
+class PurgeCollectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    done: _builtins.bool
+    def __init__(
+        self,
+        *,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeCollectionResponse: _TypeAlias = PurgeCollectionResponse  # noqa: Y015

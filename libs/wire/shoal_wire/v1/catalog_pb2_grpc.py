@@ -130,6 +130,36 @@ class CatalogServiceStub:
                 request_serializer=shoal_dot_v1_dot_catalog__pb2.GetVersionRequest.SerializeToString,
                 response_deserializer=shoal_dot_v1_dot_catalog__pb2.Version.FromString,
                 _registered_method=True)
+        self.ListExpiredUploads = channel.unary_unary(
+                '/shoal.v1.CatalogService/ListExpiredUploads',
+                request_serializer=shoal_dot_v1_dot_catalog__pb2.ListExpiredUploadsRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_catalog__pb2.ListExpiredUploadsResponse.FromString,
+                _registered_method=True)
+        self.DropUploads = channel.unary_unary(
+                '/shoal.v1.CatalogService/DropUploads',
+                request_serializer=shoal_dot_v1_dot_catalog__pb2.DropUploadsRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_types__pb2.Empty.FromString,
+                _registered_method=True)
+        self.ListGarbage = channel.unary_unary(
+                '/shoal.v1.CatalogService/ListGarbage',
+                request_serializer=shoal_dot_v1_dot_catalog__pb2.ListGarbageRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_catalog__pb2.ListGarbageResponse.FromString,
+                _registered_method=True)
+        self.GetGarbageRoots = channel.unary_unary(
+                '/shoal.v1.CatalogService/GetGarbageRoots',
+                request_serializer=shoal_dot_v1_dot_catalog__pb2.GetGarbageRootsRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_catalog__pb2.GarbageRoots.FromString,
+                _registered_method=True)
+        self.DropVersions = channel.unary_unary(
+                '/shoal.v1.CatalogService/DropVersions',
+                request_serializer=shoal_dot_v1_dot_catalog__pb2.DropVersionsRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_catalog__pb2.DropVersionsResponse.FromString,
+                _registered_method=True)
+        self.PurgeCollection = channel.unary_unary(
+                '/shoal.v1.CatalogService/PurgeCollection',
+                request_serializer=shoal_dot_v1_dot_catalog__pb2.PurgeCollectionRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_catalog__pb2.PurgeCollectionResponse.FromString,
+                _registered_method=True)
 
 
 class CatalogServiceServicer:
@@ -249,6 +279,42 @@ class CatalogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListExpiredUploads(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropUploads(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGarbage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGarbageRoots(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropVersions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeCollection(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CatalogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -346,6 +412,36 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.GetVersion,
                     request_deserializer=shoal_dot_v1_dot_catalog__pb2.GetVersionRequest.FromString,
                     response_serializer=shoal_dot_v1_dot_catalog__pb2.Version.SerializeToString,
+            ),
+            'ListExpiredUploads': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExpiredUploads,
+                    request_deserializer=shoal_dot_v1_dot_catalog__pb2.ListExpiredUploadsRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_catalog__pb2.ListExpiredUploadsResponse.SerializeToString,
+            ),
+            'DropUploads': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropUploads,
+                    request_deserializer=shoal_dot_v1_dot_catalog__pb2.DropUploadsRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_types__pb2.Empty.SerializeToString,
+            ),
+            'ListGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGarbage,
+                    request_deserializer=shoal_dot_v1_dot_catalog__pb2.ListGarbageRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_catalog__pb2.ListGarbageResponse.SerializeToString,
+            ),
+            'GetGarbageRoots': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGarbageRoots,
+                    request_deserializer=shoal_dot_v1_dot_catalog__pb2.GetGarbageRootsRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_catalog__pb2.GarbageRoots.SerializeToString,
+            ),
+            'DropVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropVersions,
+                    request_deserializer=shoal_dot_v1_dot_catalog__pb2.DropVersionsRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_catalog__pb2.DropVersionsResponse.SerializeToString,
+            ),
+            'PurgeCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeCollection,
+                    request_deserializer=shoal_dot_v1_dot_catalog__pb2.PurgeCollectionRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_catalog__pb2.PurgeCollectionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -861,6 +957,168 @@ class CatalogService:
             '/shoal.v1.CatalogService/GetVersion',
             shoal_dot_v1_dot_catalog__pb2.GetVersionRequest.SerializeToString,
             shoal_dot_v1_dot_catalog__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExpiredUploads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.CatalogService/ListExpiredUploads',
+            shoal_dot_v1_dot_catalog__pb2.ListExpiredUploadsRequest.SerializeToString,
+            shoal_dot_v1_dot_catalog__pb2.ListExpiredUploadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropUploads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.CatalogService/DropUploads',
+            shoal_dot_v1_dot_catalog__pb2.DropUploadsRequest.SerializeToString,
+            shoal_dot_v1_dot_types__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.CatalogService/ListGarbage',
+            shoal_dot_v1_dot_catalog__pb2.ListGarbageRequest.SerializeToString,
+            shoal_dot_v1_dot_catalog__pb2.ListGarbageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGarbageRoots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.CatalogService/GetGarbageRoots',
+            shoal_dot_v1_dot_catalog__pb2.GetGarbageRootsRequest.SerializeToString,
+            shoal_dot_v1_dot_catalog__pb2.GarbageRoots.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.CatalogService/DropVersions',
+            shoal_dot_v1_dot_catalog__pb2.DropVersionsRequest.SerializeToString,
+            shoal_dot_v1_dot_catalog__pb2.DropVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.CatalogService/PurgeCollection',
+            shoal_dot_v1_dot_catalog__pb2.PurgeCollectionRequest.SerializeToString,
+            shoal_dot_v1_dot_catalog__pb2.PurgeCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,12 @@ class CatalogServiceStub:
     BeginUpload: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.BeginUploadRequest, _catalog_pb2.BeginUploadResponse]
     Publish: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.PublishRequest, _catalog_pb2.Version]
     GetVersion: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetVersionRequest, _catalog_pb2.Version]
+    ListExpiredUploads: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListExpiredUploadsRequest, _catalog_pb2.ListExpiredUploadsResponse]
+    DropUploads: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.DropUploadsRequest, _types_pb2.Empty]
+    ListGarbage: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListGarbageRequest, _catalog_pb2.ListGarbageResponse]
+    GetGarbageRoots: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetGarbageRootsRequest, _catalog_pb2.GarbageRoots]
+    DropVersions: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.DropVersionsRequest, _catalog_pb2.DropVersionsResponse]
+    PurgeCollection: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.PurgeCollectionRequest, _catalog_pb2.PurgeCollectionResponse]
 
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
@@ -74,6 +80,12 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     BeginUpload: _aio.UnaryUnaryMultiCallable[_catalog_pb2.BeginUploadRequest, _catalog_pb2.BeginUploadResponse]  # type: ignore[assignment]
     Publish: _aio.UnaryUnaryMultiCallable[_catalog_pb2.PublishRequest, _catalog_pb2.Version]  # type: ignore[assignment]
     GetVersion: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetVersionRequest, _catalog_pb2.Version]  # type: ignore[assignment]
+    ListExpiredUploads: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListExpiredUploadsRequest, _catalog_pb2.ListExpiredUploadsResponse]  # type: ignore[assignment]
+    DropUploads: _aio.UnaryUnaryMultiCallable[_catalog_pb2.DropUploadsRequest, _types_pb2.Empty]  # type: ignore[assignment]
+    ListGarbage: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListGarbageRequest, _catalog_pb2.ListGarbageResponse]  # type: ignore[assignment]
+    GetGarbageRoots: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetGarbageRootsRequest, _catalog_pb2.GarbageRoots]  # type: ignore[assignment]
+    DropVersions: _aio.UnaryUnaryMultiCallable[_catalog_pb2.DropVersionsRequest, _catalog_pb2.DropVersionsResponse]  # type: ignore[assignment]
+    PurgeCollection: _aio.UnaryUnaryMultiCallable[_catalog_pb2.PurgeCollectionRequest, _catalog_pb2.PurgeCollectionResponse]  # type: ignore[assignment]
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -208,5 +220,47 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.GetVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.Version, _abc.Awaitable[_catalog_pb2.Version]]: ...
+
+    @_abc_1.abstractmethod
+    def ListExpiredUploads(
+        self,
+        request: _catalog_pb2.ListExpiredUploadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.ListExpiredUploadsResponse, _abc.Awaitable[_catalog_pb2.ListExpiredUploadsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DropUploads(
+        self,
+        request: _catalog_pb2.DropUploadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_types_pb2.Empty, _abc.Awaitable[_types_pb2.Empty]]: ...
+
+    @_abc_1.abstractmethod
+    def ListGarbage(
+        self,
+        request: _catalog_pb2.ListGarbageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.ListGarbageResponse, _abc.Awaitable[_catalog_pb2.ListGarbageResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetGarbageRoots(
+        self,
+        request: _catalog_pb2.GetGarbageRootsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.GarbageRoots, _abc.Awaitable[_catalog_pb2.GarbageRoots]]: ...
+
+    @_abc_1.abstractmethod
+    def DropVersions(
+        self,
+        request: _catalog_pb2.DropVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.DropVersionsResponse, _abc.Awaitable[_catalog_pb2.DropVersionsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PurgeCollection(
+        self,
+        request: _catalog_pb2.PurgeCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.PurgeCollectionResponse, _abc.Awaitable[_catalog_pb2.PurgeCollectionResponse]]: ...
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
