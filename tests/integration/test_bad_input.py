@@ -156,7 +156,7 @@ async def test_bad_records_are_refused(door: Door, change: Change, error: type[S
     change(records)
     with pytest.raises(error) as caught:
         await door.send("Write", door.write(records))
-    assert caught.value.field.startswith(field)
+    assert field in caught.value.field
     assert caught.value.message
     assert await door.head() == before
 
@@ -197,7 +197,7 @@ async def test_unknown_collections_and_bad_names(door: Door) -> None:
     with pytest.raises(InvalidArgument):
         await door.api.create_collection(NewCollection(TENANT, DATABASE, "spaced", space="manhattan"))
     with pytest.raises(InvalidArgument):
-        await door.api.create_collection(NewCollection(TENANT, DATABASE, "sharded", shards=0))
+        await door.api.create_collection(NewCollection(TENANT, DATABASE, "sharded", shards=1000))
     with pytest.raises(AlreadyExists):
         await door.api.create_collection(NewCollection(TENANT, DATABASE, "strict"))
     with pytest.raises(NotFound):

@@ -10,7 +10,9 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
 
 from shoal_compactor.flush import FlushResult, FlushSettings, flush
 from shoal_compactor.garbage import GarbageSettings
@@ -190,14 +192,7 @@ class Compactor:
         async with self._leased(collection, FLUSH, must) as lease:
             if lease is None:
                 return None
-            result = await flush(
-                collection,
-                lease,
-                log=self.log,
-                publisher=self._publisher(),
-                blocks=self.blocks,
-                settings=self.settings.flush,
-            )
+            result = await self._flush_what_fits(collection, lease)
         if result is None:
             return None
         self._flushed[collection.id] = collection
@@ -208,6 +203,35 @@ class Compactor:
             _log.warning("collection %s: operations at offsets %s do not apply", collection.id, result.quarantined[:20])
         self.on_published(result.version)
         return result
+
+    async def _flush_what_fits(self, collection: Collection, lease: Lease) -> FlushResult | None:
+        """Flush; what turns out too large for memory or for one Arrow column is tried again with a shorter tail.
+
+        The bounds of a flush are on its tail, but it also loads the old rows that the tail changes.
+        """
+        settings = self.settings.flush
+        while True:
+            try:
+                return await flush(
+                    collection,
+                    lease,
+                    log=self.log,
+                    publisher=self._publisher(),
+                    blocks=self.blocks,
+                    settings=settings,
+                )
+            except (pa.ArrowInvalid, pa.ArrowCapacityError, MemoryError) as error:
+                if settings.records <= 1:
+                    raise
+                settings = replace(
+                    settings, records=settings.records // 4 or 1, size_bytes=settings.size_bytes // 4 or 1
+                )
+                _log.warning(
+                    "a flush of collection %s is too large, trying %s records: %s",
+                    collection.id,
+                    settings.records,
+                    error,
+                )
 
     async def _merge_all(self, collection: Collection) -> None:
         try:

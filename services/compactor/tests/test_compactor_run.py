@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from shoal_compactor.compactor import Compactor
+from shoal_compactor.flush import FlushResult, FlushSettings, flush
 from shoal_core.contracts import AppendRequest, Collection, NewCollection, VersionInfo
 from shoal_core.errors import Fenced, NotFound, Unavailable
 from shoal_testing.compaction import LEASE_MS, CompactionWorld
@@ -217,6 +220,29 @@ async def test_compact_flushes_all_and_merges_if_asked(world: CompactionWorld) -
     assert len((await world.check()).shards[0].segments) == 1
     with pytest.raises(NotFound):
         await compactor.compact("00000000-0000-0000-0000-000000000000", merge=True)
+
+
+async def test_a_flush_that_is_too_large_takes_a_shorter_tail(
+    world: CompactionWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tail may be small and the rows that it changes large."""
+    tried: list[int] = []
+
+    async def narrow(*given: Any, settings: FlushSettings, **named: Any) -> FlushResult | None:
+        tried.append(settings.records)
+        if settings.records > 4:
+            raise pa.ArrowInvalid("offset overflow while concatenating arrays")
+        return await flush(*given, settings=settings, **named)
+
+    monkeypatch.setattr("shoal_compactor.compactor.flush", narrow)
+    for number in range(20):
+        await world.upsert("a", value=float(number))
+    compactor = world.compactor()
+    await compactor.compact(world.collection.id, merge=False)
+    assert tried[:2] == [compactor.settings.flush.records, compactor.settings.flush.records // 4]
+    assert min(tried) <= 4
+    assert await _compacted(world, world.collection) == 20
+    await world.check()
 
 
 async def test_compact_ends_though_writes_go_on(world: CompactionWorld) -> None:
