@@ -29,7 +29,6 @@ from shoal_core.records import (
     metadata_fields,
 )
 from shoal_index.planner import SegmentPlan
-from shoal_index.segment import VectorPieces
 from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, order_by_distance
 from shoal_index.vector.exact import search_exact
 from shoal_index.version import ShardVersion
@@ -212,8 +211,8 @@ def _search_tail(snapshot: Snapshot, selection: Selection, search: Search) -> Ne
     mask = allowed_rows(snapshot, snapshot.tail, selection)
     if mask is None or not mask.any():
         return None
-    assert snapshot.frozen.pieces is not None
-    vectors = VectorPieces(snapshot.frozen.pieces.tables)
+    vectors = snapshot.frozen.vectors
+    assert vectors is not None
     space = snapshot.version.space
     return search_exact(vectors, space, search.vectors, search.k, allowed=mask, ties=snapshot.frozen.created)
 
@@ -241,25 +240,40 @@ def _merge(sources: Sequence[tuple[int, Neighbours, npt.NDArray[np.uint64]]], qu
 def select_rows(snapshot: Snapshot, selection: Selection, limit: int | None, offset: int) -> Found:
     """Selected rows in order of creation, cut to the page."""
     rows, sources, created = [], [], []
+    end = None if limit is None else offset + limit
     for source in range(snapshot.tail + 1):
-        mask = allowed_rows(snapshot, source, selection)
-        all_created = (
-            snapshot.frozen.created if source == snapshot.tail else snapshot.version.segments[source].segment.created
-        )
-        found = np.arange(len(all_created)) if mask is None else np.flatnonzero(mask)
+        in_tail = source == snapshot.tail
+        all_created = snapshot.frozen.created if in_tail else snapshot.version.segments[source].segment.created
+        # A segment is in order of creation: its later rows are on no earlier page
+        found = _selected(snapshot, source, selection, len(all_created), None if in_tail else end)
         rows.append(found)
         sources.append(np.full(len(found), source))
         created.append(all_created[found])
     joined = np.concatenate(created)
-    order = np.argsort(joined, kind="stable")
-    page = order[offset:] if limit is None else order[offset : offset + limit]
-    return Found(
-        np.concatenate(sources)[page],
-        np.concatenate(rows)[page],
-        joined[page],
-        None,
-        np.array([len(page)], dtype=np.int64),
-    )
+    page = np.argsort(joined, kind="stable")[offset:end]
+    counts = np.array([len(page)], dtype=np.int64)
+    return Found(np.concatenate(sources)[page], np.concatenate(rows)[page], joined[page], None, counts)
+
+
+def _selected(snapshot: Snapshot, source: int, selection: Selection, count: int, most: int | None) -> Rows:
+    """The first ``most`` selected rows of a source of ``count`` rows."""
+    if selection.ids is not None and source != snapshot.tail:
+        return _named(snapshot, source, selection.ids, selection.where)[:most]
+    mask = allowed_rows(snapshot, source, selection)
+    if mask is None:
+        return np.arange(count if most is None else min(count, most))
+    return np.flatnonzero(mask)[:most]
+
+
+def _named(snapshot: Snapshot, source: int, ids: pa.Array, where: Filter | None) -> Rows:
+    """Rows of a segment by their ids, without a mask over all rows."""
+    segment = snapshot.version.segments[source].segment
+    rows = segment.locate(ids)
+    rows = np.sort(rows[rows >= 0])
+    live = snapshot.live(source)
+    if live is not None:
+        rows = rows[live[rows]]
+    return rows if where is None else rows[segment.matching(where)[rows]]
 
 
 def count_rows(snapshot: Snapshot, selection: Selection) -> int:

@@ -20,7 +20,7 @@ from shoal_core.contracts import TailEntry
 from shoal_core.errors import Corrupt
 from shoal_core.materialize import fold, join_operations
 from shoal_core.records import CREATED_OFFSET, ID, concat_rows, decode_batch
-from shoal_index.segment import Pieces
+from shoal_index.segment import Pieces, VectorPieces
 from shoal_index.vector.engine import Mask, Rows
 from shoal_index.version import Located, ShardVersion
 
@@ -98,13 +98,15 @@ class Frozen:
 
     Attributes:
         offset: folded up to here.
-        pieces: row tables one after another.
+        pieces: row tables one after another; None without rows.
+        vectors: their embeddings.
         valid_from, valid_to: (n,) uint64; a row is its id's row at offsets ``valid_from <= offset < valid_to``.
         hidden: per segment position, the rows that the tail replaced or removed, (m,) int64, and since when, (m,) uint64 ascending.
     """
 
     offset: int
     pieces: Pieces | None
+    vectors: VectorPieces | None
     valid_from: npt.NDArray[np.uint64]
     valid_to: npt.NDArray[np.uint64]
     created: npt.NDArray[np.uint64]
@@ -130,7 +132,8 @@ class Overlay:
     version: ShardVersion
     frozen: Frozen = field(init=False)
     _latest: dict[str, int] = field(default_factory=dict)
-    _tables: list[pa.Table] = field(default_factory=list)
+    _pieces: Pieces | None = None
+    _vectors: VectorPieces | None = None
     _valid_from: _Growing = field(default_factory=lambda: _Growing(np.uint64))
     _valid_to: _Growing = field(default_factory=lambda: _Growing(np.uint64))
     _created: _Growing = field(default_factory=lambda: _Growing(np.uint64))
@@ -197,18 +200,19 @@ class Overlay:
         here = np.flatnonzero(mine >= 0)
         if len(here) == 0:
             return base, number
-        own = Pieces(self._tables)
+        assert self._pieces is not None
         number[here] = base.num_rows + np.arange(len(here))
-        return concat_rows([base, take_pieces(own, mine[here])]), number
+        return concat_rows([base, take_pieces(self._pieces, mine[here])]), number
 
     def _append(self, rows: pa.Table, to_offset: int) -> None:
         if rows.num_rows == 0:
             return
-        tables = [*self._tables, rows]
+        tables = [*(self._pieces.tables if self._pieces else ()), rows]
         while len(tables) > 1 and tables[-1].num_rows * 2 > tables[-2].num_rows:
             last = tables.pop()  # sizes halve from piece to piece, so there are few and each row moves seldom
             tables[-1] = concat_rows([tables[-1], last]).combine_chunks()
-        self._tables = tables
+        pieces, vectors = Pieces(tables), VectorPieces(tables)
+        self._pieces, self._vectors = pieces, vectors
         count = rows.num_rows
         self._valid_from.extend(np.full(count, to_offset, dtype=np.uint64))
         self._valid_to.extend(np.full(count, _FOREVER, dtype=np.uint64))
@@ -223,9 +227,14 @@ class Overlay:
 
     def _freeze(self, offset: int) -> None:
         hidden = {segment: (rows.view(), since.view()) for segment, (rows, since) in self._hidden.items()}
-        pieces = Pieces(self._tables) if self._tables else None
         self.frozen = Frozen(
-            offset, pieces, self._valid_from.view(), self._valid_to.view(), self._created.view(), hidden
+            offset,
+            self._pieces,
+            self._vectors,
+            self._valid_from.view(),
+            self._valid_to.view(),
+            self._created.view(),
+            hidden,
         )
 
 
