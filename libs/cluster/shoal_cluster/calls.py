@@ -296,8 +296,8 @@ class _ReplicaCalls(Generic[T, R]):
 
 def _failure(task: asyncio.Future[Any]) -> BaseException | None:
     if task.cancelled():
-        # Nobody here cancelled it: gRPC does so to the calls of a channel that closes.
-        return Unavailable("the call was cancelled by its connection; try again")
+        # Nobody here cancelled it: gRPC does so to the calls of a channel that closes, whatever the server did with them.
+        return OutcomeUnknown("the call was cancelled by its connection")
     return task.exception()
 
 

@@ -113,6 +113,25 @@ async def test_identical_and_zero_vectors_come_in_order_of_creation() -> None:
         assert found.rows.tolist() == list(range(100))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e-10, 1.0, 1e15])
+async def test_cosine_does_not_depend_on_length(scale: float) -> None:
+    """Also where the square of a length is no float32 any more."""
+    random = np.random.default_rng(5)
+    directions = random.standard_normal((400, 6))
+    lengths = 10.0 ** random.uniform(-25, 15, (400, 1))
+    table = row_table(400, 6)
+    column = table.column_names.index(EMBEDDING)
+    segment = await opened(
+        table.set_column(column, EMBEDDING, embedding_array((directions * lengths).astype(np.float32))), "cosine"
+    )
+    query = random.standard_normal(6)
+    found, _ = segment.search(
+        (query * scale)[None, :].astype(np.float32), 10, allowed=None, ef=0, exact=True, threads=1
+    )
+    cosines = directions @ query / np.linalg.norm(directions, axis=1)
+    assert found.rows.tolist() == np.argsort(-cosines)[:10].tolist()
+
+
 @pytest.mark.parametrize("space", SPACES)
 async def test_the_graph_finds_what_the_scan_finds(space: str) -> None:
     table = row_table(12_000, 16)

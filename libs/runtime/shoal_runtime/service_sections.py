@@ -159,6 +159,8 @@ class QuerySection(ServiceSection):
     """Reads that wait for their turn; more are refused."""
     threads: Count = 2
     """Threads of one search with many vectors."""
+    staleness_ms: TimeMs = 5_000
+    """How long reads at index_only and session may go without hearing of new versions, renames and deletion."""
     attempts: Count = 5
     """How often a strong read takes a new snapshot when its version was replaced under it."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,7 @@ from shoal_core.records import (
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _IPV4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
 _SPACES = ("l2", "cosine", "ip")
+_LONGEST_SQUARE = 8e37  # four times this, the square of a distance, still is a float32
 _REQUIRED = {OP: "operations", ID: "ids"}
 _COLUMN_TYPES = {OP: pa.uint8(), ID: pa.string(), DOCUMENT: pa.string(), DELETED_KEYS: pa.list_(pa.string())}
 
@@ -200,9 +202,7 @@ def _check_embeddings(
     valid = _mask(pc.is_valid(column))
     if (needed & ~valid).any():
         raise InvalidArgument("add and upsert need an embedding", field=_at("embeddings", needed & ~valid))
-    finite = np.isfinite(embedding_matrix(column)).all(axis=1) | ~valid
-    if not finite.all():
-        raise InvalidArgument("NaN and infinite numbers cannot be searched", field=_at("embeddings", ~finite))
+    _check_numbers(embedding_matrix(column), valid, "embeddings")
 
 
 def check_vectors(vectors: npt.NDArray[np.float32], dimension: int | None, limits: Limits) -> None:
@@ -220,9 +220,19 @@ def check_vectors(vectors: npt.NDArray[np.float32], dimension: int | None, limit
             f"the collection has embeddings of dimension {dimension}, the query has {vectors.shape[1]}",
             field="query_embeddings",
         )
-    finite = np.logical_and.reduce(np.isfinite(vectors), axis=1)
-    if not finite.all():
-        raise InvalidArgument("NaN and infinite numbers cannot be searched", field=_at("query_embeddings", ~finite))
+    _check_numbers(vectors, np.ones(len(vectors), dtype=bool), "query_embeddings")
+
+
+def _check_numbers(vectors: npt.NDArray[np.floating[Any]], valid: npt.NDArray[np.bool_], field: str) -> None:
+    """Raise unless each valid row is finite and so short that the square of a distance is a float32 too."""
+    squares = np.einsum("ij,ij->i", vectors, vectors)  # one pass: NaN and infinity show in the sum
+    bad = valid & ~(squares < _LONGEST_SQUARE)
+    if not bad.any():
+        return
+    at = int(np.argmax(bad))
+    if not np.isfinite(vectors[at]).all():
+        raise InvalidArgument("NaN and infinite numbers cannot be searched", field=f"{field}[{at}]")
+    raise InvalidArgument("its length is 9e18 or more, whose square overflows; scale it down", field=f"{field}[{at}]")
 
 
 def check_page(limit: int | None, offset: int, most: int, field: str = "limit") -> None:

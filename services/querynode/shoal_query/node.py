@@ -21,7 +21,7 @@ from shoal_core.contracts import (
     QueryRequest,
     Target,
 )
-from shoal_core.errors import DimensionMismatch, NotFound, SnapshotGone, Unimplemented
+from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound, SnapshotGone, Unimplemented
 from shoal_query.admission import Admission
 from shoal_query.execute import (
     Found,
@@ -47,6 +47,7 @@ class NodeSettings:
     Attributes:
         loaded_bytes: shards are dropped, least recently used first, above this many bytes of segments and tails.
         threads: of one search call with many vectors.
+        staleness_ms: how long reads at index_only and session may go without a read index.
         attempts: how often a strong read takes a new snapshot when its version was replaced under it.
     """
 
@@ -54,6 +55,7 @@ class NodeSettings:
     reads_at_work: int = 64
     reads_waiting: int = 1024
     threads: int = 2
+    staleness_ms: int = 5_000
     attempts: int = 5
 
 
@@ -172,19 +174,31 @@ class Node:
             return await self._pinned(shard, view, snapshot_offset)
         match consistency.level:
             case ReadLevel.INDEX_ONLY:
+                await self._look_now_and_then(shard, target)
                 return await view.at(view.version.compacted_offset, shard.dimension, self.services)
             case ReadLevel.SESSION if view.newest().offset >= consistency.offset:
+                await self._look_now_and_then(shard, target)
                 return view.newest()
-            case ReadLevel.BOUNDED if self._is_fresh(shard, consistency.staleness_ms):
+            case ReadLevel.BOUNDED if self._is_recent(shard.caught_up_at, consistency.staleness_ms):
                 return await view.at(view.raw.through, shard.dimension, self.services)
             case ReadLevel.AS_OF:
                 raise Unimplemented("as_of reads are not served yet; read at strong or session", field="consistency")
             case _:
                 offset = await shard.newest_offset(target.epoch)
+                if offset < consistency.offset:
+                    raise InvalidArgument(
+                        f"offset {consistency.offset} lies beyond the log's end at {offset}; is the token of this collection?",
+                        field="consistency.offset",
+                    )
                 return await view.at(offset, shard.dimension, self.services)
 
-    def _is_fresh(self, shard: Shard, staleness_ms: int) -> bool:
-        return (self.services.clock.monotonic() - shard.caught_up_at) * 1000 <= staleness_ms
+    async def _look_now_and_then(self, shard: Shard, target: Target) -> None:
+        """Reads that need no read index still take one every ``staleness_ms``: it tells of new versions, renames and deletion."""
+        if not self._is_recent(shard.looked_at, self.settings.staleness_ms):
+            await shard.newest_offset(target.epoch)
+
+    def _is_recent(self, moment: float, staleness_ms: int) -> bool:
+        return (self.services.clock.monotonic() - moment) * 1000 <= staleness_ms
 
     async def _pinned(self, shard: Shard, view: View, offset: int) -> Snapshot:
         await shard.reach(offset)

@@ -114,7 +114,8 @@ class Shard:
         self.services = services
         self.view: View | None = None
         self.dimension: int | None = None
-        self.caught_up_at = float("-inf")
+        self.caught_up_at = float("-inf")  # when the tail was known to be complete
+        self.looked_at = float("-inf")  # when the current version was known
         self._rounds: Rounds[Head] = Rounds(self._catch_up)
         self._loading: asyncio.Task[None] | None = None
         self._views: WeakSet[View] = WeakSet()
@@ -164,7 +165,7 @@ class Shard:
         head = tail.head
         while (await self.loaded()).raw.through < head.head_offset:
             await self._fetch_next(head.head_offset)  # the rest of a long tail, or all of it if a new version took over
-        self.caught_up_at = started_at
+        self.caught_up_at = self.looked_at = started_at
         self._notice(head)
         return head
 
@@ -218,6 +219,7 @@ class Shard:
 
     async def _load(self) -> None:
         services, old = self.services, self.view
+        self.looked_at = services.clock.monotonic()
         info = await services.catalog.get_version(self.target.collection_id)
         if old is not None and info.version <= old.version.version:
             return

@@ -399,6 +399,36 @@ def test_index_only_reads_serve_the_version_alone() -> None:
     play(scenario)
 
 
+def test_reads_without_a_read_index_hear_of_versions_and_deletion_within_the_bound() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        node = cluster.node()
+        index_only = Consistency(ReadLevel.INDEX_ONLY)
+        assert await cluster.get(node, index_only) == 0
+        compacted = await cluster.write(put("a"))
+        await cluster.compact()
+        assert await cluster.get(node, index_only) == 0, "it has not looked since"
+        await cluster.system.clock.advance(node.settings.staleness_ms / 1000 + 1)
+        await cluster.get(node, index_only)  # looks, and loads beside
+        await settle()
+        assert await cluster.get(node, index_only) == compacted
+        await cluster.system.catalog.delete_collection(cluster.ref.id)
+        await cluster.system.clock.advance(node.settings.staleness_ms / 1000 + 1)
+        for level in (index_only, Consistency(ReadLevel.SESSION, offset=compacted)):
+            with pytest.raises(NotFound):
+                await cluster.get(node, level)
+
+    play(scenario)
+
+
+def test_a_token_of_something_else_is_refused() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.write(put("a"))
+        with pytest.raises(InvalidArgument):
+            await cluster.get(cluster.node(), Consistency(ReadLevel.SESSION, offset=99))
+
+    play(scenario)
+
+
 def test_as_of_is_refused() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.write(put("a"))

@@ -1,6 +1,8 @@
 """Exact search: a matrix product finds candidates, `exact_distances` decides among them.
 
 A float32 matrix product rounds differently from row to row, so everything within its error bound of the k-th best is a candidate.
+So is, for cosine, every vector too short for float32 to tell its squared length. Vectors so long that squares overflow are refused
+before they are stored.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import numpy.typing as npt
 from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, VectorSource, exact_distances, order_by_distance
 
 _BLOCK_SCORES = 4 << 20  # scores held at once
+_SHORT = np.float32(1e-30)  # a squared length below this has lost its digits, or all of it
 _EPSILON = 1e-5  # relative bound of a float32 dot product's rounding error, generous for any dimension allowed
 
 
@@ -77,13 +80,15 @@ def _search(
         return Neighbours(np.empty(0, np.int64), np.empty(0, np.float32), np.zeros(len(queries), np.int64))
     found_rows, found_distances, counts = [], [], []
     step = max(1, _BLOCK_SCORES // source.count)
+    unsure = _too_short(source, allowed) if space == "cosine" else np.empty(0, np.int64)
     for start in range(0, len(queries), step):
         block = queries[start : start + step]
-        scores, errors = _scores(source, space, block)
+        scores, errors = _scores(source, space, _unit(block) if space == "cosine" else block)
         if allowed is not None:
             scores[:, ~allowed] = np.inf
+        scores[:, unsure] = np.inf
         for query, row_scores, error in zip(block, scores, errors, strict=True):
-            near = _candidates(row_scores, k, error)
+            near = np.concatenate([_candidates(row_scores, k, error), unsure])
             distances = exact_distances(space, query, source.gather(near))
             best = order_by_distance(distances, ties[near], k)
             found_rows.append(names[near[best]])
@@ -100,6 +105,19 @@ def _candidates(scores: npt.NDArray[np.float32], k: int, error: float) -> Rows:
     return np.flatnonzero(scores <= bound + 2 * error)
 
 
+def _too_short(source: VectorSource, allowed: Mask | None) -> Rows:
+    """Rows, among the allowed ones, whose direction float32 cannot tell from their squared length."""
+    short = np.concatenate([squares < _SHORT for squares in source.squares()])
+    return np.flatnonzero(short if allowed is None else short & allowed)
+
+
+def _unit(queries: Vectors) -> Vectors:
+    """Queries of length 1: what cosine answers does not depend on their length. Zero stays zero."""
+    wide = queries.astype(np.float64)
+    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
+    return np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0).astype(np.float32)
+
+
 def _scores(source: VectorSource, space: str, queries: Vectors) -> tuple[Vectors, npt.NDArray[np.float64]]:
     """(q, n) float32 scores that order rows as the distance does, and (q,) bounds of their error."""
     scores = np.empty((len(queries), source.count), dtype=np.float32)
@@ -113,13 +131,12 @@ def _scores(source: VectorSource, space: str, queries: Vectors) -> tuple[Vectors
             part *= -2.0
             part += squares
         elif space == "cosine":
-            norms = np.sqrt(squares)
-            np.divide(part, -norms, out=part, where=norms > 0)
+            part /= -np.sqrt(np.maximum(squares, _SHORT))
         else:
             np.negative(part, out=part)
         start += len(chunk)
     lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries).astype(np.float64))
     if space == "cosine":
-        return scores, _EPSILON * np.maximum(lengths, 1e-30)
+        return scores, np.full(len(queries), _EPSILON)
     scale = lengths * np.sqrt(largest)
     return scores, _EPSILON * (2 * scale + largest if space == "l2" else scale)
