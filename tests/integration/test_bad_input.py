@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -125,7 +126,7 @@ class Door:
 
     async def send(self, method: str, message: bytes, timeout_s: float = 10.0) -> bytes:
         """The bytes as they are, so that what no client would send can be sent."""
-        call = self.channel.unary_unary(f"/shoal.v1.ShoalService/{method}")
+        call: Any = self.channel.unary_unary(f"/shoal.v1.ShoalService/{method}")
         try:
             answer: bytes = await call(message, timeout=timeout_s)
             return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -28,11 +29,12 @@ async def test_health_and_reflection_of_every_process(cluster: LocalCluster) -> 
     for role in cluster.roles.values():
         async with grpc.aio.insecure_channel(role.address) as channel:
             service = SERVICES[role.role]
-            health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
+            checking: Any = health_pb2_grpc.HealthStub(channel)
+            health = await checking.Check(health_pb2.HealthCheckRequest(service=service))
             assert health.status == health_pb2.HealthCheckResponse.SERVING
             asking = reflection_pb2.ServerReflectionRequest(list_services="")
-            stream = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asking]))
-            (answer,) = [each async for each in stream]
+            reflecting: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]  # the stubs know sync only
+            (answer,) = [each async for each in reflecting.ServerReflectionInfo(iter([asking]))]
             assert service in {each.name for each in answer.list_services_response.service}
 
 
