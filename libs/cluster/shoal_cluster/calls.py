@@ -82,10 +82,12 @@ async def call_with_retry(
     random: Random,
     deadline: Deadline,
     retryable: Callable[[ShoalError], bool],
+    keeps_deadline: bool = False,
 ) -> R:
     """Call ``operation`` until it succeeds; pauses are at least the error's ``retry_after_ms``.
 
-    An attempt still running at the deadline is cancelled; whether it had an effect is then unknown.
+    An attempt still running at the deadline is cancelled; whether it had an effect is then unknown. An operation that
+    ``keeps_deadline`` by itself is spared the task and the timer for that.
 
     Raises:
         DeadlineExceeded: the deadline passed, or would pass during the next pause; the last error is its cause.
@@ -95,7 +97,7 @@ async def call_with_retry(
     last: ShoalError | None = None
     while True:
         try:
-            return await _within(operation, clock, deadline, last)
+            return await (operation() if keeps_deadline else _within(operation, clock, deadline, last))
         except DeadlineExceeded:
             raise
         except ShoalError as error:

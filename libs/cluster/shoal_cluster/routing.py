@@ -114,6 +114,7 @@ class Router(Generic[S]):
             random=self.random,
             deadline=deadline,
             retryable=retryable,
+            keeps_deadline=True,  # `call_replicas` does
         )
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
 from shoal_cluster.etcd.client import EtcdClient, WatchBatch
 from shoal_core.errors import NotFound, OffsetExpired, Unavailable
+from shoal_runtime.servers import EtcdServer
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-async def client(etcd: Any) -> AsyncIterator[EtcdClient]:
+async def client(etcd: EtcdServer) -> AsyncIterator[EtcdClient]:
     client = EtcdClient([etcd.endpoint], timeout_ms=1_000)
     yield client
     await client.close()
@@ -72,7 +74,7 @@ async def test_watch_from_a_revision_sees_history_then_now(client: EtcdClient) -
     assert batches[-1].resume_at == first + 2
 
 
-async def test_watch_resumed_over_kill_loses_nothing(client: EtcdClient, etcd: Any) -> None:
+async def test_watch_resumed_over_kill_loses_nothing(client: EtcdClient, etcd: EtcdServer) -> None:
     """Killed while it catches up: etcd sends a thousand revisions at a time, under a header that is far ahead."""
     start = await client.put(b"k/0", b"")
     for _ in range(10):
@@ -91,12 +93,11 @@ async def test_watch_resumed_over_kill_loses_nothing(client: EtcdClient, etcd: A
                             assert len(seen) < count
                             killed = True
                             etcd.kill()
-                            etcd.start()
+                            await etcd.start()
                         if len(seen) >= count:
                             break
             await asyncio.sleep(0.05)
     assert seen == list(range(start, start + count))
-    await etcd.ready()
 
 
 async def test_compacted_revisions_raise(client: EtcdClient) -> None:
@@ -109,24 +110,18 @@ async def test_compacted_revisions_raise(client: EtcdClient) -> None:
         await client.compact(first)
 
 
-async def test_dead_and_frozen_servers_are_unavailable(client: EtcdClient, etcd: Any) -> None:
+async def test_dead_and_frozen_servers_are_unavailable(client: EtcdClient, etcd: EtcdServer) -> None:
     await client.put(b"k/1", b"a")
-    etcd.freeze()
-    with pytest.raises(Unavailable):
-        await client.get_prefix(b"k/")
-    with pytest.raises(Unavailable):
-        await client.lease_keepalive(1)
-    with pytest.raises(Unavailable):
-        await take(client, 0, 1)
-    etcd.kill()
-    with pytest.raises(Unavailable):
-        await client.get_prefix(b"k/")
-    with pytest.raises(Unavailable):
-        await client.lease_keepalive(1)
-    with pytest.raises(Unavailable):
-        await take(client, 0, 1)
-    etcd.start()
-    await etcd.ready()
+    for end in (signal.SIGSTOP, signal.SIGKILL):
+        os.kill(etcd.pid, end)
+        with pytest.raises(Unavailable):
+            await client.get_prefix(b"k/")
+        with pytest.raises(Unavailable):
+            await client.lease_keepalive(1)
+        with pytest.raises(Unavailable):
+            await take(client, 0, 1)
+    await etcd.stop()
+    await etcd.start()
     async with asyncio.timeout(5):
         while True:
             with contextlib.suppress(Unavailable):
@@ -135,17 +130,17 @@ async def test_dead_and_frozen_servers_are_unavailable(client: EtcdClient, etcd:
             await asyncio.sleep(0.05)
 
 
-async def test_an_open_watch_notices_a_frozen_server(client: EtcdClient, etcd: Any) -> None:
+async def test_an_open_watch_notices_a_frozen_server(client: EtcdClient, etcd: EtcdServer) -> None:
     async with contextlib.aclosing(client.watch(b"k/")) as watch:
         assert (await anext(watch)).created
-        etcd.freeze()
+        os.kill(etcd.pid, signal.SIGSTOP)
         with pytest.raises(Unavailable):
             async with asyncio.timeout(12):
                 await anext(watch)
-    etcd.thaw()
+    os.kill(etcd.pid, signal.SIGCONT)
 
 
-async def test_one_dead_endpoint_of_two_does_not_matter(etcd: Any) -> None:
+async def test_one_dead_endpoint_of_two_does_not_matter(etcd: EtcdServer) -> None:
     client = EtcdClient([etcd.endpoint, "127.0.0.1:1"], timeout_ms=1_000)
     try:
         for i in range(10):

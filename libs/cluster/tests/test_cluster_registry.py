@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from shoal_cluster.etcd.client import EtcdClient
 from shoal_cluster.registry import EtcdRegistry
 from shoal_core.errors import InvalidArgument
 from shoal_core.ports import Member, MembershipView
+from shoal_runtime.servers import EtcdServer
 from shoal_runtime.system import SystemClock, SystemRandom
 
 pytestmark = pytest.mark.integration
@@ -26,7 +30,7 @@ Open = Callable[[], EtcdRegistry]
 
 
 @pytest.fixture
-async def registries(etcd: Any) -> AsyncIterator[Open]:
+async def registries(etcd: EtcdServer) -> AsyncIterator[Open]:
     """Makes registries of one cluster and closes them at the end."""
     opened: list[EtcdRegistry] = []
 
@@ -165,7 +169,7 @@ async def test_a_restarted_process_with_the_same_id_replaces_the_old_one(registr
     assert watcher.view().of("querynode") == (moved,)
 
 
-async def test_the_last_view_serves_while_etcd_is_down(registries: Open, etcd: Any) -> None:
+async def test_the_last_view_serves_while_etcd_is_down(registries: Open, etcd: EtcdServer) -> None:
     one, two = registries(), registries()
     await asyncio.gather(one.start(), two.start())
     await one.register(A)
@@ -175,14 +179,14 @@ async def test_the_last_view_serves_while_etcd_is_down(registries: Open, etcd: A
     assert names(two.view()) == ["a"]
     await until(lambda: not one.registered)
     assert names(two.view()) == ["a"]
-    etcd.start()
+    await etcd.start()
     await until(lambda: two.view().connected and one.registered)
     assert names(two.view()) == ["a"]
     await two.register(B)
     await until(lambda: names(one.view()) == names(two.view()) == ["a", "b"])
 
 
-async def test_a_short_kill_and_restart_changes_nothing(registries: Open, etcd: Any) -> None:
+async def test_a_short_kill_and_restart_changes_nothing(registries: Open, etcd: EtcdServer) -> None:
     one, two = registries(), registries()
     await asyncio.gather(one.start(), two.start())
     await one.register(A)
@@ -190,14 +194,15 @@ async def test_a_short_kill_and_restart_changes_nothing(registries: Open, etcd: 
     views: list[list[str]] = []
     two.subscribe(lambda view: views.append(names(view)))
     etcd.kill()
-    etcd.start()
-    await until(lambda: not two.view().connected)
+    await asyncio.gather(etcd.start(), until(lambda: not two.view().connected))
     await until(lambda: two.view().connected and one.registered)
     assert all(view == ["a"] for view in views)
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["empty", "grown_past_the_old_revision"])
-async def test_views_heal_after_etcd_lost_its_data(registries: Open, etcd: Any, busy: bool) -> None:
+async def test_views_heal_after_etcd_lost_its_data(
+    registries: Open, etcd: EtcdServer, tmp_path: Path, busy: bool
+) -> None:
     one, two, dead = registries(), registries(), registries()
     await asyncio.gather(one.start(), two.start())
     await one.register(A)
@@ -208,10 +213,10 @@ async def test_views_heal_after_etcd_lost_its_data(registries: Open, etcd: Any, 
     two.subscribe(lambda view: views.append(names(view)))
     etcd.kill()
     await die(dead)
-    etcd.wipe()
-    etcd.start()
+    await etcd.stop()
+    await asyncio.to_thread(shutil.rmtree, tmp_path / "etcd" / "data")
+    await etcd.start()
     if busy:
-        await etcd.ready()
         client = EtcdClient([etcd.endpoint])
         for _ in range(50):
             await client.put(b"other", b"")
@@ -224,7 +229,7 @@ async def test_views_heal_after_etcd_lost_its_data(registries: Open, etcd: Any, 
     await until(lambda: names(two.view()) == ["b"])
 
 
-async def test_compaction_while_a_watcher_is_cut_off(registries: Open, etcd: Any) -> None:
+async def test_compaction_while_a_watcher_is_cut_off(registries: Open, etcd: EtcdServer) -> None:
     one, two = registries(), registries()
     await two.start()
     await one.register(A)
@@ -233,8 +238,7 @@ async def test_compaction_while_a_watcher_is_cut_off(registries: Open, etcd: Any
     channel = two._client
     two._client = EtcdClient(["127.0.0.1:1"], timeout_ms=300)  # nobody listens there
     etcd.kill()
-    etcd.start()
-    await etcd.ready()
+    await etcd.start()
     await until(lambda: not two.view().connected)
     await one.register(B)
     await until(lambda: one.registered)
@@ -248,20 +252,20 @@ async def test_compaction_while_a_watcher_is_cut_off(registries: Open, etcd: Any
     await unreachable.close()
 
 
-async def test_a_frozen_etcd_is_a_lost_lease_and_then_heals(registries: Open, etcd: Any) -> None:
+async def test_a_frozen_etcd_is_a_lost_lease_and_then_heals(registries: Open, etcd: EtcdServer) -> None:
     one, two = registries(), registries()
     await asyncio.gather(one.start(), two.start())
     await one.register(A)
     await until(lambda: names(two.view()) == ["a"])
-    etcd.freeze()
+    os.kill(etcd.pid, signal.SIGSTOP)
     assert await until(lambda: not one.registered) < TTL_S + 0.5
     await until(lambda: not two.view().connected)
     assert names(two.view()) == ["a"]
-    etcd.thaw()
+    os.kill(etcd.pid, signal.SIGCONT)
     await until(lambda: one.registered and two.view().connected and names(two.view()) == ["a"])
 
 
-async def test_starting_without_etcd_does_not_block(registries: Open, etcd: Any) -> None:
+async def test_starting_without_etcd_does_not_block(registries: Open, etcd: EtcdServer) -> None:
     etcd.kill()
     one = registries()
     began = time.monotonic()
@@ -270,11 +274,11 @@ async def test_starting_without_etcd_does_not_block(registries: Open, etcd: Any)
     assert time.monotonic() - began < 3
     assert not one.registered
     assert one.view() == MembershipView(0, {}, False)
-    etcd.start()
+    await etcd.start()
     await until(lambda: one.registered and names(one.view()) == ["a"])
 
 
-async def test_closing_without_etcd_does_not_hang(registries: Open, etcd: Any) -> None:
+async def test_closing_without_etcd_does_not_hang(registries: Open, etcd: EtcdServer) -> None:
     one = registries()
     await one.start()
     await one.register(A)
@@ -292,7 +296,7 @@ async def test_what_others_wrote_under_the_prefix_is_ignored(registries: Open) -
     await until(lambda: names(one.view()) == ["a"])
 
 
-async def test_clusters_do_not_meet(registries: Open, etcd: Any) -> None:
+async def test_clusters_do_not_meet(registries: Open, etcd: EtcdServer) -> None:
     one = registries()
     client = EtcdClient([etcd.endpoint])
     other = EtcdRegistry(client, "test2", clock=SystemClock(), random=SystemRandom(), lease_ttl_s=TTL_S)
