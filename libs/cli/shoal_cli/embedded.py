@@ -30,9 +30,10 @@ from shoal_runtime.servers.process import DirectoryLock
 from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore
+from shoal_storage.postgres import open_pool
 from shoal_sysdb.catalog import CatalogService
 from shoal_sysdb.migrate import migrate
-from shoal_sysdb.store import PostgresCatalogStore, open_pool
+from shoal_sysdb.store import PostgresCatalogStore
 
 _NAME = "embedded"
 _PAGE = 1000
@@ -160,7 +161,7 @@ class EmbeddedSystem:
         stack.callback(objects.close)
         cache = BlockCache(None, 0, settings.cache_size_bytes, objects)
         stack.push_async_callback(cache.close)
-        pool = await open_pool(postgres.dsn)
+        pool = await open_pool(postgres.dsn, application_name="shoal-sysdb")
         stack.push_async_callback(pool.close)
         log_settings = replace(settings.log, limits=settings.limits)
         log = LogService(postgres.dsn, objects, clock, random, log_settings, exclusive=True)

@@ -36,10 +36,11 @@ from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_runtime.telemetry import METRICS_CONTENT_TYPE, Telemetry
 from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore, S3Config, S3ObjectStore, ensure_bucket
+from shoal_storage.postgres import open_pool
 from shoal_sysdb.catalog import CatalogService
 from shoal_sysdb.migrate import migrate
 from shoal_sysdb.service import CatalogServicer
-from shoal_sysdb.store import PostgresCatalogStore, open_pool
+from shoal_sysdb.store import PostgresCatalogStore
 
 _log = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ async def _build_sysdb(context: Context) -> None:
     postgres = config.postgres
     pool = await open_pool(
         dsn,
+        application_name="shoal-sysdb",
         max_size=postgres.connections,
         connect_timeout_ms=postgres.connect_timeout_ms,
         statement_timeout_ms=postgres.statement_timeout_ms,

@@ -1,8 +1,8 @@
-"""Postgres sessions: opening a pool, running a transaction, and what a failure of either means. For store modules only.
+"""Postgres sessions: opening a pool, running a transaction, and what a failure of either means. Stores are built on it.
 
 Failures of the driver leave here as `shoal_core.errors`. A lost, refused or silent server is `Unavailable`: nothing was
-committed. The same while COMMIT is under way is `OutcomeUnknown`, and so is a COMMIT that succeeded with a warning: the
-server gave up waiting for its standby, so the transaction may not survive the loss of the primary.
+committed. The same while COMMIT is under way is `OutcomeUnknown`, and so is a commit that succeeded with a warning: the
+server gave up waiting for its standby, so what was written may not survive the loss of the primary.
 
 Transactions run at READ COMMITTED: a row that was waited for is read as it is after the wait. Sessions carry no state of
 their own, so connections are returned to the pool without a reset.
@@ -104,14 +104,17 @@ async def open_pool(
     connect_timeout_ms: int = 5_000,
     statement_timeout_ms: int = 10_000,
     lock_timeout_ms: int = 3_000,
-    idle_transaction_timeout_ms: int = 10_000,
+    idle_transaction_timeout_ms: int | None = None,
 ) -> Pool:
     """Connect to a primary. A server that stops answering is given up two seconds after ``statement_timeout_ms``.
 
-    ``idle_transaction_timeout_ms`` is how long a client that froze within a transaction may keep its locks.
+    ``idle_transaction_timeout_ms`` is how long a client that froze within a transaction may keep its locks; as long as a
+    statement may take by default.
 
     Raises `Unavailable` when none can be reached, `FailedPrecondition` when it refuses the user or the database.
     """
+    if idle_transaction_timeout_ms is None:
+        idle_transaction_timeout_ms = statement_timeout_ms
     settings = {
         "application_name": application_name,
         "statement_timeout": str(statement_timeout_ms),
@@ -146,12 +149,44 @@ async def _keep_session(_connection: object) -> None:
 
 
 @contextlib.asynccontextmanager
-async def connected(
-    pool: Pool, *, acquire_timeout_ms: int = 5_000, lock_busy: bool = False
-) -> AsyncIterator[Connection]:
+async def connected(pool: Pool, *, acquire_timeout_ms: int = 5_000) -> AsyncIterator[Connection]:
     """A connection on which every statement commits by itself. Driver errors leave translated.
 
-    A connection whose session may be lost, or whose user was cancelled, is cut: its backend's state is not known.
+    Raises `OutcomeUnknown` at the end when the standby was not waited for.
+    """
+    async with _lent(pool, acquire_timeout_ms) as connection:
+        with _confirmed_by_standby(connection):
+            yield connection
+
+
+@contextlib.asynccontextmanager
+async def transaction(
+    pool: Pool, *, acquire_timeout_ms: int = 5_000, lock_timeout_ms: int | None = None, lock_busy: bool = False
+) -> AsyncIterator[Connection]:
+    """One transaction: committed when the block ends, rolled back when it raises.
+
+    Args:
+        lock_timeout_ms: how long each lock is waited for; the pool's by default.
+        lock_busy: raise `LockBusy` when one did not come, instead of `Unavailable`.
+
+    Raises `OutcomeUnknown` when the connection was lost during COMMIT, or the standby was not waited for.
+    """
+    begin = "BEGIN" if lock_timeout_ms is None else f"BEGIN; SET LOCAL lock_timeout = {int(lock_timeout_ms)}"
+    async with _lent(pool, acquire_timeout_ms, lock_busy=lock_busy) as connection:
+        await connection.execute(begin)
+        try:
+            yield connection
+        except BaseException as error:
+            await _roll_back(connection, error)
+            raise
+        await _commit(connection)
+
+
+@contextlib.asynccontextmanager
+async def _lent(pool: Pool, acquire_timeout_ms: int, *, lock_busy: bool = False) -> AsyncIterator[Connection]:
+    """A connection of the pool, whose errors leave translated.
+
+    One whose session may be lost, or whose user was cancelled, is cut: its backend's state is not known.
     """
     with database_errors():
         connection = await pool.acquire(timeout=acquire_timeout_ms / 1000)
@@ -168,30 +203,9 @@ async def connected(
             await pool.release(connection)
 
 
-@contextlib.asynccontextmanager
-async def transaction(
-    pool: Pool, *, acquire_timeout_ms: int = 5_000, lock_timeout_ms: int | None = None, lock_busy: bool = False
-) -> AsyncIterator[Connection]:
-    """One transaction: committed when the block ends, rolled back when it raises.
-
-    Args:
-        lock_timeout_ms: how long each lock is waited for; the pool's by default.
-        lock_busy: raise `LockBusy` when one did not come, instead of `Unavailable`.
-
-    Raises `OutcomeUnknown` when the connection was lost during COMMIT, or the standby was not waited for.
-    """
-    begin = "BEGIN" if lock_timeout_ms is None else f"BEGIN; SET LOCAL lock_timeout = {int(lock_timeout_ms)}"
-    async with connected(pool, acquire_timeout_ms=acquire_timeout_ms, lock_busy=lock_busy) as connection:
-        await connection.execute(begin)
-        try:
-            yield connection
-        except BaseException as error:
-            await _roll_back(connection, error)
-            raise
-        await _commit(connection)
-
-
-async def _commit(connection: Connection) -> None:
+@contextlib.contextmanager
+def _confirmed_by_standby(connection: Connection) -> Iterator[None]:
+    """Raise `OutcomeUnknown` at the end of a block during which the server warned; an error of the block has precedence."""
     warnings: list[str] = []
 
     def listen(_connection: object, message: Any) -> None:
@@ -200,17 +214,24 @@ async def _commit(connection: Connection) -> None:
 
     connection.add_log_listener(listen)
     try:
-        tag = await connection.execute("COMMIT")
-    except DRIVER_ERRORS as error:
-        _cut(connection)
-        raise OutcomeUnknown(f"the connection was lost during COMMIT: {error or type(error).__name__}") from error
+        yield
     finally:
         with contextlib.suppress(asyncpg.InterfaceError):  # of a connection that was cut
             connection.remove_log_listener(listen)
-    if tag != "COMMIT":
-        raise Unavailable("the database rolled the transaction back; try again")
     if warnings:
         raise OutcomeUnknown(f"committed here, but perhaps not on the standby: {warnings[0]}")
+
+
+async def _commit(connection: Connection) -> None:
+    """COMMIT. What the server refuses with an error has been rolled back, and leaves as that error."""
+    with _confirmed_by_standby(connection):
+        try:
+            tag = await connection.execute("COMMIT")
+        except _SESSION_LOST as error:
+            _cut(connection)
+            raise OutcomeUnknown(f"the connection was lost during COMMIT: {error or type(error).__name__}") from error
+        if tag != "COMMIT":
+            raise Unavailable("the database rolled the transaction back; try again")
 
 
 async def _roll_back(connection: Connection, cause: BaseException) -> None:
@@ -227,7 +248,8 @@ async def _roll_back(connection: Connection, cause: BaseException) -> None:
 
 
 def _is_lost(error: BaseException | None) -> bool:
-    return isinstance(error, _SESSION_LOST) and not isinstance(error, asyncpg.QueryCanceledError)
+    """Whether the connection is of no more use."""
+    return isinstance(error, _SESSION_LOST) and not isinstance(error, (asyncpg.QueryCanceledError, *_REFUSED_VALUES))
 
 
 def _cut(connection: Connection) -> None:

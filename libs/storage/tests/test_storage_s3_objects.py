@@ -3,92 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 
 import pytest
 
 from shoal_core.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
 from shoal_core.ports import ObjectStore
+from shoal_runtime.servers import SeaweedServer, free_ports
 from shoal_storage.s3_objects import S3Config, S3ObjectStore, ensure_bucket
 from shoal_testing.object_store_contract import ObjectStoreContract, listed
 
 pytestmark = pytest.mark.integration
 
-START_LIMIT_S = 60
 PREFIXES = count()
 
 
-def free_ports(number: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
-    sockets = [socket.socket() for _ in range(number)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def seaweedfs_command(directory: Path, ports: list[int]) -> list[str]:
-    master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = ports
-    binary = Path(sys.executable).parent / "weed"
-    return [
-        *(str(binary), "-logtostderr=true", "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-        *(f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.telemetry=false"),
-        *("-master.electionTimeout=1s", "-master.volumeSizeLimitMB=1024"),
-        *(f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=0", "-volume.minFreeSpace=1"),
-        *("-volume.preStopSeconds=0", "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}"),
-        *(f"-filer.localSocket={directory}/filer.sock", "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}"),
-        *("-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={directory}/s3.json"),
-        *(f"-s3.localSocket={directory}/s3.sock", "-s3.autoCreateBucket=false"),
-    ]
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[S3Config]:
-    """A SeaweedFS on loopback with an empty bucket."""
-    directory = Path(tempfile.mkdtemp(prefix="weed-"))
-    identity = {"name": "admin", "credentials": [{"accessKey": "key", "secretKey": "secret"}], "actions": ["Admin"]}
-    (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    ports = free_ports(8)
-    config = S3Config("shoal-test", f"http://127.0.0.1:{ports[6]}", "key", "secret", allow_http=True)
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            seaweedfs_command(directory, ports), stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(directory)}
-        )
-    try:
-        wait_for_bucket(config, process)
-        yield config
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(directory)
-
-
-def wait_for_bucket(config: S3Config, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
-    while True:
-        try:
-            ensure_bucket(config)
-            asyncio.run(S3ObjectStore(config).put("ready", b"first"))
-            return
-        except Unavailable:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+def server(seaweed_process: SeaweedServer) -> S3Config:
+    """An empty bucket of the session's S3 server."""
+    access, secret = seaweed_process.access_key, seaweed_process.secret_key
+    config = S3Config("shoal-test", seaweed_process.endpoint_url, access, secret, allow_http=True)
+    ensure_bucket(config)
+    return config
 
 
 class TestS3ObjectStore(ObjectStoreContract):

@@ -16,16 +16,24 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
 from shoal_runtime.servers import EtcdServer, PostgresServer, SeaweedServer
 
+
+class _Server(Protocol):
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
 T = TypeVar("T")
+S = TypeVar("S", bound=_Server)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,45 +48,40 @@ class S3Settings:
 
 
 @asynccontextmanager
-async def postgres_server(directory: Path) -> AsyncIterator[PostgresServer]:
+async def _running(server: S) -> AsyncIterator[S]:
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def postgres_server(directory: Path) -> AbstractAsyncContextManager[PostgresServer]:
     """A running Postgres whose data lie in ``directory``; stopped at the end."""
-    server = PostgresServer(directory)
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
+    return _running(PostgresServer(directory))
 
 
-@asynccontextmanager
-async def etcd_server(directory: Path) -> AsyncIterator[EtcdServer]:
+def etcd_server(directory: Path) -> AbstractAsyncContextManager[EtcdServer]:
     """A running etcd whose data lie in ``directory``; stopped at the end."""
-    server = EtcdServer(directory)
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
+    return _running(EtcdServer(directory))
 
 
-@asynccontextmanager
-async def seaweed_server(directory: Path) -> AsyncIterator[SeaweedServer]:
+def seaweed_server(directory: Path) -> AbstractAsyncContextManager[SeaweedServer]:
     """A running S3 server whose data lie in ``directory``; stopped at the end."""
-    server = SeaweedServer(directory)
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
+    return _running(SeaweedServer(directory))
+
+
+def _kept(server: S) -> Iterator[S]:
+    """For a fixture of the session."""
+    _run(server.start())
+    yield server
+    _run(server.stop())
 
 
 @pytest.fixture(scope="session")
 def postgres_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """The session's Postgres."""
-    server = PostgresServer(tmp_path_factory.mktemp("postgres"))
-    _run(server.start())
-    yield server
-    _run(server.stop())
+    yield from _kept(PostgresServer(tmp_path_factory.mktemp("postgres")))
 
 
 @pytest.fixture(scope="session")
@@ -98,10 +101,7 @@ def fresh_database(postgres_process: PostgresServer) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def etcd_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
     """The session's etcd."""
-    server = EtcdServer(tmp_path_factory.mktemp("etcd"))
-    _run(server.start())
-    yield server
-    _run(server.stop())
+    yield from _kept(EtcdServer(tmp_path_factory.mktemp("etcd")))
 
 
 @pytest.fixture(scope="session")
@@ -113,10 +113,7 @@ def etcd_endpoint(etcd_process: EtcdServer) -> str:
 @pytest.fixture(scope="session")
 def seaweed_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:
     """The session's S3 server."""
-    server = SeaweedServer(tmp_path_factory.mktemp("seaweedfs"))
-    _run(server.start())
-    yield server
-    _run(server.stop())
+    yield from _kept(SeaweedServer(tmp_path_factory.mktemp("seaweedfs")))
 
 
 @pytest.fixture

@@ -10,18 +10,17 @@ import pytest
 
 from shoal_compactor.compactor import Compactor, CompactorSettings
 from shoal_compactor.garbage import GarbageSettings, Sweeper
-from shoal_core.contracts import Collection, Lease
+from shoal_core.contracts import Collection
 from shoal_core.errors import NotFound, UploadExpired
-from shoal_log import AppendSettings, LogService, LogSettings
+from shoal_log import AppendSettings, LogSettings
 from shoal_log.trim_store import PartitionStore
-from shoal_runtime.system import SystemClock, SystemRandom
-from shoal_storage.postgres import Pool, open_pool
-from shoal_sysdb import CatalogService, PostgresCatalogStore, migrate
-from shoal_sysdb import open_pool as open_catalog_pool
+from shoal_runtime.system import SystemClock
+from shoal_storage.postgres import Pool
 from shoal_testing.blocks import DirectBlocks
 from shoal_testing.contract_garbage import GarbageContract
 from shoal_testing.contract_stores import HOUR_MS, Stores
 from shoal_testing.memory_objects import MemoryObjectStore
+from shoal_testing.postgres_stores import postgres_stores
 
 pytestmark = pytest.mark.integration
 
@@ -55,28 +54,9 @@ class World:
 
 @pytest.fixture
 async def world(fresh_database: str) -> AsyncIterator[World]:
-    await migrate(fresh_database)
-    catalog_pool = await open_catalog_pool(fresh_database)
-    pool = await open_pool(fresh_database, application_name="test")
-    objects = MemoryObjectStore()
     settings = LogSettings(append=AppendSettings(inline_limit_bytes=0))
-    log = LogService(fresh_database, objects, SystemClock(), SystemRandom(), settings)
-    await log.start()
-
-    async def expire_lease(lease: Lease) -> None:
-        await pool.execute("UPDATE lease SET expires_at = now() WHERE collection_id::text = $1", lease.collection_id)
-
-    async def age_uploads() -> None:
-        await pool.execute("UPDATE upload_intent SET created_at = created_at - interval '15 minutes'")
-
-    async def trim(collection: Collection, offset: int) -> None:
-        raise NotImplementedError
-
-    catalog = CatalogService(PostgresCatalogStore(catalog_pool))
-    yield World(Stores(catalog, log, expire_lease, age_uploads, trim), pool, objects)
-    await log.close()
-    await pool.close()
-    await catalog_pool.close()
+    async with postgres_stores(fresh_database, settings) as made:
+        yield World(made.stores, made.pool, made.objects)
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
@@ -24,33 +22,11 @@ from shoal_core.records import EMBEDDING, ID, OP, decode_batch, embedding_array,
 from shoal_log import LogService, LogSettings
 from shoal_log.batches import Batch, checksum_of
 from shoal_log.decide import Append, LogState
+from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_testing.memory_objects import MemoryObjectStore
 
 _MIGRATIONS = Path(__file__).parents[2] / "sysdb" / "shoal_sysdb" / "migrations"
 TENANT = "tenant"
-
-
-class SystemClock:
-    """A `Clock`."""
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def time_ns(self) -> int:
-        return time.time_ns()
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
-class SystemRandom:
-    """A `Random`."""
-
-    def uniform(self) -> float:
-        return secrets.randbelow(1 << 53) / (1 << 53)
-
-    def token(self) -> bytes:
-        return secrets.token_bytes(16)
 
 
 def payload_of(ids: Sequence[str], *, dimension: int | None = None, fill: float = 0.0) -> pa.Buffer:
@@ -254,82 +230,3 @@ async def eventually(holds: Callable[[], Awaitable[bool]], *, seconds: float = 1
     while not await holds():
         assert time.monotonic() < deadline, "did not happen in time"
         await asyncio.sleep(0.01)
-
-
-class Wire:
-    """A TCP relay in front of Postgres that can lose the answer to a COMMIT, the COMMIT itself, or every answer.
-
-    Attributes:
-        cut_on: bytes of a request at which the next connection that sends them is cut; empty for never.
-        deliver: whether that request still reaches the server.
-        cuts: how often that happened.
-        refuse: accept no connections.
-    """
-
-    def __init__(self, dsn: str) -> None:
-        self._url = urlsplit(dsn)
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.cut_on = b""
-        self.deliver = True
-        self.cuts = 0
-        self.refuse = False
-
-    @property
-    def dsn(self) -> str:
-        """Of the database, through here."""
-        assert self._server is not None
-        port = self._server.sockets[0].getsockname()[1]
-        user = f"{self._url.username}:{self._url.password}" if self._url.password else self._url.username
-        return self._url._replace(netloc=f"{user}@127.0.0.1:{port}").geturl()
-
-    async def __aenter__(self) -> Wire:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        if self.refuse:
-            writer.transport.abort()
-            return
-        there_reader, there_writer = await asyncio.open_connection(self._url.hostname, self._url.port)
-        try:
-            async with asyncio.TaskGroup() as group:
-                answers = group.create_task(_relay(there_reader, writer))
-                while data := await reader.read(1 << 16):
-                    if self.cut_on and self.cut_on in data:
-                        self.cut_on = b""
-                        self.cuts += 1
-                        answers.cancel()
-                        writer.transport.abort()
-                        if self.deliver:
-                            there_writer.write(data)
-                            await there_writer.drain()
-                            await there_reader.read(1)  # the server has done it
-                        break
-                    there_writer.write(data)
-                    await there_writer.drain()
-                answers.cancel()
-        except (OSError, ExceptionGroup):
-            pass
-        finally:
-            there_writer.transport.abort()
-            writer.transport.abort()
-
-
-async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(1 << 16):
-        writer.write(data)
-        await writer.drain()
-    writer.transport.abort()

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
-from services.logservice.tests.log_support import Wire, World, eventually, request_of, rows_of, whole_tail
+from services.logservice.tests.log_support import World, eventually, request_of, rows_of, whole_tail
 from shoal_core.contracts import AppendRequest, AppendResult
 from shoal_core.errors import (
     FailedPrecondition,
@@ -21,15 +20,15 @@ from shoal_core.errors import (
     Unavailable,
 )
 from shoal_log import AppendSettings, LogService, LogSettings
-from shoal_storage.postgres import LockBusy, database_errors, open_pool, transaction
+from shoal_testing.postgres_relay import PostgresRelay
 from shoal_testing.processes import postgres_server
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-async def wire(world: World) -> AsyncIterator[Wire]:
-    async with Wire(world.dsn) as wire:
+async def wire(world: World) -> AsyncIterator[PostgresRelay]:
+    async with PostgresRelay(world.dsn) as wire:
         yield wire
         for node in world.nodes:
             await node.close()
@@ -78,7 +77,7 @@ async def test_sessions_killed_under_load_lose_nothing_acknowledged_and_write_no
     assert [offset for offset, _ in rows] == list(range(1, len(rows) + 1))
 
 
-async def test_a_connection_lost_before_commit_is_tried_again(world: World, wire: Wire) -> None:
+async def test_a_connection_lost_before_commit_is_tried_again(world: World, wire: PostgresRelay) -> None:
     node = await world.node(settings_of(), dsn=wire.dsn)
     collection = await world.collection()
     await node.append(request_of(collection, ["a"]))
@@ -89,7 +88,7 @@ async def test_a_connection_lost_before_commit_is_tried_again(world: World, wire
 
 
 @pytest.mark.parametrize("delivered", [True, False])
-async def test_a_lost_commit_is_resolved_by_the_key(world: World, wire: Wire, delivered: bool) -> None:
+async def test_a_lost_commit_is_resolved_by_the_key(world: World, wire: PostgresRelay, delivered: bool) -> None:
     node = await world.node(settings_of(), dsn=wire.dsn)
     collection = await world.collection()
     await node.append(request_of(collection, ["a"]))
@@ -102,7 +101,7 @@ async def test_a_lost_commit_is_resolved_by_the_key(world: World, wire: Wire, de
 
 
 @pytest.mark.parametrize("delivered", [True, False])
-async def test_a_lost_commit_without_a_key_is_unknown(world: World, wire: Wire, delivered: bool) -> None:
+async def test_a_lost_commit_without_a_key_is_unknown(world: World, wire: PostgresRelay, delivered: bool) -> None:
     node = await world.node(settings_of(), dsn=wire.dsn)
     collection = await world.collection()
     await node.append(request_of(collection, ["a"]))
@@ -117,7 +116,7 @@ async def world_has(world: World, entries: int) -> bool:
     return await world.count("log_entry") == entries
 
 
-async def test_a_lost_commit_of_a_group_answers_each_of_its_items(world: World, wire: Wire) -> None:
+async def test_a_lost_commit_of_a_group_answers_each_of_its_items(world: World, wire: PostgresRelay) -> None:
     node = await world.node(settings_of(), dsn=wire.dsn)
     collection = await world.collection()
     wire.cut_on = b"COMMIT"
@@ -134,7 +133,9 @@ async def test_a_lost_commit_of_a_group_answers_each_of_its_items(world: World, 
     assert [id for _, id in rows_of(await whole_tail(node, collection))] == ["keyed", "plain"]
 
 
-async def test_an_unresolved_commit_is_unknown_even_if_the_database_stays_away(world: World, wire: Wire) -> None:
+async def test_an_unresolved_commit_is_unknown_even_if_the_database_stays_away(
+    world: World, wire: PostgresRelay
+) -> None:
     node = await world.node(settings_of(attempts=3), dsn=wire.dsn)
     collection = await world.collection()
     await node.append(request_of(collection, ["a"]))
@@ -148,7 +149,7 @@ async def test_an_unresolved_commit_is_unknown_even_if_the_database_stays_away(w
     assert (await node.append(request_of(collection, ["c"], key="l"))).first_offset == 3
 
 
-async def test_a_database_that_is_away_is_unavailable_and_comes_back(world: World, wire: Wire) -> None:
+async def test_a_database_that_is_away_is_unavailable_and_comes_back(world: World, wire: PostgresRelay) -> None:
     node = await world.node(settings_of(attempts=2), dsn=wire.dsn)
     collection = await world.collection()
     wire.refuse = True
@@ -215,79 +216,3 @@ async def test_a_server_that_acknowledges_before_it_is_durable_is_refused(world:
     await world.sql.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
     with pytest.raises(FailedPrecondition, match="synchronous_commit"):
         await world.node()
-
-
-# --- shoal_storage.postgres ------------------------------------------------------------------------------------------
-
-
-async def test_transactions_roll_back_and_connections_are_reused(world: World) -> None:
-    pool = await open_pool(world.dsn, application_name="test", max_size=1)
-
-    async def insert_and_raise(error: BaseException) -> None:
-        async with transaction(pool) as connection:
-            await connection.execute("INSERT INTO tenant (name) VALUES ('x')")
-            raise error
-
-    with pytest.raises(KeyError):
-        await insert_and_raise(KeyError())
-    async with transaction(pool) as connection:
-        pid = connection.get_server_pid()
-        assert await connection.fetchval("SELECT count(*) FROM tenant WHERE name = 'x'") == 0
-    with pytest.raises(asyncio.CancelledError):
-        await insert_and_raise(asyncio.CancelledError())
-    async with transaction(pool) as connection:
-        assert connection.get_server_pid() != pid
-    await pool.close()
-
-
-async def test_a_commit_of_a_failed_transaction_is_no_success(world: World) -> None:
-    pool = await open_pool(world.dsn, application_name="test", max_size=1)
-
-    async def go_on_after_an_error() -> None:
-        async with transaction(pool) as connection:
-            with pytest.raises(asyncpg.UndefinedTableError):
-                await connection.execute("SELECT FROM nothing_here")
-
-    with pytest.raises(Unavailable, match="rolled"):
-        await go_on_after_an_error()
-    await pool.close()
-
-
-async def test_a_lock_that_does_not_come_is_told_apart_on_request(world: World) -> None:
-    collection = await world.collection()
-    pool = await open_pool(world.dsn, application_name="test")
-    lock = f"SELECT FROM collection WHERE id = '{collection}' FOR UPDATE"
-    async with world.holding(collection):
-        with pytest.raises(Unavailable):
-            async with transaction(pool, lock_timeout_ms=20) as connection:
-                await connection.execute(lock)
-        with pytest.raises(LockBusy):
-            async with transaction(pool, lock_timeout_ms=20, lock_busy=True) as connection:
-                await connection.execute(lock)
-    await pool.close()
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        asyncpg.InternalClientError("cannot switch to state 12"),
-        asyncpg.ConnectionDoesNotExistError("gone"),
-        asyncpg.InterfaceError("connection is closed"),
-        asyncpg.AdminShutdownError("terminating"),
-        asyncpg.TooManyConnectionsError("full"),
-        asyncpg.ReadOnlySQLTransactionError("standby"),
-        asyncpg.QueryCanceledError("slow"),
-        ConnectionResetError(),
-        TimeoutError(),
-    ],
-)
-def test_every_way_of_losing_a_server_is_unavailable(error: Exception) -> None:
-    with pytest.raises(Unavailable), database_errors():
-        raise error
-
-
-async def test_a_server_that_is_not_there(world: World) -> None:
-    with pytest.raises(Unavailable):
-        await open_pool("postgresql://nobody@127.0.0.1:1/x", application_name="test")
-    with pytest.raises(FailedPrecondition):
-        await open_pool(world.dsn + "_not", application_name="test")

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from shoal_sysdb.catalog import CatalogService
 from shoal_sysdb.migrate import migrate
-from shoal_sysdb.store import PostgresCatalogStore, open_pool
+from shoal_sysdb.store import PostgresCatalogStore
 
-__all__ = ["CatalogService", "PostgresCatalogStore", "migrate", "open_pool"]
+__all__ = ["CatalogService", "PostgresCatalogStore", "migrate"]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib import resources
 
 from shoal_core.errors import FailedPrecondition, Internal
+from shoal_storage.postgres import Pool, open_pool, transaction
 from shoal_sysdb.sql import Sql
-from shoal_sysdb.store import Pool, open_pool, transaction
 
 _LOCK_KEY = int.from_bytes(b"shoalmig", "big")
 _TIMEOUT_MS = 600_000
@@ -52,7 +52,7 @@ async def migrate(target: str | Pool, *, migrations: tuple[Migration, ...] | Non
     """Apply what is missing and return the versions applied by this call; safe to call from many processes at once.
 
     Args:
-        target: a DSN, or a pool from `store.open_pool`.
+        target: a DSN, or a pool from `shoal_storage.postgres.open_pool`.
         migrations: those shipped with this code by default.
 
     Raises:

@@ -11,8 +11,8 @@ import pytest
 
 from shoal_core.contracts import Catalog, Collection, Lease, NewCollection, PublishRequest
 from shoal_core.errors import AlreadyExists, InvalidArgument, NotFound, ShoalError, Unavailable
+from shoal_storage.postgres import Pool
 from shoal_sysdb.catalog import CatalogService
-from shoal_sysdb.store import Pool
 
 pytestmark = pytest.mark.integration
 

@@ -10,8 +10,9 @@ import pytest
 
 from shoal_core.contracts import Collection, Lease, NewCollection, PublishRequest, VersionInfo
 from shoal_core.errors import Fenced, InvalidArgument, NotFound, ShoalError, UploadExpired, VersionConflict
+from shoal_storage.postgres import Pool
 from shoal_sysdb.catalog import CatalogService
-from shoal_sysdb.store import Pool, PostgresCatalogStore
+from shoal_sysdb.store import PostgresCatalogStore
 
 pytestmark = pytest.mark.integration
 
