@@ -18,11 +18,15 @@ from shoal_cli.local_cluster import ClusterPlan, LocalCluster
 CACHE = Path(__file__).parents[2] / ".cache"
 
 
+# Flush early and merge often: the faults of these tests are to hit compactions at work.
+BUSY = {"SHOAL_COMPACTOR__MAX_AGE_MS": "500", "SHOAL_COMPACTOR__POLICY__FANOUT": "2"}
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def cluster() -> AsyncIterator[LocalCluster]:
     """A running cluster; tests may kill its parts and must leave it running."""
     path = Path(tempfile.mkdtemp(prefix="shoal-cluster-"))
-    running = LocalCluster(ClusterPlan(path, querynodes=3))
+    running = LocalCluster(ClusterPlan(path, querynodes=3, environment=BUSY))
     await running.start()
     try:
         yield running

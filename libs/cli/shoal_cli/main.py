@@ -14,6 +14,7 @@ app = typer.Typer(
     name="shoal",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="""Shoal, a distributed vector database.
 
@@ -61,7 +62,8 @@ def up(
 ) -> None:
     """Serve a data directory in the foreground until Ctrl-C or SIGTERM, then stop all that was started.
 
-    Nothing that was acknowledged is lost, however this ends.
+    Connect with `shoal.connect("127.0.0.1:8800")`, look at it with `shoal status`. Nothing that was acknowledged is lost, however this
+    ends. A directory is either for one process or for a cluster: neither finds the data of the other.
     """
     from shoal_cli import up as serving
 
@@ -76,16 +78,20 @@ def up(
 def serve(
     role: Annotated[str, typer.Argument(help="frontend, logservice, querynode, compactor or sysdb.")],
     config: Annotated[Path | None, typer.Option(help="TOML file with a table per section.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.NAME=VALUE", help="One setting; may be given many times."),
+    ] = None,
 ) -> None:
     """Serve one role of a cluster against external Postgres, etcd and S3.
 
-    Settings come from the file, then from the environment: SHOAL_POSTGRES__DSN, SHOAL_ETCD__ENDPOINTS, SHOAL_OBJECTS__S3__BUCKET and
-    so on, two underscores between section and name.
+    Settings come from `--set`, else from the environment, else from the file: `--set etcd.endpoints=etcd-0:2379`, or
+    SHOAL_ETCD__ENDPOINTS (two underscores between section and name), or `endpoints` in the table `[etcd]`.
     """
     from shoal_cli import roles
-    from shoal_runtime.config import load
+    from shoal_runtime.config import load, parse_flags
 
-    _run(lambda: roles.serve(role, load(path=config)))
+    _run(lambda: roles.serve(role, load(parse_flags(settings or []), path=config)))
 
 
 @app.command()
@@ -93,7 +99,7 @@ def demo(
     path: PathOption = Path("./demo-data"),
     records: Annotated[int, typer.Option(min=100, help="How many glosses to load, of 117,659.")] = 20_000,
     cluster: ClusterOption = 3,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the data directory for another run.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the data directory for another run. One that was there before is always left.")] = False,
 ) -> None:
     """Start the system, load real text, ask it a few questions by meaning, and say where the answers came from."""
     from shoal_cli import demo as tour
@@ -106,7 +112,7 @@ def status(
     address: Annotated[str, typer.Argument(help="host:port of a frontend.")] = DEFAULT_GRPC,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
-    """Show members, collections with a backlog, and limits."""
+    """Show the members by role and the collections that wait for compaction; `--json` adds the limits."""
     from shoal_cli import status as report
 
     _run(lambda: report.show(address, as_json=as_json))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,23 @@ def load(flags: Mapping[str, Any] | None = None, *, path: Path | None = None) ->
         problems = [(".".join(map(str, each["loc"])), each["msg"]) for each in details]
         text = "; ".join(f"{name}: {_explained(message)}" for name, message in problems)
         raise InvalidArgument(f"the configuration is wrong: {text}", field=problems[0][0]) from None
+
+
+def parse_flags(settings: Iterable[str]) -> dict[str, Any]:
+    """Overrides for `load` from ``section.name=value`` texts; a later one wins. Raises `InvalidArgument` for another form."""
+    flags: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        *sections, last = name.split(".")
+        if not equals or not sections or not all((*sections, last)):
+            raise InvalidArgument("expected SECTION.NAME=VALUE", field=name or "--set")
+        table = flags
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise InvalidArgument(f"{section} is a setting, not a section", field=name)
+        table[last] = value
+    return flags
 
 
 def describe() -> list[SettingRow]:

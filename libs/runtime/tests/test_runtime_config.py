@@ -18,7 +18,7 @@ from shoal_core.errors import InvalidArgument
 from shoal_core.limits import Limits
 from shoal_log.settings import LogSettings
 from shoal_query.node import NodeSettings
-from shoal_runtime.config import ROLES, Config, describe, load
+from shoal_runtime.config import ROLES, Config, describe, load, parse_flags
 from shoal_runtime.sections import Section, settings_of
 from shoal_storage.objects import S3Config
 
@@ -221,3 +221,20 @@ def test_settings_of_takes_changed_values_and_what_the_section_lacks() -> None:
     globals().update(Inner=Inner, Outer=Outer)
     config = load({"compactor": {"poll_ms": 5, "flush": {"threads": 6}}})
     assert settings_of(Outer, config.compactor, name="n") == Outer("n", 5, Inner(6))
+
+
+def test_flags_of_the_command_line() -> None:
+    flags = parse_flags(
+        ["etcd.endpoints=a:1,b:2", "objects.s3.bucket=x", "querynode.listen=0.0.0.0:1", "objects.s3.bucket=y=z"]
+    )
+    config = load(flags)
+    assert config.etcd.endpoints == ("a:1", "b:2")
+    assert config.objects.s3.bucket == "y=z"
+    assert config.querynode.listen == "0.0.0.0:1"
+    for wrong in ("etcd", "etcd.endpoints", "=x", ".x=1", "etcd.=1"):
+        with pytest.raises(InvalidArgument):
+            parse_flags([wrong])
+    with pytest.raises(InvalidArgument):
+        parse_flags(["etcd.cluster=a", "etcd.cluster.name=b"])
+    with pytest.raises(InvalidArgument):
+        load(parse_flags(["etcd.nonsense=1"]))

@@ -133,6 +133,7 @@ class SeaweedServer:
             await uninterrupted(asyncio.to_thread(self._prepare, program))
             await self._process.start(self._command(program))
             await self._process.wait_ready(self._answers, _START_TIMEOUT_S)
+            await self._process.wait_ready(self._knows_its_volumes, _START_TIMEOUT_S)
             await self._process.wait_ready(self._is_durable, _START_TIMEOUT_S)
         except BaseException:
             await uninterrupted(self.stop())
@@ -168,6 +169,10 @@ class SeaweedServer:
         """An unsigned request to S3 is refused as such."""
         status, _ = await asyncio.to_thread(http_request, "GET", self._home.ports["s3"], "/")
         return status in (200, 403)
+
+    async def _knows_its_volumes(self) -> bool:
+        """Whether the master finds every volume there is: until then, objects in the others cannot be read."""
+        return await asyncio.to_thread(self._finds_volumes)
 
     async def _is_durable(self) -> bool:
         """Whether the filer applies our rules; writes them if it does not (their first start, or lost)."""
@@ -249,6 +254,14 @@ class SeaweedServer:
             self._repair(program)
         (home / "master").mkdir(exist_ok=True)
         _write_durably(known, boot, 0o600)
+
+    def _finds_volumes(self) -> bool:
+        files = (self._home.directory / "volumes").glob("*.dat")
+        numbers = [file.stem.rpartition("_")[2] for file in files]  # 7.dat, or bucket_7.dat
+        found = (
+            http_request("GET", self._home.ports["master"], f"/dir/lookup?volumeId={number}") for number in numbers
+        )
+        return all(status == 200 and b'"locations"' in body for status, body in found)
 
     def _write_credentials(self) -> None:
         credentials = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_urlsafe(30)}
