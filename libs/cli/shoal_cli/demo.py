@@ -33,11 +33,25 @@ _LATE = ("shoal-1", "shoal: a large group of fish that swim together, or of vect
 
 
 async def run(path: Path, records: int, cluster: int, *, keep: bool) -> None:
-    """Start the system under ``path``, load glosses, ask, and stop it again."""
+    """Start the system under ``path``, load glosses, ask, and stop it again.
+
+    A directory that it made is removed at the end, also after Ctrl-C; after an error it stays, for its logs.
+    """
     configure_logging("ERROR", as_json=False)
     console = Console()
-    started = time.monotonic()
     existed = await asyncio.to_thread(path.exists)
+    try:
+        await _run_under(path, records, cluster, console)
+    except asyncio.CancelledError:
+        if not keep and not existed:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    if not keep and not existed:
+        await asyncio.to_thread(shutil.rmtree, path)
+
+
+async def _run_under(path: Path, records: int, cluster: int, console: Console) -> None:
+    started = time.monotonic()
     if cluster:
         console.print(f"Starting Postgres, etcd, an S3 server and a cluster with {cluster} query nodes under {path} …")
         running = LocalCluster(ClusterPlan(path, querynodes=cluster))
@@ -53,8 +67,6 @@ async def run(path: Path, records: int, cluster: int, *, keep: bool) -> None:
         async with embedded_server(path, "127.0.0.1:0") as address:
             console.print(f"[green]Up[/] after {time.monotonic() - started:.1f} s.")
             await _tour(console, address, records)
-    if not keep and not existed:
-        await asyncio.to_thread(shutil.rmtree, path)
 
 
 async def _tour(console: Console, address: str, records: int) -> None:

@@ -6,11 +6,14 @@ The data directory is locked, so this process is the only appender: the committe
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
+from shoal_cli.directory import EMBEDDED_OBJECTS, lock_directory
 from shoal_cluster.registry import StaticRegistry
 from shoal_compactor.compactor import Compactor, CompactorSettings
 from shoal_compactor.garbage import Sweeper
@@ -26,7 +29,6 @@ from shoal_runtime.blas import one_blas_thread
 from shoal_runtime.config import ROLES
 from shoal_runtime.lifecycle import Background
 from shoal_runtime.servers.postgres import PostgresServer
-from shoal_runtime.servers.process import DirectoryLock
 from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore
@@ -34,6 +36,8 @@ from shoal_storage.postgres import open_pool
 from shoal_sysdb.catalog import CatalogService
 from shoal_sysdb.migrate import migrate
 from shoal_sysdb.store import PostgresCatalogStore
+
+T = TypeVar("T")
 
 _NAME = "embedded"
 _PAGE = 1000
@@ -76,20 +80,16 @@ class EmbeddedCatalog(CatalogService):
         metadata: Json | None = None,
         configuration: Json | None = None,
     ) -> Collection:
-        try:
-            return await super().modify_collection(
-                collection_id, name=name, metadata=metadata, configuration=configuration
-            )
-        finally:
-            self._log.catalog_changed(collection_id)
+        change = super().modify_collection(collection_id, name=name, metadata=metadata, configuration=configuration)
+        return await self._finish(change, [collection_id])
 
     async def delete_collection(self, collection_id: str) -> None:
-        try:
-            await super().delete_collection(collection_id)
-        finally:
-            self._log.catalog_changed(collection_id)
+        await self._finish(super().delete_collection(collection_id), [collection_id])
 
     async def delete_database(self, tenant: str, name: str) -> None:
+        await self._finish(self._delete_database(tenant, name), [])
+
+    async def _delete_database(self, tenant: str, name: str) -> None:
         async with self._names:
             doomed = await self._all_collections(tenant, name)
             try:
@@ -99,6 +99,9 @@ class EmbeddedCatalog(CatalogService):
                     self._log.catalog_changed(collection.id)
 
     async def publish(self, request: PublishRequest) -> VersionInfo:
+        return await self._finish(self._publish(request), [])
+
+    async def _publish(self, request: PublishRequest) -> VersionInfo:
         try:
             info = await super().publish(request)
         except BaseException:
@@ -106,6 +109,21 @@ class EmbeddedCatalog(CatalogService):
             raise
         self._log.published(info.collection_id, info.version, info.compacted_offset)
         return info
+
+    async def _finish(self, change: Coroutine[Any, Any, T], collection_ids: Sequence[str]) -> T:
+        """Run a change to its end even if its caller gives up, and tell the log when it has ended: what the log asks the
+        database for before that may be from before the change.
+        """
+
+        def tell(ended: asyncio.Task[T]) -> None:
+            for collection_id in collection_ids:
+                self._log.catalog_changed(collection_id)
+            if not ended.cancelled():
+                ended.exception()  # its caller may have gone
+
+        task = asyncio.create_task(change)
+        task.add_done_callback(tell)
+        return await asyncio.shield(task)
 
     async def _all_collections(self, tenant: str, database: str) -> list[Collection]:
         found: list[Collection] = []
@@ -135,7 +153,7 @@ class EmbeddedSystem:
     async def start(self) -> None:
         """Start Postgres, then every service.
 
-        Raises `FailedPrecondition` when another process has the directory, `Unavailable` when Postgres does not come up.
+        Raises as `lock_directory` does, and `Unavailable` when Postgres does not come up.
         """
         try:
             await self._start()
@@ -150,14 +168,13 @@ class EmbeddedSystem:
     async def _start(self) -> None:
         settings, clock, random, stack = self._settings, SystemClock(), SystemRandom(), self._stack
         stack.enter_context(one_blas_thread())
-        lock = DirectoryLock(self._path)
-        lock.acquire()
+        lock = lock_directory(self._path, EMBEDDED_OBJECTS)
         stack.callback(lock.release)
         postgres = PostgresServer(self._path / "postgres")
         stack.push_async_callback(postgres.stop)
         await postgres.start()
         await migrate(postgres.dsn)
-        objects = await asyncio.to_thread(LocalObjectStore, self._path / "objects")
+        objects = await asyncio.to_thread(LocalObjectStore, self._path / EMBEDDED_OBJECTS)
         stack.callback(objects.close)
         cache = BlockCache(None, 0, settings.cache_size_bytes, objects)
         stack.push_async_callback(cache.close)

@@ -13,15 +13,16 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shoal_cli.directory import CLUSTER_OBJECTS, lock_directory
 from shoal_cluster.etcd.client import EtcdClient
 from shoal_cluster.registry import EtcdRegistry
-from shoal_core.errors import NotFound, Unavailable
+from shoal_core.errors import NotFound, ShoalError, Unavailable
 from shoal_core.ports import MembershipView
 from shoal_runtime.lifecycle import Background
 from shoal_runtime.servers.etcd import EtcdServer
 from shoal_runtime.servers.ports import free_ports
 from shoal_runtime.servers.postgres import PostgresServer
-from shoal_runtime.servers.process import DirectoryLock, ServerCommand, ServerProcess
+from shoal_runtime.servers.process import ServerCommand, ServerProcess
 from shoal_runtime.servers.seaweedfs import SeaweedServer
 from shoal_runtime.system import SystemClock, SystemRandom
 
@@ -93,10 +94,10 @@ class LocalCluster:
         self._plan = plan
         self._path = plan.path.absolute()
         self._stack = AsyncExitStack()
-        self._restarting = True
+        self._supervision = Background()
         self.postgres = PostgresServer(self._path / "postgres")
         self.etcd = EtcdServer(self._path / "etcd")
-        self.s3 = SeaweedServer(self._path / "s3")
+        self.s3 = SeaweedServer(self._path / CLUSTER_OBJECTS)
         self.roles: dict[str, RoleProcess] = {}
         self.registry: EtcdRegistry
 
@@ -108,8 +109,7 @@ class LocalCluster:
     async def start(self) -> None:
         """Start the servers, then the roles; returns when every role is registered.
 
-        Raises `FailedPrecondition` when another process has the directory, `Unavailable` with the end of a log when something does
-        not come up.
+        Raises as `lock_directory` does, and `Unavailable` with the end of a log when something does not come up.
         """
         try:
             await self._start()
@@ -119,7 +119,7 @@ class LocalCluster:
 
     async def stop(self) -> None:
         """Drain and stop the roles, then the servers."""
-        self._restarting = False
+        await self._supervision.close()  # first, or it would start again what stops
         await asyncio.gather(*(role.process.stop() for role in self.roles.values()))
         await self._stack.aclose()
 
@@ -143,8 +143,7 @@ class LocalCluster:
         raise Unavailable(f"not registered after {timeout_s:g} s: {names}; {missing[0].process.log_tail()}")
 
     async def _start(self) -> None:
-        lock = DirectoryLock(self._path)
-        lock.acquire()
+        lock = lock_directory(self._path, CLUSTER_OBJECTS)
         self._stack.callback(lock.release)
         for server in (self.postgres, self.etcd, self.s3):
             self._stack.push_async_callback(server.stop)
@@ -155,14 +154,13 @@ class LocalCluster:
         )
         self._stack.push_async_callback(self.registry.close)
         await self.registry.start()
-        background = await self._stack.enter_async_context(Background())
         self._plan_roles()
         sysdbs = [role for role in self.roles.values() if role.role == "sysdb"]
         await asyncio.gather(*(self._start_role(role) for role in sysdbs))
         await self._sysdb_is_up()
         rest = [role for role in self.roles.values() if role.role != "sysdb"]
         await asyncio.gather(*(self._start_role(role) for role in rest))
-        background.start("supervisor", self._supervise())
+        self._supervision.start("supervisor", self._supervise())
         await self.wait_for_members()
 
     async def _sysdb_is_up(self) -> None:
@@ -227,13 +225,13 @@ class LocalCluster:
         while True:
             await asyncio.sleep(_RESTART_S)
             for role in self.roles.values():
-                if role.process.is_running or not self._restarting:
+                if role.process.is_running:
                     continue
                 await role.process.wait_exit(5.0)
                 _log.warning("%s ended with code %s; starting it again", role.name, role.process.exit_code)
                 try:
                     await self._start_role(role)
-                except Unavailable as error:
+                except ShoalError as error:
                     _log.warning("cannot start %s yet: %s", role.name, error)
 
     def find(self, name: str) -> RoleProcess:

@@ -63,7 +63,7 @@ def up(
     """Serve a data directory in the foreground until Ctrl-C or SIGTERM, then stop all that was started.
 
     Connect with `shoal.connect("127.0.0.1:8800")`, look at it with `shoal status`. Nothing that was acknowledged is lost, however this
-    ends. A directory is either for one process or for a cluster: neither finds the data of the other.
+    ends. A directory is for one process or for a cluster, not for both in turn.
     """
     from shoal_cli import up as serving
 
@@ -99,7 +99,7 @@ def demo(
     path: PathOption = Path("./demo-data"),
     records: Annotated[int, typer.Option(min=100, help="How many glosses to load, of 117,659.")] = 20_000,
     cluster: ClusterOption = 3,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the data directory for another run. One that was there before is always left.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the data directory for another run.")] = False,
 ) -> None:
     """Start the system, load real text, ask it a few questions by meaning, and say where the answers came from."""
     from shoal_cli import demo as tour

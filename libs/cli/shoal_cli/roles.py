@@ -14,7 +14,7 @@ from shoal_cli.peers import Peers, channel_settings, find_peers
 from shoal_compactor.compactor import Compactor, CompactorSettings
 from shoal_compactor.garbage import Sweeper
 from shoal_compactor.service import CompactorServicer
-from shoal_core.errors import InvalidArgument
+from shoal_core.errors import Internal, InvalidArgument
 from shoal_core.limits import Limits
 from shoal_core.ports import Member, ObjectStore
 from shoal_frontend.database import DatabaseService
@@ -99,7 +99,11 @@ async def serve(role: str, config: Config, *, ready: Callable[[int], None] = lam
         await peers.registry.register(Member(role, member_id, address, section.weight))
         _log.info("%s serves on %s", member_id, address)
         ready(bound)
-        await server.run_until_signal(_DRAIN_S, deregister=peers.registry.deregister, settle_s=_SETTLE_S)
+        await server.run_until_signal(
+            _DRAIN_S, deregister=peers.registry.deregister, settle_s=_SETTLE_S, crashed=background.failed
+        )
+        if background.failed.is_set():
+            raise Internal("a background task crashed, see the log; this process ends so that another one takes over")
 
 
 async def _serve_pages(

@@ -1,4 +1,4 @@
-"""``shoal status``: members, collections with a backlog, limits."""
+"""``shoal status``: members, collections with a backlog; as JSON also the limits."""
 
 from __future__ import annotations
 

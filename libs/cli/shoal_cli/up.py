@@ -17,6 +17,7 @@ from shoal_runtime.lifecycle import stop_signals
 from shoal_runtime.logs import configure_logging
 from shoal_runtime.pages import Page, Pages
 from shoal_runtime.server import GrpcServer, split_address
+from shoal_runtime.servers.ports import free_ports
 from shoal_runtime.system import SystemClock
 
 _DRAIN_S = 5.0
@@ -42,8 +43,8 @@ async def serve_embedded(path: Path, grpc: str, http: str) -> None:
     """Everything in this process until a signal."""
     configure_logging("WARNING", as_json=False)
     async with stop_signals() as stop, embedded_server(path, grpc) as address, AsyncExitStack() as stack:
-        await _serve_health(http, stack)
-        _say(path, address, http, "everything in this process")
+        health = await _serve_health(http, stack)
+        _say(path, address, health, "everything in this process")
         await stop.wait()
         typer.echo("Stopping.")
 
@@ -51,6 +52,10 @@ async def serve_embedded(path: Path, grpc: str, http: str) -> None:
 async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int) -> None:
     """A local cluster."""
     configure_logging("WARNING", as_json=False)
+    split_address(grpc, "grpc")
+    if http:
+        _, port = split_address(http, "http")
+        http = f"{http.rpartition(':')[0]}:{port or free_ports(1)[0]}"
     async with stop_signals() as stop:
         cluster = LocalCluster(ClusterPlan(path, querynodes=querynodes, grpc=grpc, http=http))
         await cluster.start()
@@ -63,14 +68,17 @@ async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int) -> No
             await cluster.stop()
 
 
-async def _serve_health(http: str, stack: AsyncExitStack) -> None:
+async def _serve_health(http: str, stack: AsyncExitStack) -> str:
+    """Serve the page; the address it is on, empty for none."""
     if not http:
-        return
+        return ""
+    host, port = split_address(http, "http")
     pages = Pages(
         {"/": lambda: Page(b"Shoal is up. The HTTP gateway comes later.\n"), "/health": lambda: Page(b"ok\n")}
     )
-    await pages.start(*split_address(http, "http"))
+    bound = await pages.start(host, port)
     stack.push_async_callback(pages.close)
+    return f"{http.rpartition(':')[0]}:{bound}"
 
 
 def _say(path: Path, grpc: str, http: str, what: str) -> None:

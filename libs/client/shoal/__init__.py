@@ -3,7 +3,7 @@
     import numpy as np
     import shoal
 
-    with shoal.connect("localhost:8000") as client:             # or "host1:8000,host2:8000", or path="./data"
+    with shoal.connect("localhost:8800") as client:             # or "host1:8800,host2:8800", or path="./data"
         films = client.get_or_create_collection("films", space="cosine")
 
         films.add(

@@ -44,7 +44,10 @@ def bounded(staleness_ms: int) -> Consistency:
 
 
 def as_of(offset: int) -> Consistency:
-    """See the collection as it was after the batch that ended at log offset ``offset``."""
+    """See the collection as it was after the batch that ended at log offset ``offset``.
+
+    Servers do not serve it yet: a read with it raises `Unimplemented`.
+    """
     if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
         raise InvalidArgument(f"expected a log offset, at least 0, got {offset!r}", field="offset")
     return Consistency(ReadLevel.AS_OF, offset=offset)

@@ -25,6 +25,9 @@ Where = Mapping[str, Any]
 # Converting fewer records than this is quicker than handing them to a thread.
 _INLINE_RECORDS = 128
 
+# A level of a filter is at most a mapping, the operator's mapping in it, and a list.
+_CONTAINERS_PER_LEVEL = 3
+
 
 @dataclass(frozen=True, slots=True)
 class WriteInput:
@@ -99,8 +102,22 @@ async def query_vectors(
 
 
 def filter_of(where: Where | None, where_document: Where | None, limits: Limits) -> Filter | None:
-    """Both filters as one tree. Raises `InvalidArgument` naming the place."""
-    return all_of(parse_where(where, limits), parse_where_document(where_document, limits))
+    """Both filters as one tree. numpy values count as the Python ones. Raises `InvalidArgument` naming the place."""
+    levels = _CONTAINERS_PER_LEVEL * (limits.filter_depth + 1)
+    return all_of(parse_where(_plain(where, levels), limits), parse_where_document(where_document, limits))
+
+
+def _plain(value: Any, levels: int) -> Any:
+    """Without numpy, down to a depth at which the parser refuses it anyway."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if levels and isinstance(value, Mapping):
+        return {key: _plain(item, levels - 1) for key, item in value.items()}
+    if levels and isinstance(value, list | tuple):
+        return [_plain(item, levels - 1) for item in value]
+    return value
 
 
 def id_list(ids: Any) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""The async client: ``client = await shoal.aio.connect("localhost:8000")``."""
+"""The async client: ``client = await shoal.aio.connect("localhost:8800")``."""
 
 from __future__ import annotations
 

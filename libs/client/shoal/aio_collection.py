@@ -242,7 +242,7 @@ class AsyncCollection:
             where: such as ``{"year": {"$gte": 2020}}``, see `shoal_core.filters`.
             where_document: such as ``{"$contains": "fish"}``.
             include: of documents, metadatas, embeddings, uris.
-            consistency: `STRONG`, `session`, `bounded`, `INDEX_ONLY` or `as_of`.
+            consistency: `STRONG`, `session`, `bounded` or `INDEX_ONLY`; `as_of` is not served yet.
         """
         tree, wanted = filter_of(where, where_document, self._limits), include_of(include)
         chosen, freshness = id_list(ids), consistency_for(self.id, consistency)

@@ -227,7 +227,7 @@ class Collection:
             where: such as ``{"year": {"$gte": 2020}}``, see `shoal_core.filters`.
             where_document: such as ``{"$contains": "fish"}``.
             include: of documents, metadatas, embeddings, uris.
-            consistency: `STRONG`, `session`, `bounded`, `INDEX_ONLY` or `as_of`.
+            consistency: `STRONG`, `session`, `bounded` or `INDEX_ONLY`; `as_of` is not served yet.
         """
         return self._run(
             lambda: self._collection.get(

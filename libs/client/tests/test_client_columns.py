@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from libs.client.tests.client_support import operation_rows
 from shoal._columns import check_complete, query_matrix, read_input, read_table, to_batch, vector_matrix
+from shoal._prepare import filter_of
 from shoal._results import GetResult, include_of
 from shoal_core.consistency import ServedAt
 from shoal_core.contracts import Include
@@ -355,6 +356,19 @@ def test_query_vectors() -> None:
             query_matrix(vectors, None)
     with pytest.raises(DimensionMismatch, match="dimension 2, the collection has 3"):
         query_matrix([[1, 2]], 3)
+
+
+def test_filters_take_numpy_values() -> None:
+    plain = {"$or": [{"n": {"$in": [1, 2]}}, {"flag": True}, {"f": {"$lt": 0.5}}]}
+    numpy = {"$or": ({"n": {"$in": np.array([1, 2])}}, {"flag": np.bool_(True)}, {"f": {"$lt": np.float32(0.5)}})}
+    assert filter_of(numpy, None, Limits()) == filter_of(plain, None, Limits())
+    with pytest.raises(InvalidArgument, match="datetime"):
+        filter_of({"when": np.datetime64("2020-01-01T00:00:00")}, None, Limits())
+    deep: dict[str, object] = {"n": np.int64(1)}
+    for _ in range(5_000):
+        deep = {"$and": [deep]}
+    with pytest.raises(InvalidArgument, match="nested deeper"):
+        filter_of(deep, None, Limits())
 
 
 def test_include_names_are_checked() -> None:

@@ -607,7 +607,10 @@ class WriteResult:
 
 @dataclass(frozen=True, slots=True)
 class IndexingStatus:
-    """How far compaction is: all of the log up to ``head_offset``, indexed up to ``indexed_offset``."""
+    """How far compaction is: all of the log up to ``head_offset``, indexed up to ``indexed_offset``.
+
+    ``segments`` counts what the query nodes have loaded, which may be a moment behind ``version``.
+    """
 
     head_offset: int
     indexed_offset: int

@@ -98,11 +98,23 @@ class GrpcServer:
         await asyncio.shield(self._draining)
 
     async def run_until_signal(
-        self, grace_s: float, *, deregister: Callable[[], Awaitable[None]] | None = None, settle_s: float = 0.0
+        self,
+        grace_s: float,
+        *,
+        deregister: Callable[[], Awaitable[None]] | None = None,
+        settle_s: float = 0.0,
+        crashed: asyncio.Event | None = None,
     ) -> None:
-        """Serve until SIGINT or SIGTERM, then `drain`. A signal before this call acts as usual; `stop_signals` can begin earlier."""
+        """Serve until SIGINT or SIGTERM, or until ``crashed`` is set, then `drain`.
+
+        A process without its background work must not stay in the registry as if it did it.
+        """
         async with stop_signals() as stop:
-            await stop.wait()
+            events = [stop] if crashed is None else [stop, crashed]
+            waiting = [asyncio.create_task(event.wait()) for event in events]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in waiting:
+                task.cancel()
             await self.drain(grace_s, deregister=deregister, settle_s=settle_s)
 
     async def _drain(self, grace_s: float, deregister: Callable[[], Awaitable[None]] | None, settle_s: float) -> None:

@@ -251,6 +251,16 @@ async def test_calls_that_outlast_the_grace_are_cancelled() -> None:
             await waiting
 
 
+async def test_a_crash_in_the_background_drains_like_a_signal() -> None:
+    async with serving(Echo()) as (server, channel):
+        crashed = asyncio.Event()
+        running = asyncio.create_task(server.run_until_signal(1, crashed=crashed))
+        assert await call(channel, b"still here") == b"still here"
+        crashed.set()
+        await asyncio.wait_for(running, 5)
+        assert server.draining
+
+
 PROGRAM = """
 import asyncio, sys
 from shoal_runtime.lifecycle import run

@@ -152,6 +152,8 @@ class Compactor:
                 await round_()
             except ShoalError as error:
                 _log.warning("cannot read the backlog: %s", error)
+            except Exception:
+                _log.exception("cannot read the backlog")
             await self.clock.sleep(self.settings.poll_ms / 1000)
 
     async def _work(self, collections: Iterable[Collection], job: Callable[[Collection], Awaitable[object]]) -> None:
@@ -237,8 +239,9 @@ class Compactor:
         try:
             while await self._merge(collection) is not None:
                 pass
-        except Conflict:
-            self._flushed[collection.id] = collection  # an input changed under it: try the newer one
+        except ShoalError as error:
+            if not isinstance(error, NotFound):
+                self._flushed[collection.id] = collection  # an input changed under it, or something is away: try again
             raise
 
     async def _merge(self, collection: Collection, *, must: bool = False) -> MergeResult | None:
@@ -278,7 +281,7 @@ class Compactor:
             async with _renewing(self.catalog, lease, self.clock, self.settings.lease_ms):
                 yield lease
         finally:
-            del self._jobs[(collection.id, kind)]
+            self._jobs.pop((collection.id, kind), None)  # a job whose lease ran out may have had a successor here
             await self._release(lease)
 
     async def _release(self, lease: Lease) -> None:

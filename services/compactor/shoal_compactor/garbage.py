@@ -128,6 +128,8 @@ class Sweeper:
                 _log.log(logging.INFO if report.dry_run else logging.DEBUG, "swept: %s", report)
             except ShoalError as error:
                 _log.warning("cannot look for garbage: %s", error)
+            except Exception:
+                _log.exception("cannot look for garbage")
             await self.clock.sleep(self.settings.interval_ms / 1000)
 
     async def sweep(self, *, dry_run: bool | None = None) -> SweepReport:

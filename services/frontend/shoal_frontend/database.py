@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -180,15 +179,22 @@ class DatabaseService:
         validate.check_idempotency_key(idempotency_key, self.limits)
         if where is None and limit is None and ids:
             return await self.write(ref, _deletions(tuple(dict.fromkeys(ids))), idempotency_key=idempotency_key)
-        for _ in range(_DELETE_ATTEMPTS):
-            answer = await self.get(ref, ids=ids, where=where, limit=limit)
+        wanted = None if ids is None else tuple(ids)
+
+        async def delete(collection: Collection) -> WriteResult:
+            # What was read and what is written must be one collection: the name may pass to another in between.
+            answer = await self._fanout.get(
+                collection, GetRequest(target_of(collection), ids=wanted, where=where, limit=limit)
+            )
+            assert isinstance(answer, Answer)
             found = tuple(answer.rows.column(ID).to_pylist())
             at = answer.served_at.offset
             if not found:
-                collection = await self._names.resolve(ref)
                 return WriteResult(VersionToken(collection.id, collection.incarnation, at), at, 0)
+            return await self._delete(collection, ids=found, read_at=at, key=idempotency_key)
+
+        for _ in range(_DELETE_ATTEMPTS):
             try:
-                delete = partial(self._delete, ids=found, read_at=at, key=idempotency_key)
                 return await self._names.with_collection(ref, delete)
             except (WriteConflict, StaleRead):
                 continue

@@ -32,7 +32,7 @@ from shoal_core.contracts import (
     QueryRequest,
     Target,
 )
-from shoal_core.errors import SnapshotGone, Unimplemented
+from shoal_core.errors import SnapshotGone, StaleEpoch, Unimplemented
 from shoal_core.hashing import hash_ids, shard_of
 from shoal_core.records import CREATED_OFFSET, ID, concat_rows, empty_rows
 
@@ -108,8 +108,15 @@ class Fanout:
         if level is ReadLevel.AS_OF:
             raise Unimplemented("as_of reads are not served yet; read at strong or session", field="consistency")
         if level is ReadLevel.INDEX_ONLY:
-            return (await self.catalog.get_version(collection.id)).compacted_offset
+            return await self._compacted_offset(collection)
         return (await self.log.read_index(collection.id, collection.epoch)).head_offset
+
+    async def _compacted_offset(self, collection: Collection) -> int:
+        """Without the log, which would say that the collection was renamed."""
+        now = await self.catalog.get_collection_by_id(collection.id)
+        if now.epoch != collection.epoch:
+            raise StaleEpoch(f"collection {now.id} is at epoch {now.epoch}, not {collection.epoch}; look it up again")
+        return (await self.catalog.get_version(collection.id)).compacted_offset
 
     async def _get(self, collection: Collection, request: GetRequest, offset: int) -> Answer:
         if offset == 0:

@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from shoal_core.consistency import Consistency, ReadLevel
 from shoal_core.contracts import Answer, CollectionRef, NewCollection
 from shoal_core.errors import NotFound, ShoalError, StaleEpoch
+from shoal_core.filters import parse_where
 from shoal_frontend.database import DatabaseService
 from shoal_frontend.names import Names
 from shoal_testing.direct import DirectSystem
@@ -269,3 +271,41 @@ async def _names_that_change(seed: int) -> None:
     alive = set(found.values())
     assert found == {name: owner for name, owner in written.items() if owner in alive}
     await system.node.close()
+
+
+def row_of_color(name: str, color: str) -> pa.RecordBatch:
+    return to_operation_batch([("upsert", name, (1.0, 0.0), None, None, {"color": color})], 2)
+
+
+async def test_a_delete_by_filter_does_not_write_what_it_read_of_another_collection() -> None:
+    """The name passes to a new collection between the read of the matches and the delete; its record of that id does not match."""
+    system, gate = DirectSystem(), Gate("append")
+    slow = DatabaseService(system.catalog, hooked(system.log, before=gate), system.node, system.random, system._view)
+    quick = system.new_database()
+    await quick.create_collection(NEW)
+    await quick.write(BY_NAME, row_of_color("a", "red"))
+    await quick.write(BY_NAME, row_of_color("b", "blue"))
+    await slow.count(BY_NAME)  # it knows the name
+    deletion = asyncio.create_task(slow.delete_where(BY_NAME, ids=None, where=parse_where({"color": "red"})))
+    await gate.until_held()  # it has read
+    await quick.delete_collection(BY_NAME)
+    await quick.create_collection(NEW)
+    for name in ("a", "b"):
+        await quick.write(BY_NAME, row_of_color(name, "blue"))
+    gate.open()
+    assert (await deletion).records == 0
+    assert await ids(quick, BY_NAME) == ["a", "b"]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_reads_of_the_index_alone_hear_of_a_rename(shards: int) -> None:
+    """Of several shards at once, of one within the staleness bound."""
+    pair = Pair()
+    await pair.start(shards)
+    index_only = Consistency(ReadLevel.INDEX_ONLY)
+    assert (await pair.two.count(BY_NAME, consistency=index_only)).count == 0
+    await pair.one.modify_collection(BY_NAME, name="renamed")
+    if shards == 1:
+        await pair.system.clock.advance(60)
+    with pytest.raises(NotFound):
+        await pair.two.count(BY_NAME, consistency=index_only)

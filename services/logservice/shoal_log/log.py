@@ -220,6 +220,10 @@ class LogService:
     async def _fresh_state(self, collection_id: str, epoch: int) -> LogState:
         source = self._committed_heads or self._read_index
         state = await source.state(collection_id)
+        if epoch > state.epoch and self._committed_heads is not None:
+            # Epochs come from the catalog: a change whose outcome this process never heard of did commit.
+            self._committed_heads.catalog_changed(collection_id)
+            state = await source.state(collection_id)
         if not state.alive:
             self._known.forget(collection_id)
             raise NotFound(f"collection {collection_id} was deleted", field="collection_id")

@@ -70,6 +70,8 @@ class Trimmer:
 
     async def trim(self) -> TrimReport:
         """Drop partitions and forget keys. Safe on any number of nodes at once. Raises `Unavailable`, `OutcomeUnknown`."""
+        # First of all: what fails after a partition was dropped would lose the names of its objects.
+        forgotten_keys = await self._forget_keys()
         existing, now_s = await self._store.periods()
         old = expired_periods(existing, now_s, self._settings.retention_ms)
         dropped: list[Dropped] = []
@@ -92,7 +94,7 @@ class Trimmer:
         return TrimReport(
             dropped=tuple(gone.period for gone in dropped),
             object_keys=tuple(key for gone in dropped for key in gone.object_keys),
-            forgotten_keys=await self._forget_keys(),
+            forgotten_keys=forgotten_keys,
             busy=busy,
         )
 

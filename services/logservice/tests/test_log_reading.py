@@ -367,3 +367,16 @@ async def test_reads_wait_for_a_free_connection_and_then_fail_typed(world: World
             await node.read_index(collection, 1)
     assert (await node.read_index(collection, 1)).head_offset == 0
     assert (await node.append(request_of(collection, ["a"]))).first_offset == 1
+
+
+async def test_a_single_process_believes_a_newer_epoch(world: World) -> None:
+    """A rename whose COMMIT went unanswered: the log was told before it was done, and then asked the database too early."""
+    node = await world.node(exclusive=True)
+    collection = await world.collection()
+    assert (await node.read_index(collection, 1)).epoch == 1
+    await world.sql.execute("UPDATE collection SET epoch = 2 WHERE id = $1::uuid", collection)
+    assert (await node.read_index(collection, 2)).epoch == 2
+    with pytest.raises(StaleEpoch):
+        await node.read_index(collection, 1)
+    with pytest.raises(StaleEpoch):
+        await node.read_index(collection, 3)
