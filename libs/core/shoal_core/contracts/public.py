@@ -1,0 +1,149 @@
+"""The verbs of the public API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shoal_core.consistency import STRONG, Consistency, VersionToken
+from shoal_core.contracts.catalog import Collection, Database, Json, NewCollection
+from shoal_core.contracts.log import Condition
+from shoal_core.contracts.query import Answer, CountAnswer, Include
+from shoal_core.filters import Filter
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRef:
+    """A collection as a user names it: by id (wins) or by name, within a tenant and database."""
+
+    tenant: str
+    database: str
+    name: str = ""
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """An accepted batch."""
+
+    token: VersionToken
+    first_offset: int
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexingStatus:
+    """How far compaction is: all of the log up to ``head_offset``, indexed up to ``indexed_offset``.
+
+    ``segments`` counts what the query nodes have loaded, which may be a moment behind ``version``.
+    """
+
+    head_offset: int
+    indexed_offset: int
+    version: int
+    segments: int
+
+
+class PublicApi(Protocol):
+    """The verbs of the public API, as the SDK calls them; implemented by the frontend's `database` and by its gRPC client."""
+
+    async def create_tenant(self, name: str) -> None: ...
+
+    async def get_tenant(self, name: str) -> str: ...
+
+    async def create_database(self, tenant: str, name: str) -> Database: ...
+
+    async def get_database(self, tenant: str, name: str) -> Database: ...
+
+    async def list_databases(self, tenant: str, *, limit: int = 100, offset: int = 0) -> list[Database]: ...
+
+    async def delete_database(self, tenant: str, name: str) -> None: ...
+
+    async def create_collection(
+        self, new: NewCollection, *, get_or_create: bool = False
+    ) -> tuple[Collection, bool]: ...
+
+    async def get_collection(self, ref: CollectionRef) -> Collection: ...
+
+    async def list_collections(
+        self, tenant: str, database: str, *, limit: int = 100, offset: int = 0
+    ) -> list[Collection]: ...
+
+    async def count_collections(self, tenant: str, database: str) -> int: ...
+
+    async def modify_collection(
+        self,
+        ref: CollectionRef,
+        *,
+        name: str | None = None,
+        metadata: Json | None = None,
+        configuration: Json | None = None,
+    ) -> Collection: ...
+
+    async def delete_collection(self, ref: CollectionRef) -> None: ...
+
+    async def write(
+        self,
+        ref: CollectionRef,
+        batch: pa.RecordBatch,
+        *,
+        idempotency_key: str = "",
+        condition: Condition | None = None,
+    ) -> WriteResult:
+        """Append one operation batch (see `records`), atomically."""
+        ...
+
+    async def delete_where(
+        self,
+        ref: CollectionRef,
+        *,
+        ids: Sequence[str] | None,
+        where: Filter | None,
+        limit: int | None = None,
+        idempotency_key: str = "",
+    ) -> WriteResult:
+        """Delete what matches at one strong snapshot; records inserted after it stay. ``records`` says how many."""
+        ...
+
+    async def get(
+        self,
+        ref: CollectionRef,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Filter | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+        include: Include = Include(),
+        consistency: Consistency = STRONG,
+        explain: bool = False,
+    ) -> Answer: ...
+
+    async def query(
+        self,
+        ref: CollectionRef,
+        vectors: npt.NDArray[np.float32],
+        k: int,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Filter | None = None,
+        include: Include = Include(),
+        consistency: Consistency = STRONG,
+        ef: int = 0,
+        exact: bool = False,
+        explain: bool = False,
+    ) -> Answer: ...
+
+    async def count(
+        self, ref: CollectionRef, *, where: Filter | None = None, consistency: Consistency = STRONG
+    ) -> CountAnswer: ...
+
+    async def indexing_status(self, ref: CollectionRef) -> IndexingStatus: ...
+
+    async def status(self) -> Json:
+        """Members by role, collections with their lag, limits: for `shoal status`."""
+        ...
