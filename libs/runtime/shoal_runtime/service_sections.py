@@ -153,6 +153,8 @@ class QuerySection(ServiceSection):
     metrics: Address = "127.0.0.1:9803"
     loaded_bytes: Count = 8 << 30
     """Shards are dropped, least recently used first, above so many bytes of segments and tails."""
+    reads_per_shrink: Count = 32
+    """How many reads between two looks at that."""
     reads_at_work: Count = 64
     """Reads at a time."""
     reads_waiting: SizeBytes = 1024

@@ -46,12 +46,14 @@ class NodeSettings:
 
     Attributes:
         loaded_bytes: shards are dropped, least recently used first, above this many bytes of segments and tails.
+        reads_per_shrink: how many reads between two looks at that.
         threads: of one search call with many vectors.
         staleness_ms: how long reads at index_only and session may go without a read index.
         attempts: how often a strong read takes a new snapshot when its version was replaced under it.
     """
 
     loaded_bytes: int = 8 << 30
+    reads_per_shrink: int = 32
     reads_at_work: int = 64
     reads_waiting: int = 1024
     threads: int = 2
@@ -78,6 +80,7 @@ class Node:
     counters: Counters = field(default_factory=Counters)
     _shards: OrderedDict[ShardKey, Shard] = field(default_factory=OrderedDict)
     _admission: Admission = field(init=False)
+    _reads_since_shrink: int = 0
 
     def __post_init__(self) -> None:
         self._admission = Admission(self.settings.reads_at_work, self.settings.reads_waiting)
@@ -222,6 +225,11 @@ class Node:
             await self._shrink(key)
 
     async def _shrink(self, keep: ShardKey) -> None:
+        """Adding up is not for every read: sizes change with loads and with the tail, and both take many reads."""
+        self._reads_since_shrink += 1
+        if self._reads_since_shrink < self.settings.reads_per_shrink:
+            return
+        self._reads_since_shrink = 0
         total = sum(shard.size_bytes for shard in self._shards.values())
         for key, shard in list(self._shards.items()):
             if total <= self.settings.loaded_bytes or key == keep:

@@ -37,6 +37,8 @@ _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_SHARD_BYTES = 8 << 10  # of Python objects, also for an empty shard
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -122,10 +124,10 @@ class Shard:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the segments and the raw tail held."""
+        """Bytes of the segments and the raw tail held, and something for the shard itself; 0 while nothing is loaded."""
         if self.view is None:
             return 0
-        return self.view.raw.size_bytes + sum(view.ref.size_bytes for view in self.view.version.segments)
+        return _SHARD_BYTES + self.view.raw.size_bytes + sum(view.ref.size_bytes for view in self.view.version.segments)
 
     async def loaded(self) -> View:
         """The newest view loaded; loads the current version the first time."""

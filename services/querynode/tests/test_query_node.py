@@ -638,13 +638,13 @@ def test_the_longest_unused_shards_go_when_there_are_too_many_bytes() -> None:
         roomy = cluster.node()
         await roomy.count(CountRequest(targets[0]))
         one = next(iter(roomy._shards.values())).size_bytes
-        node = cluster.node(NodeSettings(loaded_bytes=int(one * 2.5)))
+        node = cluster.node(NodeSettings(loaded_bytes=int(one * 2.5), reads_per_shrink=1))
         for number in (0, 1, 0, 2):
             assert (await node.count(CountRequest(targets[number]))).count == 100
         assert [key[0] for key in node._shards] == [refs[0].id, refs[2].id]
         assert node.counters.dropped_shards == 1
         assert (await node.count(CountRequest(targets[1]))).count == 100
-        tiny = cluster.node(NodeSettings(loaded_bytes=1))
+        tiny = cluster.node(NodeSettings(loaded_bytes=1, reads_per_shrink=1))
         for target in targets:
             assert (await tiny.count(CountRequest(target))).count == 100
         assert len(tiny._shards) == 1, "the one in use stays"
@@ -658,7 +658,7 @@ def test_shards_that_are_being_loaded_are_not_dropped_for_room() -> None:
         for ref in (cluster.ref, other):
             await cluster.system.database.write(ref, to_operation_batch([put("a")], DIMENSION))
             await cluster.system.compact(ref)
-        node = cluster.node(NodeSettings(loaded_bytes=1))
+        node = cluster.node(NodeSettings(loaded_bytes=1, reads_per_shrink=1))
         cluster.after.closed = {"get_version"}
         slow = asyncio.create_task(node.count(_count(other)))
         await cluster.after.until_held()
