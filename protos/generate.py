@@ -4,7 +4,8 @@
     python protos/generate.py --check    fail if what is there differs from what the protos say
 
 The proto package is ``shoal.v1``, but ``shoal`` is the Python package of the SDK, so the generated modules live in
-``shoal_wire.v1`` and their references to each other are rewritten. Needs grpcio-tools and mypy-protobuf, from the same
+``shoal_wire.v1`` and their references to each other are rewritten. Messages only: servers and clients are made from the service
+descriptors (`shoal_wire.server`, `shoal_wire.rpc`). Needs grpcio-tools and mypy-protobuf, from the same
 environment as the interpreter that runs this.
 """
 
@@ -26,11 +27,10 @@ TARGET = PROTOS.parent / "libs" / "wire" / "shoal_wire" / "v1"
 INIT = '"""Generated from protos/shoal/v1 by protos/generate.py. Not edited by hand."""\n'
 DIFF_LINES = 12
 
-# Imports, module names in the builders and the file name in the version check.
+# Imports, and module names in the builders.
 _REWRITES = (
     (re.compile(r"^from shoal\.v1 import ", re.MULTILINE), "from shoal_wire.v1 import "),
     (re.compile(r"'shoal\.v1\.(\w+_pb2)'"), r"'shoal_wire.v1.\1'"),
-    (re.compile(r"code in shoal/v1/"), "code in shoal_wire/v1/"),
 )
 
 
@@ -45,11 +45,8 @@ def generate() -> dict[str, str]:
                 f"-I{PROTOS}",
                 f"-I{resources.files('grpc_tools') / '_proto'}",
                 f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
-                f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",
                 f"--python_out={folder}",
-                f"--grpc_python_out={folder}",
                 f"--mypy_out=quiet:{folder}",
-                f"--mypy_grpc_out=quiet:{folder}",
                 *sources,
             ]
         )
@@ -57,23 +54,13 @@ def generate() -> dict[str, str]:
             raise SystemExit(f"protoc failed with status {status}")
         paths = sorted((Path(folder) / "shoal" / "v1").glob("*_pb2*.py*"))
         files = {path.name: _rewrite(path.read_text(encoding="utf-8")) for path in paths}
-    return {"__init__.py": INIT, **_without_empty_services(files)}
+    return {"__init__.py": INIT, **files}
 
 
 def _rewrite(text: str) -> str:
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return text
-
-
-def _without_empty_services(files: dict[str, str]) -> dict[str, str]:
-    """Leave out the gRPC modules of protos that define no service."""
-    empty = {
-        name
-        for name, text in files.items()
-        if name.endswith("_pb2_grpc.py") and not re.search(r"^class \w+Servicer", text, re.MULTILINE)
-    }
-    return {name: text for name, text in files.items() if name not in empty and name.removesuffix("i") not in empty}
 
 
 def write(files: dict[str, str]) -> None:

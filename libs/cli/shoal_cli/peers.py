@@ -15,6 +15,7 @@ from shoal_core.contracts import Catalog, Log, QueryNode
 from shoal_core.errors import InvalidArgument
 from shoal_core.ports import Member
 from shoal_runtime.config import Config
+from shoal_runtime.sections import settings_of
 from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_wire.clients.catalog import CatalogClient
 from shoal_wire.clients.log import LogClient
@@ -71,7 +72,9 @@ def find_peers(config: Config) -> Peers:
         attempt_timeout_ms=config.rpc.timeout_ms,
         replicas=config.frontend.replicas,
         hedge=config.frontend.hedge,
-        retry=RetryPolicy(1_000, min(20, config.rpc.initial_backoff_ms), min(500, config.rpc.max_backoff_ms)),
+        hedge_percentile=config.frontend.hedge_percentile,
+        hedge_min_ms=config.frontend.hedge_min_ms,
+        retry=settings_of(RetryPolicy, config.rpc, max_attempts=RoutingSettings().retry.max_attempts),
     )
     timeout_ms = config.rpc.timeout_ms
 

@@ -188,7 +188,13 @@ async def _build_compactor(context: Context) -> None:
 async def _build_frontend(context: Context) -> None:
     config, peers = context.config, context.peers
     database = DatabaseService(
-        peers.catalog, peers.log, peers.nodes, SystemRandom(), peers.registry.view, _limits(config)
+        peers.catalog,
+        peers.log,
+        peers.nodes,
+        SystemRandom(),
+        peers.registry.view,
+        _limits(config),
+        config.frontend.cached_names,
     )
     ShoalServicer(database).add_to(context.server.grpc_server)
     if config.frontend.http:

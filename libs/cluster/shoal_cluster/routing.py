@@ -44,13 +44,17 @@ class RoutingSettings:
         timeout_ms: of a whole call, all tries included.
         attempt_timeout_ms: of one try.
         replicas: members preferred for a shard's queries.
-        retry: between rounds over all members.
+        hedge: whether a slow query node is raced by a second one: beyond ``hedge_percentile`` of its latencies, but never before
+            ``hedge_min_ms``.
+        retry: between rounds over all members, which go on until the deadline.
     """
 
     timeout_ms: float = 30_000
     attempt_timeout_ms: float = 10_000
     replicas: int = 2
     hedge: bool = True
+    hedge_percentile: float = 0.95
+    hedge_min_ms: float = 10
     retry: RetryPolicy = RetryPolicy(max_attempts=1_000, initial_backoff_ms=20, max_backoff_ms=500)
 
 
@@ -76,6 +80,12 @@ class Router(Generic[S]):
         first = self.latencies.order(ranked[:preferred], lambda member: member.id, self.clock.monotonic())
         return (*first, *ranked[preferred:])
 
+    def _hedge_after_ms(self, member: Member) -> float:
+        settings = self.settings
+        return self.latencies.hedge_after_ms(
+            member.id, quantile=settings.hedge_percentile, floor_ms=settings.hedge_min_ms
+        )
+
     async def call(
         self,
         key: str,
@@ -95,7 +105,7 @@ class Router(Generic[S]):
             members = self.candidates(key, preferred)
             if not members:
                 raise Unavailable(f"no {self.role} is registered; start one or wait for it")
-            hedge_after = self.latencies.hedge_after_ms(members[0].id) if hedge and len(members) > 1 else None
+            hedge_after = self._hedge_after_ms(members[0]) if hedge and len(members) > 1 else None
             return await call_replicas(
                 members,
                 lambda member: operation(self.client_of(member)),

@@ -6,7 +6,7 @@ in `contracts`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -137,6 +137,3 @@ class Registry(Protocol):
     async def close(self) -> None:
         """Withdraw, stop watching, release connections."""
         ...
-
-
-Spawn = Callable[[Awaitable[None]], None]

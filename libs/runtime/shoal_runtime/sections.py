@@ -128,11 +128,9 @@ class RpcSection(Section):
     """How long calls to a member that left the registry may go on."""
     timeout_ms: Count = 10_000
     """Deadline of a call between services that brings none of its own."""
-    max_attempts: Count = 4
-    """Tries of a call that failed in a way that may pass, the first included."""
-    initial_backoff_ms: TimeMs = 50
+    initial_backoff_ms: TimeMs = 20
     """Pause after the first failure; it doubles from there."""
-    max_backoff_ms: TimeMs = 2_000
+    max_backoff_ms: TimeMs = 500
     """The longest pause between two tries."""
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shoal_cluster.calls import RetryPolicy
 from shoal_cluster.channels import ChannelSettings
+from shoal_cluster.routing import RoutingSettings
 from shoal_compactor.compactor import CompactorSettings
 from shoal_core.errors import InvalidArgument
 from shoal_core.limits import Limits
@@ -185,7 +185,8 @@ def test_sections_agree_with_the_components(section: Section, component: Any) ->
     ("section", "component", "other"),
     [
         (Config().rpc, ChannelSettings(), {"max_message_bytes": Limits().message_size_bytes}),
-        (Config().rpc, RetryPolicy(), {}),
+        (Config().rpc, RoutingSettings().retry, {"max_attempts": RoutingSettings().retry.max_attempts}),
+        (Config().frontend, RoutingSettings(), {"attempt_timeout_ms": Config().rpc.timeout_ms}),
         (Config().objects.s3, S3Config("", secret_key=""), {"access_key": "", "secret_key": ""}),
     ],
     ids=lambda value: type(value).__name__,

@@ -57,11 +57,12 @@ class DatabaseService:
     random: Random
     members: Callable[[], MembershipView]
     limits: Limits = field(default_factory=Limits)
+    cached_names: int = 10_000
     _names: Names = field(init=False)
     _fanout: Fanout = field(init=False)
 
     def __post_init__(self) -> None:
-        self._names = Names(self.catalog)
+        self._names = Names(self.catalog, self.cached_names)
         self._fanout = Fanout(self.nodes, self.log, self.catalog)
 
     # --- tenants and databases

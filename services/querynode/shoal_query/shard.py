@@ -254,4 +254,4 @@ class Shard:
         if info.version == 0:
             return empty_manifest(self.target.collection_id, self.target.space, self.target.shards)
         data = await self.services.objects.get(info.manifest_key)
-        return decode_manifest(data)
+        return await self.services.compute(lambda: decode_manifest(data))
