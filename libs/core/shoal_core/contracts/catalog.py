@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from shoal_core.schema import Schema
+
 Json = Mapping[str, Any]
 
 
@@ -26,7 +28,8 @@ class NewCollection:
         space: ``l2`` (squared), ``cosine`` or ``ip``.
         shards: number of shards, records go to them by hash of id.
         metadata: the user's own keys, or None.
-        configuration: opaque settings (embedding function, index parameters); the server never executes any of it.
+        configuration: opaque settings of clients (embedding function); the server never executes any of it.
+        schema: which indexes there are, and how text is analysed.
     """
 
     tenant: str
@@ -37,6 +40,7 @@ class NewCollection:
     metadata: Json | None = None
     configuration: Json = field(default_factory=dict)
     dimension: int | None = None
+    schema: Schema = field(default_factory=Schema)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Collection:
     dimension: int | None
     metadata: Json | None
     configuration: Json
+    schema: Schema = field(default_factory=Schema)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +209,12 @@ class Catalog(Protocol):
         name: str | None = None,
         metadata: Json | None = None,
         configuration: Json | None = None,
+        schema: Schema | None = None,
     ) -> Collection:
-        """Replace what is not None; the epoch grows. Raises `NotFound`, `AlreadyExists` (name)."""
+        """Replace what is not None; the epoch grows.
+
+        Raises `NotFound`, `AlreadyExists` (name), `InvalidArgument` (see `schema.check_change`).
+        """
         ...
 
     async def delete_collection(self, collection_id: str) -> None:
@@ -247,6 +256,13 @@ class Catalog(Protocol):
         """One version, the current one by default. Raises `NotFound`.
 
         An old one may be found though its objects are gone, once its retention is over.
+        """
+        ...
+
+    async def version_at(self, collection_id: str, offset: int) -> VersionInfo:
+        """The newest version whose compacted offset is at most ``offset``; version 0 while the log is kept from its start.
+
+        Raises `NotFound` (collection), `OffsetExpired` when what it would need may be gone.
         """
         ...
 

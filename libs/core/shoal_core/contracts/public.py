@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,8 @@ from shoal_core.contracts.catalog import Collection, Database, Json, NewCollecti
 from shoal_core.contracts.log import Condition
 from shoal_core.contracts.query import Answer, CountAnswer, Include
 from shoal_core.filters import Filter
+from shoal_core.ranking import Search
+from shoal_core.schema import Schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +30,32 @@ class CollectionRef:
     id: str = ""
 
 
+class Outcome(IntEnum):
+    """What became of one record of a batch. The numbers travel on the wire."""
+
+    ADDED = 1
+    EXISTED = 2  # an add of an id that was there: nothing was done
+    UPDATED = 3
+    MISSING = 4  # an update or delete of an id that was not there: nothing was done
+    DELETED = 5
+
+
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """An accepted batch."""
+    """An accepted batch.
+
+    Attributes:
+        records: operations in the batch; of a delete by filter, the records that matched.
+        outcomes: one byte per record, see `Outcome`, where asked for: from a look-up at the offset before the batch. None: accepted.
+        read_offset: of a delete by filter, the snapshot at which the matches were found. None of them was written between it
+            and the delete; a record that came to match after it stays.
+    """
 
     token: VersionToken
     first_offset: int
     records: int
+    outcomes: bytes | None = None
+    read_offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +105,7 @@ class PublicApi(Protocol):
         name: str | None = None,
         metadata: Json | None = None,
         configuration: Json | None = None,
+        schema: Schema | None = None,
     ) -> Collection: ...
 
     async def delete_collection(self, ref: CollectionRef) -> None: ...
@@ -94,8 +117,14 @@ class PublicApi(Protocol):
         *,
         idempotency_key: str = "",
         condition: Condition | None = None,
+        outcomes: bool = False,
     ) -> WriteResult:
-        """Append one operation batch (see `records`), atomically."""
+        """Append one operation batch (see `records`), atomically.
+
+        Args:
+            condition: append only if none of these ids was written since; raises `WriteConflict`, `StaleRead`.
+            outcomes: also say what became of each record.
+        """
         ...
 
     async def delete_where(
@@ -106,8 +135,9 @@ class PublicApi(Protocol):
         where: Filter | None,
         limit: int | None = None,
         idempotency_key: str = "",
+        allow_scan: bool = False,
     ) -> WriteResult:
-        """Delete what matches at one strong snapshot; records inserted after it stay. ``records`` says how many."""
+        """Delete what matches at one strong snapshot (``read_offset``); records inserted after it stay. ``records`` says how many."""
         ...
 
     async def get(
@@ -121,7 +151,17 @@ class PublicApi(Protocol):
         include: Include = Include(),
         consistency: Consistency = STRONG,
         explain: bool = False,
-    ) -> Answer: ...
+        allow_scan: bool = False,
+        cursor: str | None = None,
+    ) -> Answer:
+        """Records by ids and filter, in order of creation.
+
+        Args:
+            allow_scan: a filter on a key whose index is off is answered by reading all records instead of refused.
+            cursor: of the answer before, for the page after it; ``""`` for a first page whose answer shall have one. Pages come
+                from one snapshot. ``offset`` and ``consistency`` apply to the first page only. Needs a limit.
+        """
+        ...
 
     async def query(
         self,
@@ -136,10 +176,30 @@ class PublicApi(Protocol):
         ef: int = 0,
         exact: bool = False,
         explain: bool = False,
+        allow_scan: bool = False,
     ) -> Answer: ...
 
+    async def search(
+        self,
+        ref: CollectionRef,
+        searches: Sequence[Search],
+        *,
+        consistency: Consistency = STRONG,
+        exact: bool = False,
+        explain: bool = False,
+        allow_scan: bool = False,
+    ) -> list[Answer]:
+        """One answer per search, all from one snapshot. Rows carry ``score`` (float64) where it is selected."""
+        ...
+
     async def count(
-        self, ref: CollectionRef, *, where: Filter | None = None, consistency: Consistency = STRONG
+        self,
+        ref: CollectionRef,
+        *,
+        where: Filter | None = None,
+        consistency: Consistency = STRONG,
+        explain: bool = False,
+        allow_scan: bool = False,
     ) -> CountAnswer: ...
 
     async def indexing_status(self, ref: CollectionRef) -> IndexingStatus: ...

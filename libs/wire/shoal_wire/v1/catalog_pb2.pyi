@@ -262,10 +262,12 @@ class ModifyCollectionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     CONFIGURATION_JSON_FIELD_NUMBER: _builtins.int
+    SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     metadata_json: _builtins.str
     configuration_json: _builtins.str
+    schema_json: _builtins.str
     def __init__(
         self,
         *,
@@ -273,10 +275,11 @@ class ModifyCollectionRequest(_message.Message):
         name: _builtins.str | None = ...,
         metadata_json: _builtins.str | None = ...,
         configuration_json: _builtins.str | None = ...,
+        schema_json: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_configuration_json", b"_configuration_json", "_metadata_json", b"_metadata_json", "_name", b"_name", "configuration_json", b"configuration_json", "metadata_json", b"metadata_json", "name", b"name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_configuration_json", b"_configuration_json", "_metadata_json", b"_metadata_json", "_name", b"_name", "_schema_json", b"_schema_json", "configuration_json", b"configuration_json", "metadata_json", b"metadata_json", "name", b"name", "schema_json", b"schema_json"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_configuration_json", b"_configuration_json", "_metadata_json", b"_metadata_json", "_name", b"_name", "configuration_json", b"configuration_json", "id", b"id", "metadata_json", b"metadata_json", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_configuration_json", b"_configuration_json", "_metadata_json", b"_metadata_json", "_name", b"_name", "_schema_json", b"_schema_json", "configuration_json", b"configuration_json", "id", b"id", "metadata_json", b"metadata_json", "name", b"name", "schema_json", b"schema_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__configuration_json: _TypeAlias = _typing.Literal["configuration_json"]  # noqa: Y015
     _WhichOneofArgType__configuration_json: _TypeAlias = _typing.Literal["_configuration_json", b"_configuration_json"]  # noqa: Y015
@@ -284,12 +287,16 @@ class ModifyCollectionRequest(_message.Message):
     _WhichOneofArgType__metadata_json: _TypeAlias = _typing.Literal["_metadata_json", b"_metadata_json"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__schema_json: _TypeAlias = _typing.Literal["schema_json"]  # noqa: Y015
+    _WhichOneofArgType__schema_json: _TypeAlias = _typing.Literal["_schema_json", b"_schema_json"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__configuration_json) -> _WhichOneofReturnType__configuration_json | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata_json) -> _WhichOneofReturnType__metadata_json | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__schema_json) -> _WhichOneofReturnType__schema_json | None: ...
 
 Global___ModifyCollectionRequest: _TypeAlias = ModifyCollectionRequest  # noqa: Y015
 
@@ -562,6 +569,28 @@ class PublishRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PublishRequest: _TypeAlias = PublishRequest  # noqa: Y015
+
+@_typing.final
+class GetVersionAtRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    collection_id: _builtins.str
+    offset: _builtins.int
+    def __init__(
+        self,
+        *,
+        collection_id: _builtins.str = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVersionAtRequest: _TypeAlias = GetVersionAtRequest  # noqa: Y015
 
 @_typing.final
 class GetVersionRequest(_message.Message):

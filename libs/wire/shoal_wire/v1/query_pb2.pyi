@@ -3,8 +3,10 @@
 isort:skip_file
 querynode: one shard of a collection at one snapshot."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from shoal_wire.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -61,11 +63,13 @@ class ShardGetRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     INCLUDE_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
+    AFTER_CREATED_FIELD_NUMBER: _builtins.int
     snapshot_offset: _builtins.int
     """0: the node takes the read index itself"""
     limit: _builtins.int
     offset: _builtins.int
     explain: _builtins.bool
+    after_created: _builtins.int
     @_builtins.property
     def target(self) -> Global___Target: ...
     @_builtins.property
@@ -90,10 +94,11 @@ class ShardGetRequest(_message.Message):
         offset: _builtins.int = ...,
         include: _types_pb2.Include | None = ...,
         explain: _builtins.bool = ...,
+        after_created: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "consistency", b"consistency", "ids", b"ids", "include", b"include", "limit", b"limit", "target", b"target", "where", b"where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "consistency", b"consistency", "explain", b"explain", "ids", b"ids", "include", b"include", "limit", b"limit", "offset", b"offset", "snapshot_offset", b"snapshot_offset", "target", b"target", "where", b"where"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "after_created", b"after_created", "consistency", b"consistency", "explain", b"explain", "ids", b"ids", "include", b"include", "limit", b"limit", "offset", b"offset", "snapshot_offset", b"snapshot_offset", "target", b"target", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -168,7 +173,9 @@ class ShardCountRequest(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     SNAPSHOT_OFFSET_FIELD_NUMBER: _builtins.int
     WHERE_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
     snapshot_offset: _builtins.int
+    explain: _builtins.bool
     @_builtins.property
     def target(self) -> Global___Target: ...
     @_builtins.property
@@ -182,11 +189,316 @@ class ShardCountRequest(_message.Message):
         consistency: _types_pb2.Consistency | None = ...,
         snapshot_offset: _builtins.int = ...,
         where: _types_pb2.Filter | None = ...,
+        explain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "target", b"target", "where", b"where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "snapshot_offset", b"snapshot_offset", "target", b"target", "where", b"where"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "explain", b"explain", "snapshot_offset", b"snapshot_offset", "target", b"target", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardCountRequest: _TypeAlias = ShardCountRequest  # noqa: Y015
+
+@_typing.final
+class Leaf(_message.Message):
+    """One ranked list. Numbers are packed: vector float32, sparse indices uint32, weights float64."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Dense(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        VECTOR_FIELD_NUMBER: _builtins.int
+        vector: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            vector: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["vector", b"vector"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Sparse(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        INDICES_FIELD_NUMBER: _builtins.int
+        VALUES_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        indices: _builtins.bytes
+        values: _builtins.bytes
+        """float64"""
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            indices: _builtins.bytes = ...,
+            values: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["indices", b"indices", "key", b"key", "values", b"values"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Text(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TERMS_FIELD_NUMBER: _builtins.int
+        WEIGHTS_FIELD_NUMBER: _builtins.int
+        AVERAGE_LENGTH_FIELD_NUMBER: _builtins.int
+        K1_FIELD_NUMBER: _builtins.int
+        B_FIELD_NUMBER: _builtins.int
+        ANALYZER_FIELD_NUMBER: _builtins.int
+        weights: _builtins.bytes
+        """float64"""
+        average_length: _builtins.float
+        k1: _builtins.float
+        b: _builtins.float
+        @_builtins.property
+        def terms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+        @_builtins.property
+        def analyzer(self) -> _types_pb2.Analyzer: ...
+        def __init__(
+            self,
+            *,
+            terms: _abc.Iterable[_builtins.str] | None = ...,
+            weights: _builtins.bytes = ...,
+            average_length: _builtins.float = ...,
+            k1: _builtins.float = ...,
+            b: _builtins.float = ...,
+            analyzer: _types_pb2.Analyzer | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["analyzer", b"analyzer"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["analyzer", b"analyzer", "average_length", b"average_length", "b", b"b", "k1", b"k1", "terms", b"terms", "weights", b"weights"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    K_FIELD_NUMBER: _builtins.int
+    DENSE_FIELD_NUMBER: _builtins.int
+    SPARSE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    k: _builtins.int
+    @_builtins.property
+    def dense(self) -> Global___Leaf.Dense: ...
+    @_builtins.property
+    def sparse(self) -> Global___Leaf.Sparse: ...
+    @_builtins.property
+    def text(self) -> Global___Leaf.Text: ...
+    def __init__(
+        self,
+        *,
+        k: _builtins.int = ...,
+        dense: Global___Leaf.Dense | None = ...,
+        sparse: Global___Leaf.Sparse | None = ...,
+        text: Global___Leaf.Text | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dense", b"dense", "query", b"query", "sparse", b"sparse", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dense", b"dense", "k", b"k", "query", b"query", "sparse", b"sparse", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["dense", "sparse", "text"]  # noqa: Y015
+    _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_query) -> _WhichOneofReturnType_query | None: ...
+
+Global___Leaf: _TypeAlias = Leaf  # noqa: Y015
+
+@_typing.final
+class ShardSearchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_OFFSET_FIELD_NUMBER: _builtins.int
+    LEAVES_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
+    snapshot_offset: _builtins.int
+    exact: _builtins.bool
+    explain: _builtins.bool
+    @_builtins.property
+    def target(self) -> Global___Target: ...
+    @_builtins.property
+    def consistency(self) -> _types_pb2.Consistency: ...
+    @_builtins.property
+    def leaves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Leaf]: ...
+    @_builtins.property
+    def ids(self) -> _types_pb2.IdList: ...
+    @_builtins.property
+    def where(self) -> _types_pb2.Filter: ...
+    def __init__(
+        self,
+        *,
+        target: Global___Target | None = ...,
+        consistency: _types_pb2.Consistency | None = ...,
+        snapshot_offset: _builtins.int = ...,
+        leaves: _abc.Iterable[Global___Leaf] | None = ...,
+        ids: _types_pb2.IdList | None = ...,
+        where: _types_pb2.Filter | None = ...,
+        exact: _builtins.bool = ...,
+        explain: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "ids", b"ids", "target", b"target", "where", b"where"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "exact", b"exact", "explain", b"explain", "ids", b"ids", "leaves", b"leaves", "snapshot_offset", b"snapshot_offset", "target", b"target", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardSearchRequest: _TypeAlias = ShardSearchRequest  # noqa: Y015
+
+@_typing.final
+class StatisticsAsk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Text(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TERMS_FIELD_NUMBER: _builtins.int
+        ANALYZER_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def terms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+        @_builtins.property
+        def analyzer(self) -> _types_pb2.Analyzer: ...
+        def __init__(
+            self,
+            *,
+            terms: _abc.Iterable[_builtins.str] | None = ...,
+            analyzer: _types_pb2.Analyzer | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["analyzer", b"analyzer"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["analyzer", b"analyzer", "terms", b"terms"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Sparse(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        INDICES_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        indices: _builtins.bytes
+        """uint32"""
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            indices: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["indices", b"indices", "key", b"key"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    SPARSE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def text(self) -> Global___StatisticsAsk.Text: ...
+    @_builtins.property
+    def sparse(self) -> Global___StatisticsAsk.Sparse: ...
+    def __init__(
+        self,
+        *,
+        text: Global___StatisticsAsk.Text | None = ...,
+        sparse: Global___StatisticsAsk.Sparse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "sparse", b"sparse", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "sparse", b"sparse", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_ask: _TypeAlias = _typing.Literal["text", "sparse"]  # noqa: Y015
+    _WhichOneofArgType_ask: _TypeAlias = _typing.Literal["ask", b"ask"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_ask) -> _WhichOneofReturnType_ask | None: ...
+
+Global___StatisticsAsk: _TypeAlias = StatisticsAsk  # noqa: Y015
+
+@_typing.final
+class ShardStatisticsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_OFFSET_FIELD_NUMBER: _builtins.int
+    ASKS_FIELD_NUMBER: _builtins.int
+    snapshot_offset: _builtins.int
+    @_builtins.property
+    def target(self) -> Global___Target: ...
+    @_builtins.property
+    def consistency(self) -> _types_pb2.Consistency: ...
+    @_builtins.property
+    def asks(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatisticsAsk]: ...
+    def __init__(
+        self,
+        *,
+        target: Global___Target | None = ...,
+        consistency: _types_pb2.Consistency | None = ...,
+        snapshot_offset: _builtins.int = ...,
+        asks: _abc.Iterable[Global___StatisticsAsk] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "consistency", b"consistency", "snapshot_offset", b"snapshot_offset", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardStatisticsRequest: _TypeAlias = ShardStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class ShardStatisticsAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Statistics(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RECORDS_FIELD_NUMBER: _builtins.int
+        LENGTH_FIELD_NUMBER: _builtins.int
+        FREQUENCIES_FIELD_NUMBER: _builtins.int
+        records: _builtins.int
+        length: _builtins.int
+        frequencies: _builtins.bytes
+        """int64"""
+        def __init__(
+            self,
+            *,
+            records: _builtins.int = ...,
+            length: _builtins.int = ...,
+            frequencies: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["frequencies", b"frequencies", "length", b"length", "records", b"records"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STATISTICS_FIELD_NUMBER: _builtins.int
+    SERVED_AT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardStatisticsAnswer.Statistics]: ...
+    @_builtins.property
+    def served_at(self) -> _types_pb2.ServedAt: ...
+    def __init__(
+        self,
+        *,
+        statistics: _abc.Iterable[Global___ShardStatisticsAnswer.Statistics] | None = ...,
+        served_at: _types_pb2.ServedAt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["served_at", b"served_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["served_at", b"served_at", "statistics", b"statistics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardStatisticsAnswer: _TypeAlias = ShardStatisticsAnswer  # noqa: Y015

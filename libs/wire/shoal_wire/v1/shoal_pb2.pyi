@@ -6,8 +6,10 @@ The public API, served by every frontend.
 Deadlines are gRPC deadlines. Trace context is W3C `traceparent` metadata. Every error status carries an ErrorDetail.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from shoal_wire.v1 import log_pb2 as _log_pb2
 from shoal_wire.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -59,9 +61,11 @@ class ModifyRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     CONFIGURATION_JSON_FIELD_NUMBER: _builtins.int
+    SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     metadata_json: _builtins.str
     configuration_json: _builtins.str
+    schema_json: _builtins.str
     @_builtins.property
     def collection(self) -> Global___CollectionRef: ...
     def __init__(
@@ -71,10 +75,11 @@ class ModifyRequest(_message.Message):
         name: _builtins.str | None = ...,
         metadata_json: _builtins.str | None = ...,
         configuration_json: _builtins.str | None = ...,
+        schema_json: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_configuration_json", b"_configuration_json", "_metadata_json", b"_metadata_json", "_name", b"_name", "collection", b"collection", "configuration_json", b"configuration_json", "metadata_json", b"metadata_json", "name", b"name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_configuration_json", b"_configuration_json", "_metadata_json", b"_metadata_json", "_name", b"_name", "_schema_json", b"_schema_json", "collection", b"collection", "configuration_json", b"configuration_json", "metadata_json", b"metadata_json", "name", b"name", "schema_json", b"schema_json"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_configuration_json", b"_configuration_json", "_metadata_json", b"_metadata_json", "_name", b"_name", "collection", b"collection", "configuration_json", b"configuration_json", "metadata_json", b"metadata_json", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_configuration_json", b"_configuration_json", "_metadata_json", b"_metadata_json", "_name", b"_name", "_schema_json", b"_schema_json", "collection", b"collection", "configuration_json", b"configuration_json", "metadata_json", b"metadata_json", "name", b"name", "schema_json", b"schema_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__configuration_json: _TypeAlias = _typing.Literal["configuration_json"]  # noqa: Y015
     _WhichOneofArgType__configuration_json: _TypeAlias = _typing.Literal["_configuration_json", b"_configuration_json"]  # noqa: Y015
@@ -82,12 +87,16 @@ class ModifyRequest(_message.Message):
     _WhichOneofArgType__metadata_json: _TypeAlias = _typing.Literal["_metadata_json", b"_metadata_json"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__schema_json: _TypeAlias = _typing.Literal["schema_json"]  # noqa: Y015
+    _WhichOneofArgType__schema_json: _TypeAlias = _typing.Literal["_schema_json", b"_schema_json"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__configuration_json) -> _WhichOneofReturnType__configuration_json | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata_json) -> _WhichOneofReturnType__metadata_json | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__schema_json) -> _WhichOneofReturnType__schema_json | None: ...
 
 Global___ModifyRequest: _TypeAlias = ModifyRequest  # noqa: Y015
 
@@ -99,8 +108,11 @@ class WriteRequest(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     CONDITION_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
     """a retry with the same key returns the first outcome"""
+    outcomes: _builtins.bool
+    """say what became of each record"""
     @_builtins.property
     def collection(self) -> Global___CollectionRef: ...
     @_builtins.property
@@ -114,10 +126,11 @@ class WriteRequest(_message.Message):
         records: _types_pb2.RecordColumns | None = ...,
         idempotency_key: _builtins.str = ...,
         condition: _log_pb2.Condition | None = ...,
+        outcomes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "condition", b"condition", "records", b"records"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "condition", b"condition", "idempotency_key", b"idempotency_key", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "condition", b"condition", "idempotency_key", b"idempotency_key", "outcomes", b"outcomes", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -130,8 +143,14 @@ class WriteResponse(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     FIRST_OFFSET_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    READ_OFFSET_FIELD_NUMBER: _builtins.int
     first_offset: _builtins.int
     records: _builtins.int
+    outcomes: _builtins.bytes
+    """one byte each: 1 added, 2 existed, 3 updated, 4 missing, 5 deleted"""
+    read_offset: _builtins.int
+    """of a delete by filter: the snapshot at which the matches were found"""
     @_builtins.property
     def token(self) -> _types_pb2.VersionToken: ...
     def __init__(
@@ -140,12 +159,21 @@ class WriteResponse(_message.Message):
         token: _types_pb2.VersionToken | None = ...,
         first_offset: _builtins.int = ...,
         records: _builtins.int = ...,
+        outcomes: _builtins.bytes | None = ...,
+        read_offset: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_outcomes", b"_outcomes", "_read_offset", b"_read_offset", "outcomes", b"outcomes", "read_offset", b"read_offset", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_offset", b"first_offset", "records", b"records", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_outcomes", b"_outcomes", "_read_offset", b"_read_offset", "first_offset", b"first_offset", "outcomes", b"outcomes", "read_offset", b"read_offset", "records", b"records", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__outcomes: _TypeAlias = _typing.Literal["outcomes"]  # noqa: Y015
+    _WhichOneofArgType__outcomes: _TypeAlias = _typing.Literal["_outcomes", b"_outcomes"]  # noqa: Y015
+    _WhichOneofReturnType__read_offset: _TypeAlias = _typing.Literal["read_offset"]  # noqa: Y015
+    _WhichOneofArgType__read_offset: _TypeAlias = _typing.Literal["_read_offset", b"_read_offset"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__outcomes) -> _WhichOneofReturnType__outcomes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__read_offset) -> _WhichOneofReturnType__read_offset | None: ...
 
 Global___WriteResponse: _TypeAlias = WriteResponse  # noqa: Y015
 
@@ -158,8 +186,10 @@ class DeleteWhereRequest(_message.Message):
     WHERE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    ALLOW_SCAN_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
     idempotency_key: _builtins.str
+    allow_scan: _builtins.bool
     @_builtins.property
     def collection(self) -> Global___CollectionRef: ...
     @_builtins.property
@@ -176,10 +206,11 @@ class DeleteWhereRequest(_message.Message):
         where: _types_pb2.Filter | None = ...,
         limit: _builtins.int | None = ...,
         idempotency_key: _builtins.str = ...,
+        allow_scan: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "collection", b"collection", "ids", b"ids", "limit", b"limit", "where", b"where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "collection", b"collection", "idempotency_key", b"idempotency_key", "ids", b"ids", "limit", b"limit", "where", b"where"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "allow_scan", b"allow_scan", "collection", b"collection", "idempotency_key", b"idempotency_key", "ids", b"ids", "limit", b"limit", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -199,9 +230,15 @@ class GetRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     INCLUDE_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
+    ALLOW_SCAN_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
     offset: _builtins.int
     explain: _builtins.bool
+    allow_scan: _builtins.bool
+    """read all records where an index is off"""
+    cursor: _builtins.str
+    """of the page before; empty: a first page that shall have one"""
     @_builtins.property
     def collection(self) -> Global___CollectionRef: ...
     @_builtins.property
@@ -225,13 +262,20 @@ class GetRequest(_message.Message):
         offset: _builtins.int = ...,
         include: _types_pb2.Include | None = ...,
         explain: _builtins.bool = ...,
+        allow_scan: _builtins.bool = ...,
+        cursor: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "collection", b"collection", "consistency", b"consistency", "ids", b"ids", "include", b"include", "limit", b"limit", "where", b"where"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cursor", b"_cursor", "_limit", b"_limit", "collection", b"collection", "consistency", b"consistency", "cursor", b"cursor", "ids", b"ids", "include", b"include", "limit", b"limit", "where", b"where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "collection", b"collection", "consistency", b"consistency", "explain", b"explain", "ids", b"ids", "include", b"include", "limit", b"limit", "offset", b"offset", "where", b"where"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cursor", b"_cursor", "_limit", b"_limit", "allow_scan", b"allow_scan", "collection", b"collection", "consistency", b"consistency", "cursor", b"cursor", "explain", b"explain", "ids", b"ids", "include", b"include", "limit", b"limit", "offset", b"offset", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cursor: _TypeAlias = _typing.Literal["cursor"]  # noqa: Y015
+    _WhichOneofArgType__cursor: _TypeAlias = _typing.Literal["_cursor", b"_cursor"]  # noqa: Y015
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cursor) -> _WhichOneofReturnType__cursor | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
 
 Global___GetRequest: _TypeAlias = GetRequest  # noqa: Y015
@@ -251,6 +295,7 @@ class QueryRequest(_message.Message):
     EF_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
+    ALLOW_SCAN_FIELD_NUMBER: _builtins.int
     dimension: _builtins.int
     vectors: _builtins.bytes
     """float32, packed, any number of vectors"""
@@ -259,6 +304,7 @@ class QueryRequest(_message.Message):
     """0: the default"""
     exact: _builtins.bool
     explain: _builtins.bool
+    allow_scan: _builtins.bool
     @_builtins.property
     def collection(self) -> Global___CollectionRef: ...
     @_builtins.property
@@ -283,14 +329,336 @@ class QueryRequest(_message.Message):
         ef: _builtins.int = ...,
         exact: _builtins.bool = ...,
         explain: _builtins.bool = ...,
+        allow_scan: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency", "ids", b"ids", "include", b"include", "where", b"where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency", "dimension", b"dimension", "ef", b"ef", "exact", b"exact", "explain", b"explain", "ids", b"ids", "include", b"include", "k", b"k", "vectors", b"vectors", "where", b"where"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_scan", b"allow_scan", "collection", b"collection", "consistency", b"consistency", "dimension", b"dimension", "ef", b"ef", "exact", b"exact", "explain", b"explain", "ids", b"ids", "include", b"include", "k", b"k", "vectors", b"vectors", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueryRequest: _TypeAlias = QueryRequest  # noqa: Y015
+
+@_typing.final
+class Rank(_message.Message):
+    """A rank expression: how records are scored, lower is better."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Knn(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        @_typing.final
+        class Sparse(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            INDICES_FIELD_NUMBER: _builtins.int
+            VALUES_FIELD_NUMBER: _builtins.int
+            indices: _builtins.bytes
+            """uint32, ascending"""
+            values: _builtins.bytes
+            """float32"""
+            def __init__(
+                self,
+                *,
+                indices: _builtins.bytes = ...,
+                values: _builtins.bytes = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["indices", b"indices", "values", b"values"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        DENSE_FIELD_NUMBER: _builtins.int
+        SPARSE_FIELD_NUMBER: _builtins.int
+        TEXT_FIELD_NUMBER: _builtins.int
+        KEY_FIELD_NUMBER: _builtins.int
+        LIMIT_FIELD_NUMBER: _builtins.int
+        DEFAULT_FIELD_NUMBER: _builtins.int
+        RETURN_RANK_FIELD_NUMBER: _builtins.int
+        dense: _builtins.bytes
+        """float32"""
+        text: _builtins.str
+        key: _builtins.str
+        limit: _builtins.int
+        default: _builtins.float
+        return_rank: _builtins.bool
+        @_builtins.property
+        def sparse(self) -> Global___Rank.Knn.Sparse: ...
+        def __init__(
+            self,
+            *,
+            dense: _builtins.bytes = ...,
+            sparse: Global___Rank.Knn.Sparse | None = ...,
+            text: _builtins.str = ...,
+            key: _builtins.str = ...,
+            limit: _builtins.int = ...,
+            default: _builtins.float | None = ...,
+            return_rank: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_default", b"_default", "default", b"default", "dense", b"dense", "query", b"query", "sparse", b"sparse", "text", b"text"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_default", b"_default", "default", b"default", "dense", b"dense", "key", b"key", "limit", b"limit", "query", b"query", "return_rank", b"return_rank", "sparse", b"sparse", "text", b"text"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__default: _TypeAlias = _typing.Literal["default"]  # noqa: Y015
+        _WhichOneofArgType__default: _TypeAlias = _typing.Literal["_default", b"_default"]  # noqa: Y015
+        _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["dense", "sparse", "text"]  # noqa: Y015
+        _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__default) -> _WhichOneofReturnType__default | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_query) -> _WhichOneofReturnType_query | None: ...
+
+    @_typing.final
+    class List(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CHILDREN_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def children(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rank]: ...
+        def __init__(
+            self,
+            *,
+            children: _abc.Iterable[Global___Rank] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["children", b"children"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Pair(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        LEFT_FIELD_NUMBER: _builtins.int
+        RIGHT_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def left(self) -> Global___Rank: ...
+        @_builtins.property
+        def right(self) -> Global___Rank: ...
+        def __init__(
+            self,
+            *,
+            left: Global___Rank | None = ...,
+            right: Global___Rank | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "right", b"right"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "right", b"right"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KNN_FIELD_NUMBER: _builtins.int
+    VAL_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
+    MUL_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    MIN_FIELD_NUMBER: _builtins.int
+    SUB_FIELD_NUMBER: _builtins.int
+    DIV_FIELD_NUMBER: _builtins.int
+    ABS_FIELD_NUMBER: _builtins.int
+    EXP_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    val: _builtins.float
+    @_builtins.property
+    def knn(self) -> Global___Rank.Knn: ...
+    @_builtins.property
+    def sum(self) -> Global___Rank.List: ...
+    @_builtins.property
+    def mul(self) -> Global___Rank.List: ...
+    @_builtins.property
+    def max(self) -> Global___Rank.List: ...
+    @_builtins.property
+    def min(self) -> Global___Rank.List: ...
+    @_builtins.property
+    def sub(self) -> Global___Rank.Pair: ...
+    @_builtins.property
+    def div(self) -> Global___Rank.Pair: ...
+    @_builtins.property
+    def abs(self) -> Global___Rank: ...
+    @_builtins.property
+    def exp(self) -> Global___Rank: ...
+    @_builtins.property
+    def log(self) -> Global___Rank: ...
+    def __init__(
+        self,
+        *,
+        knn: Global___Rank.Knn | None = ...,
+        val: _builtins.float = ...,
+        sum: Global___Rank.List | None = ...,
+        mul: Global___Rank.List | None = ...,
+        max: Global___Rank.List | None = ...,
+        min: Global___Rank.List | None = ...,
+        sub: Global___Rank.Pair | None = ...,
+        div: Global___Rank.Pair | None = ...,
+        abs: Global___Rank | None = ...,
+        exp: Global___Rank | None = ...,
+        log: Global___Rank | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abs", b"abs", "div", b"div", "exp", b"exp", "knn", b"knn", "log", b"log", "max", b"max", "min", b"min", "mul", b"mul", "node", b"node", "sub", b"sub", "sum", b"sum", "val", b"val"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abs", b"abs", "div", b"div", "exp", b"exp", "knn", b"knn", "log", b"log", "max", b"max", "min", b"min", "mul", b"mul", "node", b"node", "sub", b"sub", "sum", b"sum", "val", b"val"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_node: _TypeAlias = _typing.Literal["knn", "val", "sum", "mul", "max", "min", "sub", "div", "abs", "exp", "log"]  # noqa: Y015
+    _WhichOneofArgType_node: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_node) -> _WhichOneofReturnType_node | None: ...
+
+Global___Rank: _TypeAlias = Rank  # noqa: Y015
+
+@_typing.final
+class GroupBy(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    AGGREGATE_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    LARGEST_FIELD_NUMBER: _builtins.int
+    k: _builtins.int
+    largest: _builtins.bool
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def aggregate(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """metadata keys or #score"""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        aggregate: _abc.Iterable[_builtins.str] | None = ...,
+        k: _builtins.int = ...,
+        largest: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "k", b"k", "keys", b"keys", "largest", b"largest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupBy: _TypeAlias = GroupBy  # noqa: Y015
+
+@_typing.final
+class Search(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHERE_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    METADATAS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    offset: _builtins.int
+    documents: _builtins.bool
+    embeddings: _builtins.bool
+    metadatas: _builtins.bool
+    scores: _builtins.bool
+    cursor: _builtins.str
+    @_builtins.property
+    def where(self) -> _types_pb2.Filter: ...
+    @_builtins.property
+    def ids(self) -> _types_pb2.IdList: ...
+    @_builtins.property
+    def rank(self) -> Global___Rank:
+        """absent: in order of creation"""
+
+    @_builtins.property
+    def group_by(self) -> Global___GroupBy: ...
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        where: _types_pb2.Filter | None = ...,
+        ids: _types_pb2.IdList | None = ...,
+        rank: Global___Rank | None = ...,
+        group_by: Global___GroupBy | None = ...,
+        limit: _builtins.int | None = ...,
+        offset: _builtins.int = ...,
+        documents: _builtins.bool = ...,
+        embeddings: _builtins.bool = ...,
+        metadatas: _builtins.bool = ...,
+        scores: _builtins.bool = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "group_by", b"group_by", "ids", b"ids", "limit", b"limit", "rank", b"rank", "where", b"where"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "cursor", b"cursor", "documents", b"documents", "embeddings", b"embeddings", "group_by", b"group_by", "ids", b"ids", "keys", b"keys", "limit", b"limit", "metadatas", b"metadatas", "offset", b"offset", "rank", b"rank", "scores", b"scores", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+Global___Search: _TypeAlias = Search  # noqa: Y015
+
+@_typing.final
+class SearchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    SEARCHES_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
+    ALLOW_SCAN_FIELD_NUMBER: _builtins.int
+    exact: _builtins.bool
+    explain: _builtins.bool
+    allow_scan: _builtins.bool
+    @_builtins.property
+    def collection(self) -> Global___CollectionRef: ...
+    @_builtins.property
+    def consistency(self) -> _types_pb2.Consistency: ...
+    @_builtins.property
+    def searches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Search]: ...
+    def __init__(
+        self,
+        *,
+        collection: Global___CollectionRef | None = ...,
+        consistency: _types_pb2.Consistency | None = ...,
+        searches: _abc.Iterable[Global___Search] | None = ...,
+        exact: _builtins.bool = ...,
+        explain: _builtins.bool = ...,
+        allow_scan: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_scan", b"allow_scan", "collection", b"collection", "consistency", b"consistency", "exact", b"exact", "explain", b"explain", "searches", b"searches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
+
+@_typing.final
+class SearchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ReadAnswer]:
+        """one per search, all of one snapshot"""
+
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[_types_pb2.ReadAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
 
 @_typing.final
 class CountRequest(_message.Message):
@@ -299,6 +667,10 @@ class CountRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     WHERE_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
+    ALLOW_SCAN_FIELD_NUMBER: _builtins.int
+    explain: _builtins.bool
+    allow_scan: _builtins.bool
     @_builtins.property
     def collection(self) -> Global___CollectionRef: ...
     @_builtins.property
@@ -311,10 +683,12 @@ class CountRequest(_message.Message):
         collection: Global___CollectionRef | None = ...,
         consistency: _types_pb2.Consistency | None = ...,
         where: _types_pb2.Filter | None = ...,
+        explain: _builtins.bool = ...,
+        allow_scan: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency", "where", b"where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency", "where", b"where"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_scan", b"allow_scan", "collection", b"collection", "consistency", b"consistency", "explain", b"explain", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -250,6 +250,7 @@ class RecordColumns(_message.Message):
     CREATED_OFFSETS_FIELD_NUMBER: _builtins.int
     DISTANCES_FIELD_NUMBER: _builtins.int
     ORIGINS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
     operations: _builtins.bytes
     """one byte each, an Operation; one byte for all; empty in answers"""
     dimension: _builtins.int
@@ -267,6 +268,8 @@ class RecordColumns(_message.Message):
     """float32, answers of queries"""
     origins: _builtins.bytes
     """one byte each: 0 segment, 1 tail; explained answers"""
+    scores: _builtins.bytes
+    """float64, answers of searches"""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -297,10 +300,11 @@ class RecordColumns(_message.Message):
         created_offsets: _builtins.bytes = ...,
         distances: _builtins.bytes | None = ...,
         origins: _builtins.bytes | None = ...,
+        scores: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_distances", b"_distances", "_document_validity", b"_document_validity", "_origins", b"_origins", "distances", b"distances", "document_validity", b"document_validity", "origins", b"origins"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_distances", b"_distances", "_document_validity", b"_document_validity", "_origins", b"_origins", "_scores", b"_scores", "distances", b"distances", "document_validity", b"document_validity", "origins", b"origins", "scores", b"scores"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distances", b"_distances", "_document_validity", b"_document_validity", "_origins", b"_origins", "created_offsets", b"created_offsets", "deleted_key_offsets", b"deleted_key_offsets", "deleted_keys", b"deleted_keys", "dimension", b"dimension", "distances", b"distances", "document_validity", b"document_validity", "documents", b"documents", "embedding_validity", b"embedding_validity", "embeddings", b"embeddings", "ids", b"ids", "metadata", b"metadata", "operations", b"operations", "origins", b"origins"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distances", b"_distances", "_document_validity", b"_document_validity", "_origins", b"_origins", "_scores", b"_scores", "created_offsets", b"created_offsets", "deleted_key_offsets", b"deleted_key_offsets", "deleted_keys", b"deleted_keys", "dimension", b"dimension", "distances", b"distances", "document_validity", b"document_validity", "documents", b"documents", "embedding_validity", b"embedding_validity", "embeddings", b"embeddings", "ids", b"ids", "metadata", b"metadata", "operations", b"operations", "origins", b"origins", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__distances: _TypeAlias = _typing.Literal["distances"]  # noqa: Y015
     _WhichOneofArgType__distances: _TypeAlias = _typing.Literal["_distances", b"_distances"]  # noqa: Y015
@@ -308,12 +312,16 @@ class RecordColumns(_message.Message):
     _WhichOneofArgType__document_validity: _TypeAlias = _typing.Literal["_document_validity", b"_document_validity"]  # noqa: Y015
     _WhichOneofReturnType__origins: _TypeAlias = _typing.Literal["origins"]  # noqa: Y015
     _WhichOneofArgType__origins: _TypeAlias = _typing.Literal["_origins", b"_origins"]  # noqa: Y015
+    _WhichOneofReturnType__scores: _TypeAlias = _typing.Literal["scores"]  # noqa: Y015
+    _WhichOneofArgType__scores: _TypeAlias = _typing.Literal["_scores", b"_scores"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__distances) -> _WhichOneofReturnType__distances | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__document_validity) -> _WhichOneofReturnType__document_validity | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__origins) -> _WhichOneofReturnType__origins | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scores) -> _WhichOneofReturnType__scores | None: ...
 
 Global___RecordColumns: _TypeAlias = RecordColumns  # noqa: Y015
 
@@ -521,6 +529,41 @@ class Filter(_message.Message):
 Global___Filter: _TypeAlias = Filter  # noqa: Y015
 
 @_typing.final
+class Analyzer(_message.Message):
+    """How text becomes terms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENIZER_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    TOKEN_LENGTH_FIELD_NUMBER: _builtins.int
+    HAS_STOP_WORDS_FIELD_NUMBER: _builtins.int
+    STOP_WORDS_FIELD_NUMBER: _builtins.int
+    tokenizer: _builtins.str
+    language: _builtins.str
+    token_length: _builtins.int
+    has_stop_words: _builtins.bool
+    """else those of the language"""
+    @_builtins.property
+    def stop_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        tokenizer: _builtins.str = ...,
+        language: _builtins.str = ...,
+        token_length: _builtins.int = ...,
+        has_stop_words: _builtins.bool = ...,
+        stop_words: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_stop_words", b"has_stop_words", "language", b"language", "stop_words", b"stop_words", "token_length", b"token_length", "tokenizer", b"tokenizer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Analyzer: _TypeAlias = Analyzer  # noqa: Y015
+
+@_typing.final
 class IdList(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -549,11 +592,16 @@ class Include(_message.Message):
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
     DISTANCES_FIELD_NUMBER: _builtins.int
     URIS_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
     documents: _builtins.bool
     metadatas: _builtins.bool
     embeddings: _builtins.bool
     distances: _builtins.bool
     uris: _builtins.bool
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """single metadata keys, where not all metadatas are wanted"""
+
     def __init__(
         self,
         *,
@@ -562,10 +610,11 @@ class Include(_message.Message):
         embeddings: _builtins.bool = ...,
         distances: _builtins.bool = ...,
         uris: _builtins.bool = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["distances", b"distances", "documents", b"documents", "embeddings", b"embeddings", "metadatas", b"metadatas", "uris", b"uris"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distances", b"distances", "documents", b"documents", "embeddings", b"embeddings", "keys", b"keys", "metadatas", b"metadatas", "uris", b"uris"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -585,10 +634,13 @@ class ReadAnswer(_message.Message):
     INCOMPLETE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     EXPLAIN_JSON_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
     incomplete: _builtins.bool
     reason: _builtins.str
     explain_json: _builtins.str
     """empty unless asked for"""
+    cursor: _builtins.str
+    """opens the next page; empty: none"""
     @_builtins.property
     def rows(self) -> Global___RecordColumns: ...
     @_builtins.property
@@ -606,10 +658,11 @@ class ReadAnswer(_message.Message):
         incomplete: _builtins.bool = ...,
         reason: _builtins.str = ...,
         explain_json: _builtins.str = ...,
+        cursor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "served_at", b"served_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explain_json", b"explain_json", "incomplete", b"incomplete", "reason", b"reason", "row_counts", b"row_counts", "rows", b"rows", "served_at", b"served_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "explain_json", b"explain_json", "incomplete", b"incomplete", "reason", b"reason", "row_counts", b"row_counts", "rows", b"rows", "served_at", b"served_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -621,7 +674,9 @@ class CountAnswer(_message.Message):
 
     COUNT_FIELD_NUMBER: _builtins.int
     SERVED_AT_FIELD_NUMBER: _builtins.int
+    EXPLAIN_JSON_FIELD_NUMBER: _builtins.int
     count: _builtins.int
+    explain_json: _builtins.str
     @_builtins.property
     def served_at(self) -> Global___ServedAt: ...
     def __init__(
@@ -629,10 +684,11 @@ class CountAnswer(_message.Message):
         *,
         count: _builtins.int = ...,
         served_at: Global___ServedAt | None = ...,
+        explain_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["served_at", b"served_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "served_at", b"served_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "explain_json", b"explain_json", "served_at", b"served_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -678,6 +734,7 @@ class Collection(_message.Message):
     DIMENSION_FIELD_NUMBER: _builtins.int
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     CONFIGURATION_JSON_FIELD_NUMBER: _builtins.int
+    SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     tenant: _builtins.str
     database: _builtins.str
@@ -690,6 +747,8 @@ class Collection(_message.Message):
     metadata_json: _builtins.str
     """empty: none"""
     configuration_json: _builtins.str
+    schema_json: _builtins.str
+    """empty: the default"""
     def __init__(
         self,
         *,
@@ -704,10 +763,11 @@ class Collection(_message.Message):
         dimension: _builtins.int | None = ...,
         metadata_json: _builtins.str = ...,
         configuration_json: _builtins.str = ...,
+        schema_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "dimension", b"dimension"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "configuration_json", b"configuration_json", "database", b"database", "dimension", b"dimension", "epoch", b"epoch", "id", b"id", "incarnation", b"incarnation", "metadata_json", b"metadata_json", "name", b"name", "shards", b"shards", "space", b"space", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "configuration_json", b"configuration_json", "database", b"database", "dimension", b"dimension", "epoch", b"epoch", "id", b"id", "incarnation", b"incarnation", "metadata_json", b"metadata_json", "name", b"name", "schema_json", b"schema_json", "shards", b"shards", "space", b"space", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dimension: _TypeAlias = _typing.Literal["dimension"]  # noqa: Y015
     _WhichOneofArgType__dimension: _TypeAlias = _typing.Literal["_dimension", b"_dimension"]  # noqa: Y015
@@ -727,6 +787,7 @@ class NewCollection(_message.Message):
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     CONFIGURATION_JSON_FIELD_NUMBER: _builtins.int
     DIMENSION_FIELD_NUMBER: _builtins.int
+    SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     database: _builtins.str
     name: _builtins.str
@@ -735,6 +796,7 @@ class NewCollection(_message.Message):
     metadata_json: _builtins.str
     configuration_json: _builtins.str
     dimension: _builtins.int
+    schema_json: _builtins.str
     def __init__(
         self,
         *,
@@ -746,10 +808,11 @@ class NewCollection(_message.Message):
         metadata_json: _builtins.str = ...,
         configuration_json: _builtins.str = ...,
         dimension: _builtins.int | None = ...,
+        schema_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "dimension", b"dimension"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "configuration_json", b"configuration_json", "database", b"database", "dimension", b"dimension", "metadata_json", b"metadata_json", "name", b"name", "shards", b"shards", "space", b"space", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "configuration_json", b"configuration_json", "database", b"database", "dimension", b"dimension", "metadata_json", b"metadata_json", "name", b"name", "schema_json", b"schema_json", "shards", b"shards", "space", b"space", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dimension: _TypeAlias = _typing.Literal["dimension"]  # noqa: Y015
     _WhichOneofArgType__dimension: _TypeAlias = _typing.Literal["_dimension", b"_dimension"]  # noqa: Y015

@@ -1,0 +1,1 @@
+"""Text analysis: tokens, stems, stop words, and BM25 as sparse vectors."""
