@@ -20,6 +20,7 @@ from shoal_compactor.garbage import Sweeper
 from shoal_core.contracts import Collection, Json, NewCollection, PublishRequest, VersionInfo
 from shoal_core.limits import Limits
 from shoal_core.ports import Member
+from shoal_core.schema import Schema
 from shoal_frontend.database import DatabaseService
 from shoal_log.log import LogService
 from shoal_log.settings import LogSettings
@@ -79,8 +80,11 @@ class EmbeddedCatalog(CatalogService):
         name: str | None = None,
         metadata: Json | None = None,
         configuration: Json | None = None,
+        schema: Schema | None = None,
     ) -> Collection:
-        change = super().modify_collection(collection_id, name=name, metadata=metadata, configuration=configuration)
+        change = super().modify_collection(
+            collection_id, name=name, metadata=metadata, configuration=configuration, schema=schema
+        )
         return await self._finish(change, [collection_id])
 
     async def delete_collection(self, collection_id: str) -> None:

@@ -20,6 +20,7 @@ from shoal_core.contracts import (
     PublishRequest,
     VersionInfo,
 )
+from shoal_core.schema import Schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +91,12 @@ class RoutedCatalog:
         name: str | None = None,
         metadata: Json | None = None,
         configuration: Json | None = None,
+        schema: Schema | None = None,
     ) -> Collection:
         return await self.router.call(
             collection_id,
             lambda catalog: catalog.modify_collection(
-                collection_id, name=name, metadata=metadata, configuration=configuration
+                collection_id, name=name, metadata=metadata, configuration=configuration, schema=schema
             ),
             retryable=nothing_happened,
         )
@@ -140,6 +142,11 @@ class RoutedCatalog:
     async def get_version(self, collection_id: str, version: int | None = None) -> VersionInfo:
         return await self.router.call(
             collection_id, lambda catalog: catalog.get_version(collection_id, version), retryable=is_transient
+        )
+
+    async def version_at(self, collection_id: str, offset: int) -> VersionInfo:
+        return await self.router.call(
+            collection_id, lambda catalog: catalog.version_at(collection_id, offset), retryable=is_transient
         )
 
     async def expired_uploads(self, *, limit: int) -> list[ExpiredUpload]:

@@ -25,6 +25,9 @@ from shoal_core.contracts import (
     Log,
     QueryNode,
     QueryRequest,
+    SearchRequest,
+    StatisticsAnswer,
+    StatisticsRequest,
     Tail,
     TailRequest,
     Target,
@@ -178,6 +181,14 @@ class RoutedQueryNodes:
     async def count(self, request: CountRequest) -> CountAnswer:
         """See `QueryNode`."""
         return await self._call(request.target, lambda node: node.count(request))
+
+    async def search(self, request: SearchRequest) -> Answer:
+        """See `QueryNode`."""
+        return await self._call(request.target, lambda node: node.search(request))
+
+    async def statistics(self, request: StatisticsRequest) -> StatisticsAnswer:
+        """See `QueryNode`."""
+        return await self._call(request.target, lambda node: node.statistics(request))
 
     async def _call(self, target: Target, operation: Callable[[QueryNode], Awaitable[R]]) -> R:
         settings = self.router.settings

@@ -13,6 +13,7 @@ import pytest
 
 from shoal_cluster.assignment import ModuloPolicy, RendezvousPolicy, log_key, query_key
 from shoal_cluster.membership import membership_view
+from shoal_cluster.routed_catalog import RoutedCatalog
 from shoal_cluster.routing import RoutedLog, RoutedQueryNodes, Router, RoutingSettings, is_transient, nothing_happened
 from shoal_core.consistency import ServedAt, VersionToken
 from shoal_core.contracts import (
@@ -21,6 +22,8 @@ from shoal_core.contracts import (
     CountAnswer,
     CountRequest,
     GetRequest,
+    SearchRequest,
+    StatisticsRequest,
     TailRequest,
     Target,
 )
@@ -38,6 +41,7 @@ from shoal_core.errors import (
     WriteConflict,
 )
 from shoal_core.ports import Member, MembershipView
+from shoal_core.schema import Bm25, Schema
 from shoal_testing.virtual_clock import SeededRandom, VirtualClock
 
 ROLE = "querynode"
@@ -148,6 +152,18 @@ class Client:
     async def count(self, request: CountRequest) -> CountAnswer:
         await self.world.ask(self.name)
         return CountAnswer(1, ServedAt(1, 1))
+
+    async def search(self, request: SearchRequest) -> Any:
+        return (await self.world.ask(self.name), request)
+
+    async def statistics(self, request: StatisticsRequest) -> Any:
+        return (await self.world.ask(self.name), request)
+
+    async def version_at(self, collection_id: str, offset: int) -> Any:
+        return (await self.world.ask(self.name), collection_id, offset)
+
+    async def modify_collection(self, collection_id: str, **changes: Any) -> Any:
+        return (await self.world.ask(self.name), collection_id, changes)
 
 
 @pytest.fixture
@@ -499,3 +515,59 @@ async def test_what_the_frontend_must_decide_is_not_retried(world: World, error:
     with pytest.raises(error):
         await world.clock.run(nodes.count(CountRequest(Target("c", 1, "l2", 0, 1))))
     assert world.called == [order[0]]
+
+
+TARGET = Target("c", 1, "l2", 0, 1)
+SEARCH_CALLS = [("search", SearchRequest(TARGET, (), 5)), ("statistics", StatisticsRequest(TARGET, (), 5))]
+
+
+@pytest.mark.parametrize(("method", "request_"), SEARCH_CALLS)
+async def test_parts_of_a_search_fail_over_beyond_their_replicas(world: World, method: str, request_: Any) -> None:
+    order = world.order()
+    for name in order[:3]:
+        world.behaviours[name] = world.fail(Unavailable("down"))
+    nodes: Any = RoutedQueryNodes(world.router())
+    assert await world.clock.run(getattr(nodes, method)(request_)) == (order[3], request_)
+
+
+@pytest.mark.parametrize(("method", "request_"), SEARCH_CALLS)
+async def test_parts_of_a_search_are_hedged(world: World, method: str, request_: Any) -> None:
+    order = world.order()
+    router = world.router()
+    for name in order[:2]:
+        for _ in range(32):
+            router.latencies.record(name, 20, True, world.clock.monotonic())
+    world.behaviours[order[0]] = world.answer(order[0], after_ms=150)
+    world.behaviours[order[1]] = world.answer(order[1], after_ms=10)
+    nodes: Any = RoutedQueryNodes(router)
+    assert await world.clock.run(getattr(nodes, method)(request_)) == (order[1], request_)
+    assert world.calls == [(order[0], 0), (order[1], 20)]
+
+
+# --- the catalog
+
+
+def catalog_world() -> tuple[World, list[str]]:
+    made = World()
+    made.add(*(f"sysdb-{n}" for n in range(3)), role="sysdb")
+    members = made.registry.view().of("sysdb")
+    return made, [member.id for member in RendezvousPolicy().assign("c", members, len(members))]
+
+
+async def test_the_version_at_an_offset_may_be_asked_for_again() -> None:
+    world, order = catalog_world()
+    world.behaviours[order[0]] = world.fail(OutcomeUnknown("the connection broke"))
+    catalog: Any = RoutedCatalog(world.router(role="sysdb"))
+    assert await world.clock.run(catalog.version_at("c", 7)) == (order[1], "c", 7)
+
+
+async def test_a_schema_is_passed_on_and_changed_once() -> None:
+    world, order = catalog_world()
+    catalog: Any = RoutedCatalog(world.router(role="sysdb"))
+    schema = Schema(bm25=Bm25(k1=2.0))
+    changes = {"name": None, "metadata": None, "configuration": None, "schema": schema}
+    assert await world.clock.run(catalog.modify_collection("c", schema=schema)) == (order[0], "c", changes)
+    world.behaviours[order[0]] = world.fail(OutcomeUnknown("the connection broke"))
+    with pytest.raises(OutcomeUnknown):
+        await world.clock.run(catalog.modify_collection("c", schema=schema))
+    assert world.called == [order[0]] * 2

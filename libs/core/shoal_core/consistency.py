@@ -36,6 +36,12 @@ class Consistency:
 
 STRONG = Consistency()
 
+
+def as_of(offset: int) -> Consistency:
+    """A read at the end of the last batch at or below this offset."""
+    return Consistency(ReadLevel.AS_OF, offset)
+
+
 _TOKEN = re.compile(r"([^:]+):([^:]+):([0-9]{1,20})")
 
 

@@ -30,6 +30,13 @@ class Limits:
     filter_depth: int = 16
     filter_nodes: int = 1024
     filter_values: int = 10_000
+    pattern_size_bytes: int = 4096
+    rank_depth: int = 16
+    rank_nodes: int = 256
+    rank_leaves: int = 32
+    searches: int = 16
+    group_by_keys: int = 16
+    select_keys: int = 64
     shards: int = 64
     collection_metadata_size_bytes: int = 65536
     idempotency_key_size_bytes: int = 64

@@ -6,9 +6,8 @@ while an index was off is scanned when it is on again, until a merge rewrites it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -122,7 +121,7 @@ class Schema:
     def to_json(self) -> dict[str, Any]:
         """What is stored; what is as by default is left out. The inverse of `parse_schema`."""
         plain: dict[str, Any] = {
-            "off": sorted(self.off),
+            "off": sorted(str(index) for index in self.off),
             "keys": {key: {str(index): on for index, on in flags.items()} for key, flags in self.keys.items()},
             "analyzer": _changed(self.analyzer, Analyzer()),
             "bm25": _changed(self.bm25, Bm25()),
@@ -134,7 +133,7 @@ class Schema:
 
 def parse_schema(value: Json | None) -> Schema:
     """The schema of its JSON form; None and ``{}`` are the default. Raises `InvalidArgument` naming the member at fault."""
-    given = _object(value or {}, "schema", ("off", "keys", "analyzer", "bm25", "vector", "sparse"))
+    given = _object({} if value is None else value, "schema", ("off", "keys", "analyzer", "bm25", "vector", "sparse"))
     keys = _object(given.get("keys", {}), "schema.keys")
     sparse = _object(given.get("sparse", {}), "schema.sparse")
     return Schema(
@@ -156,8 +155,8 @@ def check_change(old: Schema, new: Schema) -> None:
         )
 
 
-def _names(cls: type) -> tuple[str, ...]:
-    return tuple(cls.__dataclass_fields__)
+def _names(cls: type[Any]) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(cls))
 
 
 def _changed(value: Any, default: Any) -> dict[str, Any]:
@@ -241,8 +240,6 @@ def _whole(given: Mapping[str, Any], name: str, default: int, least: int, most: 
 
 def _number(given: Mapping[str, Any], name: str, default: float, least: float, most: float) -> float:
     value = given.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise InvalidArgument(f"{value!r} is not a number", field=f"schema.bm25.{name}")
-    if not least <= value <= most:
-        raise InvalidArgument(f"{value!r}; from {least} to {most} is allowed", field=f"schema.bm25.{name}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidArgument(f"{value!r}; a number from {least} to {most}", field=f"schema.bm25.{name}")
     return float(value)

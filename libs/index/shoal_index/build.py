@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shoal_core.records import CREATED_OFFSET, EMBEDDING, ID, embedding_matrix
+from shoal_core.schema import Schema
 from shoal_index.ids import IdIndex
+from shoal_index.indexes import Input, make_indexes
 from shoal_index.planner import SCAN_ROWS
 from shoal_index.vector.hnsw import build_graph
 from shoal_storage.blocks import BlockRef, EncodedBlock, encode_blob, encode_block, pack_table_into_blocks
@@ -43,13 +46,24 @@ def sort_rows(table: pa.Table) -> pa.Table:
 
 
 def build_segment(
-    table: pa.Table, space: str, *, segment_id: str, tier: int, prefix: str, threads: int, graph_rows: int = SCAN_ROWS
+    table: pa.Table,
+    space: str,
+    *,
+    segment_id: str,
+    tier: int,
+    prefix: str,
+    threads: int,
+    graph_rows: int = SCAN_ROWS,
+    schema: Schema = Schema(),
+    inputs: Sequence[Input] = (),
 ) -> BuiltSegment:
     """The blocks of a segment over ``table``, a row table with embeddings, sorted by `sort_rows`.
 
     Args:
         prefix: key prefix of its objects.
         graph_rows: above this many rows the segment gets a graph; a smaller one is scanned.
+        schema: which indexes to build, and how.
+        inputs: of a merge, the segments whose rows these are; see `make_indexes`.
     """
     columns = table.select([name for name in table.column_names if name != EMBEDDING])
     vectors = table.select([EMBEDDING])
@@ -60,7 +74,12 @@ def build_segment(
     }
     if table.num_rows > graph_rows:
         matrix: npt.NDArray[np.float32] = embedding_matrix(vectors.column(EMBEDDING))
-        blocks["graph"] = [encode_blob(build_graph([matrix], space, threads=threads), rows=table.num_rows)]
+        graph = build_graph(
+            [matrix], space, threads=threads, ef_construction=schema.vector.ef_construction, m=schema.vector.m
+        )
+        blocks["graph"] = [encode_blob(graph, rows=table.num_rows)]
+    for kind, tables in make_indexes(table, schema, inputs).to_tables().items():
+        blocks[kind] = [encode_block(part) for part in tables]
     refs: dict[str, tuple[BlockRef, ...]] = {}
     objects = []
     for kind, parts in blocks.items():

@@ -29,11 +29,15 @@ class SegmentPlan:
     Attributes:
         fetch: rows to ask a graph for, more than k where some will be dropped.
         ef: effort of the graph search.
+        rejected: the strategies not chosen, each with the reason.
+        compared: rows whose distance is computed exactly.
     """
 
     strategy: Strategy
     fetch: int
     ef: int
+    rejected: tuple[tuple[Strategy, str], ...] = ()
+    compared: int = 0
 
 
 def plan_segment(*, rows: int, allowed: int, has_graph: bool, k: int, ef: int, exact: bool) -> SegmentPlan:
@@ -42,14 +46,31 @@ def plan_segment(*, rows: int, allowed: int, has_graph: bool, k: int, ef: int, e
         return SegmentPlan(Strategy.NOTHING, 0, 0)
     wanted = min(k, allowed)
     fetch = wanted if allowed == rows else min(rows, int(1.3 * wanted * rows / allowed) + 8)
-    if exact or not has_graph or allowed <= SCAN_ROWS or fetch > _LARGEST_FETCH:
-        return SegmentPlan(Strategy.SCAN, wanted, 0)
-    return SegmentPlan(Strategy.GRAPH, fetch, max(ef or DEFAULT_EF, fetch))
+    against = _against_graph(allowed, fetch, has_graph=has_graph, exact=exact)
+    if against:
+        return SegmentPlan(Strategy.SCAN, wanted, 0, ((Strategy.GRAPH, against),), allowed)
+    effort = max(ef or DEFAULT_EF, fetch)
+    against = f"{allowed} rows are more than the {SCAN_ROWS} that are compared one by one"
+    return SegmentPlan(Strategy.GRAPH, fetch, effort, ((Strategy.SCAN, against),), fetch)
+
+
+def _against_graph(allowed: int, fetch: int, *, has_graph: bool, exact: bool) -> str:
+    """Why a graph is not to be used; empty when it is."""
+    if not has_graph:
+        return "the segment is small and has none"
+    if exact:
+        return "an exact answer was asked for"
+    if allowed <= SCAN_ROWS:
+        return f"only {allowed} rows may be answered, at most {SCAN_ROWS} are compared one by one"
+    if fetch > _LARGEST_FETCH:
+        return f"{fetch} rows would have to be fetched, more than {_LARGEST_FETCH}"
+    return ""
 
 
 def deepen(plan: SegmentPlan, *, rows: int) -> SegmentPlan:
     """The next plan after too few of the rows fetched were allowed."""
     fetch = plan.fetch * 4
     if fetch > min(_LARGEST_FETCH, rows):
-        return SegmentPlan(Strategy.SCAN, plan.fetch, 0)
-    return SegmentPlan(Strategy.GRAPH, fetch, max(plan.ef, fetch))
+        reason = f"{plan.fetch} rows of it were not enough"
+        return SegmentPlan(Strategy.SCAN, plan.fetch, 0, ((Strategy.GRAPH, reason),), rows)
+    return SegmentPlan(Strategy.GRAPH, fetch, max(plan.ef, fetch), plan.rejected, fetch)

@@ -1,4 +1,4 @@
-"""A segment, opened for reading: columns in blocks, an id index, vectors and perhaps a graph. Immutable and safe for threads.
+"""A segment, opened for reading: columns in blocks, vectors, perhaps a graph, and indexes. Immutable and safe for threads.
 
 Rows are in order of ``created_offset``. Which of them are dead is the version's business, not the segment's.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from threading import Lock
 from typing import Protocol
 
@@ -15,12 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from shoal_core.evaluate import columns_of, evaluate
 from shoal_core.filters import Filter
 from shoal_core.hashing import hash_ids
-from shoal_core.records import CREATED_OFFSET, EMBEDDING, ID, embedding_matrix
+from shoal_core.records import CREATED_OFFSET, DOCUMENT, EMBEDDING, ID, Kind, MetadataField, embedding_matrix
+from shoal_core.schema import Analyzer
+from shoal_index.filtering import Matching, select_matching
 from shoal_index.ids import IdIndex
+from shoal_index.indexes import INDEX_KINDS, Indexes
+from shoal_index.metadata import ValueIndex
 from shoal_index.planner import SegmentPlan, Strategy, deepen, plan_segment
+from shoal_index.sparse import SparseIndex
+from shoal_index.terms import TermIndex
+from shoal_index.trigrams import TrigramIndex
 from shoal_index.vector.engine import (
     Mask,
     Neighbours,
@@ -34,7 +40,12 @@ from shoal_index.vector.hnsw import Graph
 from shoal_storage.blocks import BlockRef, decode_block
 from shoal_storage.manifest import SegmentRef
 
-_CACHED_MASKS = 16
+#: Kinds of block to open for reading, for a flush (which only looks up rows by id) and for a merge.
+TO_FLUSH = ("ids", "rows", "vectors")
+TO_MERGE = (*TO_FLUSH, *INDEX_KINDS)
+TO_READ = (*TO_MERGE, "graph")
+
+_KEPT_MATCHINGS = 16
 
 
 class BlockReader(Protocol):
@@ -113,20 +124,69 @@ class Segment:
         pieces: Pieces,
         vectors: VectorPieces,
         graph: Graph | None,
+        indexes: Indexes,
     ) -> None:
         self.ref = ref
         self.space = space
         self.rows = ref.rows
         self.vectors = vectors
         self.graph = graph
+        self.indexes = indexes
         self.schema: pa.Schema = pieces.tables[0].schema
         self.created: npt.NDArray[np.uint64] = np.concatenate(
             [table.column(CREATED_OFFSET).to_numpy() for table in pieces.tables]
         )
         self._ids = ids
         self._pieces = pieces
-        self._masks: OrderedDict[Filter, Mask] = OrderedDict()
-        self._masks_lock = Lock()
+        self._table = pa.concat_tables(pieces.tables)
+        self._matchings: OrderedDict[Filter, Matching] = OrderedDict()
+        self._matchings_lock = Lock()
+        self._built_terms: dict[Analyzer, TermIndex] = {}
+        self._built_sparse: dict[str, SparseIndex] = {}
+        self._building = Lock()
+
+    @property
+    def values(self) -> Mapping[str, ValueIndex]:
+        """Value indexes by the name of their column."""
+        return self.indexes.values
+
+    @property
+    def trigrams(self) -> TrigramIndex | None:
+        """The substring index of the documents."""
+        return self.indexes.trigrams
+
+    @property
+    def terms(self) -> TermIndex | None:
+        """The ranked index of the documents, where it is stored; see `term_index`."""
+        return self.indexes.terms
+
+    @property
+    def sparse(self) -> Mapping[str, SparseIndex]:
+        """Sparse vector indexes by key, where they are stored; see `sparse_index`."""
+        return self.indexes.sparse
+
+    def term_index(self, analyzer: Analyzer) -> TermIndex:
+        """The stored ranked index of the documents, else one that is built at the first call and kept."""
+        if self.terms is not None:
+            return self.terms
+        with self._building:
+            if analyzer not in self._built_terms:
+                absent = DOCUMENT not in self.schema.names
+                documents = pa.nulls(self.rows, pa.string()) if absent else self._table.column(DOCUMENT)
+                self._built_terms[analyzer] = TermIndex.build(documents, analyzer)
+            return self._built_terms[analyzer]
+
+    def sparse_index(self, key: str) -> SparseIndex | None:
+        """The stored index of a sparse key, else one that is built at the first call and kept; None when no row has the key."""
+        if key in self.sparse:
+            return self.sparse[key]
+        name = MetadataField(key, Kind.SPARSE).column
+        if name not in self.schema.names or self._table.column(name).null_count == self.rows:
+            return None
+        with self._building:
+            if key not in self._built_sparse:
+                self._built_sparse[key] = SparseIndex.build(self._table.column(name))
+            return self._built_sparse[key]
 
     def locate(self, ids: pa.Array, hashes: npt.NDArray[np.uint64] | None = None) -> Rows:
         """(m,) int64 rows of the ids, or -1."""
@@ -142,19 +202,26 @@ class Segment:
         dimension = self.vectors.chunks()[0].shape[1]
         return table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, dimension))
 
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """All rows of the named columns, but for ``embedding``."""
+        return self._table.select(names)
+
+    def select(self, tree: Filter) -> Matching:
+        """The rows that match the filter, and how they were found. Kept for the most recent filters."""
+        with self._matchings_lock:
+            if tree in self._matchings:
+                self._matchings.move_to_end(tree)
+                return self._matchings[tree]
+        matching = select_matching(tree, self)
+        with self._matchings_lock:
+            self._matchings[tree] = matching
+            while len(self._matchings) > _KEPT_MATCHINGS:
+                self._matchings.popitem(last=False)
+        return matching
+
     def matching(self, tree: Filter) -> Mask:
-        """(n,) bool: rows that match the filter. Kept for the most recent filters; callers must not change it."""
-        with self._masks_lock:
-            if tree in self._masks:
-                self._masks.move_to_end(tree)
-                return self._masks[tree]
-        columns = sorted(columns_of(tree, self.schema) | {ID})
-        mask = evaluate(tree, pa.concat_tables([table.select(columns) for table in self._pieces.tables]))
-        with self._masks_lock:
-            self._masks[tree] = mask
-            while len(self._masks) > _CACHED_MASKS:
-                self._masks.popitem(last=False)
-        return mask
+        """(n,) bool: rows that match the filter; callers must not change it."""
+        return self.select(tree).mask
 
     def search(
         self, queries: Vectors, k: int, *, allowed: Mask | None, ef: int, exact: bool, threads: int
@@ -196,9 +263,10 @@ class Segment:
         return Neighbours(np.concatenate(rows), np.concatenate(distances), counts)
 
 
-async def open_segment(ref: SegmentRef, space: str, blocks: BlockReader, *, with_graph: bool = True) -> Segment:
-    """Fetch, map and open a segment; compaction needs no graph. Raises `Corrupt`, `NotFound`, `Unavailable`."""
-    kinds = ("ids", "rows", "vectors", "graph") if with_graph else ("ids", "rows", "vectors")
+async def open_segment(
+    ref: SegmentRef, space: str, blocks: BlockReader, *, kinds: Collection[str] = TO_READ
+) -> Segment:
+    """Fetch, map and open a segment with these kinds of block. Raises `Corrupt`, `NotFound`, `Unavailable`."""
     refs = [(kind, block) for kind in kinds for block in ref.blocks.get(kind, ())]
     buffers = await asyncio.gather(*(blocks.get(block) for _, block in refs))
     by_kind: dict[str, list[pa.Buffer]] = {kind: [] for kind in kinds}
@@ -208,12 +276,13 @@ async def open_segment(ref: SegmentRef, space: str, blocks: BlockReader, *, with
 
 
 def _open(ref: SegmentRef, space: str, data: dict[str, list[pa.Buffer]]) -> Segment:
-    ids = IdIndex.of_table(decode_block(data["ids"][0]))
-    pieces = Pieces([decode_block(part) for part in data["rows"]])
-    vectors = VectorPieces([decode_block(part) for part in data["vectors"]])
+    graphs = data.pop("graph", [])
+    tables = {kind: [decode_block(part) for part in parts] for kind, parts in data.items()}
+    ids = IdIndex.of_table(tables["ids"][0])
+    vectors = VectorPieces(tables["vectors"])
     dimension = vectors.chunks()[0].shape[1]
-    graph = Graph(data["graph"][0], space, dimension, ref.rows) if data.get("graph") else None
-    return Segment(ref, space, ids, pieces, vectors, graph)
+    graph = Graph(graphs[0], space, dimension, ref.rows) if graphs else None
+    return Segment(ref, space, ids, Pieces(tables["rows"]), vectors, graph, Indexes.of_tables(tables, ref.rows))
 
 
 def _chunk(table: pa.Table, name: str) -> pa.Array:

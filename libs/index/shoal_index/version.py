@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 from shoal_core.hashing import hash_ids
 from shoal_core.records import EMBEDDING, concat_rows, empty_rows
 from shoal_index.build import decode_tombstones
-from shoal_index.segment import BlockReader, Segment, open_segment
+from shoal_index.segment import TO_READ, BlockReader, Segment, open_segment
 from shoal_index.vector.engine import Mask, Rows
 from shoal_storage.manifest import Manifest, SegmentRef
 
@@ -82,18 +82,26 @@ class ShardVersion:
 
 
 async def open_shard(
-    manifest: Manifest, shard: int, blocks: BlockReader, opened: Mapping[str, Segment], *, with_graphs: bool = True
+    manifest: Manifest,
+    shard: int,
+    blocks: BlockReader,
+    opened: Mapping[str, Segment],
+    *,
+    kinds: Collection[str] = TO_READ,
 ) -> ShardVersion:
-    """Open one shard of a version. Segments found in ``opened``, by id, are used again: only tombstones change between versions."""
+    """Open one shard of a version, with these kinds of block.
+
+    Segments found in ``opened``, by id, are used again: only tombstones change between versions.
+    """
     part = manifest.shards[shard]
-    views = await asyncio.gather(*(_view(ref, manifest.space, blocks, opened, with_graphs) for ref in part.segments))
+    views = await asyncio.gather(*(_view(ref, manifest.space, blocks, opened, kinds) for ref in part.segments))
     return ShardVersion(manifest.version, manifest.space, part.compacted_offset, manifest.dimension, tuple(views))
 
 
 async def _view(
-    ref: SegmentRef, space: str, blocks: BlockReader, opened: Mapping[str, Segment], with_graph: bool
+    ref: SegmentRef, space: str, blocks: BlockReader, opened: Mapping[str, Segment], kinds: Collection[str]
 ) -> SegmentView:
-    segment = opened.get(ref.id) or await open_segment(ref, space, blocks, with_graph=with_graph)
+    segment = opened.get(ref.id) or await open_segment(ref, space, blocks, kinds=kinds)
     if ref.tombstones is None:
         return SegmentView(ref, segment, None)
     dead = np.zeros(ref.rows, dtype=bool)

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -55,6 +55,33 @@ class CacheStats:
     corrupt: int
     memory_bytes: int
     disk_bytes: int
+
+
+@dataclass(slots=True)
+class ReadMeter:
+    """Bytes of blocks that somebody asked for, by where they came from."""
+
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    store_bytes: int = 0
+
+
+class MeteredReader(Protocol):
+    """What `Metered` works over."""
+
+    async def get(self, ref: BlockRef, meter: ReadMeter | None = None) -> pa.Buffer: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """Blocks of another reader, counted."""
+
+    blocks: MeteredReader
+    meter: ReadMeter
+
+    async def get(self, ref: BlockRef) -> pa.Buffer:
+        """See `BlockCache.get`."""
+        return await self.blocks.get(ref, self.meter)
 
 
 @dataclass(slots=True)
@@ -111,17 +138,22 @@ class BlockCache:
         self._scan: asyncio.Task[None] | None = None
         self._count = _Counters()
 
-    async def get(self, ref: BlockRef) -> pa.Buffer:
-        """The block's bytes, verified. Raises `NotFound`, `Unavailable`, `Corrupt`; never because of the local disk."""
+    async def get(self, ref: BlockRef, meter: ReadMeter | None = None) -> pa.Buffer:
+        """The block's bytes, verified. Raises `NotFound`, `Unavailable`, `Corrupt`; never because of the local disk.
+
+        ``meter`` counts them; a load that others join is counted by the one who began it.
+        """
         entry = _entry_name(ref)
+        meter = meter or ReadMeter()
         buffer = self._memory.get(entry)
         if buffer is not None:
             self._count.memory_hits += 1
             self._count.memory_bytes_read += buffer.size
+            meter.memory_bytes += buffer.size
             return buffer
         load = self._loading.get(entry)
         if load is None:
-            load = self._loading[entry] = asyncio.create_task(self._load(entry, ref))
+            load = self._loading[entry] = asyncio.create_task(self._load(entry, ref, meter))
             load.add_done_callback(_retrieve_error)
         else:
             self._count.joined += 1
@@ -149,12 +181,15 @@ class BlockCache:
         await asyncio.gather(*pending, return_exceptions=True)
         self._memory.clear()
 
-    async def _load(self, entry: str, ref: BlockRef) -> pa.Buffer:
+    async def _load(self, entry: str, ref: BlockRef, meter: ReadMeter) -> pa.Buffer:
         try:
             await self.start()
             buffer = await self._from_disk(entry, ref)
-            if buffer is None:
+            if buffer is not None:
+                meter.disk_bytes += buffer.size
+            else:
                 buffer = await self._from_store(ref)
+                meter.store_bytes += buffer.size
                 await self._to_disk(entry, buffer)
             self._memory.add(entry, buffer, buffer.size)
             return buffer

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from shoal_core.ports import ObjectStore
 from shoal_storage.blocks import BlockRef, verify
+from shoal_storage.cache import ReadMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +17,10 @@ class DirectBlocks:
 
     objects: ObjectStore
 
-    async def get(self, ref: BlockRef) -> pa.Buffer:
+    async def get(self, ref: BlockRef, meter: ReadMeter | None = None) -> pa.Buffer:
         """The block. Raises `Corrupt`, `NotFound`, `Unavailable`."""
         data = await self.objects.get(ref.key)
         verify(data, ref)
+        if meter is not None:
+            meter.store_bytes += data.nbytes
         return pa.py_buffer(data)

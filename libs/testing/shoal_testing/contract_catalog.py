@@ -9,21 +9,44 @@ from typing import Any
 
 import pytest
 
-from shoal_core.contracts import NewCollection, VersionInfo
+from shoal_core.contracts import Collection, Lease, NewCollection, VersionInfo
 from shoal_core.errors import (
     AlreadyExists,
     Fenced,
     InvalidArgument,
     NotFound,
+    OffsetExpired,
     UploadExpired,
     VersionConflict,
 )
+from shoal_core.schema import Analyzer, Bm25, Index, Schema, SparseConfig, VectorConfig
 from shoal_testing.contract_stores import HOUR_MS, Stores
 from shoal_testing.fake_catalog import DEFAULT_DATABASE, DEFAULT_TENANT
 
 
 def _new(name: str = "c", **more: Any) -> NewCollection:
     return replace(NewCollection(DEFAULT_TENANT, DEFAULT_DATABASE, name), **more)
+
+
+async def _six_records(stores: Stores, collection: Collection) -> Lease:
+    """Batches that end at 2, 3, 5 and 6."""
+    for ids in (["a", "b"], ["c"], ["d", "e"], ["f"]):
+        await stores.append(collection, ids)
+    return await stores.claim(collection)
+
+
+async def _versions_at(stores: Stores, collection: Collection, *offsets: int) -> dict[int, int]:
+    return {offset: (await stores.catalog.version_at(collection.id, offset)).version for offset in offsets}
+
+
+SCHEMA = Schema(
+    off=frozenset({Index.SUBSTRING, Index.FLOAT}),
+    keys={"b": {Index.INT: False, Index.STRING: True}, "#document": {Index.RANKED: True}},
+    analyzer=Analyzer(language="none", stop_words=("a", "ü")),
+    bm25=Bm25(b=0.5),
+    vector=VectorConfig(m=8),
+    sparse={"s": SparseConfig(idf=True, embedding_function={"name": "x", "of": [1, {"y": None}]}), "t": SparseConfig()},
+)
 
 
 class CatalogNamesContract:
@@ -110,6 +133,36 @@ class CatalogNamesContract:
             await catalog.get_collection(DEFAULT_TENANT, DEFAULT_DATABASE, "c")
         assert await catalog.get_collection_by_id(made.id) == changed
 
+    async def test_a_schema_comes_back_as_it_was_given(self, stores: Stores) -> None:
+        catalog = stores.catalog
+        made, _ = await catalog.create_collection(_new(schema=SCHEMA), get_or_create=False)
+        assert made.schema == SCHEMA
+        assert await catalog.get_collection_by_id(made.id) == made
+        assert await catalog.get_collection(DEFAULT_TENANT, DEFAULT_DATABASE, "c") == made
+        assert await catalog.create_collection(_new(), get_or_create=True) == (made, False)
+        plain = await stores.create("plain")
+        assert plain.schema == Schema()
+        assert await catalog.list_collections(DEFAULT_TENANT, DEFAULT_DATABASE, limit=9, offset=0) == [made, plain]
+        await stores.append(made, ["a"])
+        (waiting,) = await catalog.backlog(limit=9, min_records=1, min_age_ms=HOUR_MS)
+        assert waiting.collection.schema == SCHEMA
+
+    async def test_a_schema_is_replaced_but_for_its_analyzer(self, stores: Stores) -> None:
+        catalog = stores.catalog
+        made, _ = await catalog.create_collection(_new(schema=SCHEMA), get_or_create=False)
+        other = Schema(off=frozenset({Index.INT}), analyzer=SCHEMA.analyzer)
+        changed = await catalog.modify_collection(made.id, schema=other)
+        assert changed == replace(made, schema=other, epoch=2)
+        renamed = await catalog.modify_collection(made.id, name="d")
+        assert renamed == replace(changed, name="d", epoch=3)
+        for bad in (Schema(), replace(other, bm25=Bm25(b=2.0)), replace(other, bm25=Bm25(k1=float("nan")))):
+            with pytest.raises(InvalidArgument, match="schema"):
+                await catalog.modify_collection(made.id, name="e", schema=bad)
+        assert await catalog.get_collection_by_id(made.id) == renamed
+        with pytest.raises(InvalidArgument, match=r"schema\.vector\.m"):
+            await catalog.create_collection(_new("bad", schema=Schema(vector=VectorConfig(m=0))), get_or_create=False)
+        assert await catalog.count_collections(DEFAULT_TENANT, DEFAULT_DATABASE) == 1
+
     async def test_a_deleted_collection_is_gone_and_its_name_free(self, stores: Stores) -> None:
         catalog = stores.catalog
         made = await stores.create()
@@ -184,6 +237,56 @@ class CatalogContract(CatalogNamesContract):
         for version in (4, 9):
             with pytest.raises(NotFound):
                 await catalog.get_version(made.id, version)
+
+    async def test_an_offset_is_read_from_the_newest_version_at_or_below_it(self, stores: Stores) -> None:
+        catalog, made = stores.catalog, await stores.create()
+        assert await catalog.version_at(made.id, 0) == VersionInfo(made.id, 0, "", 0)
+        lease = await _six_records(stores, made)
+        published = [
+            await catalog.publish(await stores.publishing(lease, offset, expected=expected))
+            for expected, offset in enumerate((2, 2, 5))
+        ]
+        assert await catalog.version_at(made.id, 4) == published[1]
+        expected = {0: 0, 1: 0, 2: 2, 3: 2, 4: 2, 5: 3, 6: 3, 7: 3, 2**64 - 1: 3}
+        assert await _versions_at(stores, made, *expected) == expected
+        with pytest.raises(InvalidArgument, match="offset"):
+            await catalog.version_at(made.id, -1)
+        await catalog.delete_collection(made.id)
+        for collection_id in (made.id, str(uuid.uuid4()), "x"):
+            with pytest.raises(NotFound):
+                await catalog.version_at(collection_id, 5)
+
+    async def test_what_a_forgotten_version_covered_is_read_from_the_log(self, stores: Stores) -> None:
+        catalog, made = stores.catalog, await stores.create()
+        lease = await _six_records(stores, made)
+        for version, offset in enumerate((2, 3, 5)):
+            await catalog.publish(await stores.publishing(lease, offset, expected=version))
+        assert await catalog.drop_versions(made.id, below=9, version_retention_ms=HOUR_MS) == 0
+        assert await _versions_at(stores, made, 2, 3, 5) == {2: 1, 3: 2, 5: 3}
+        assert await catalog.drop_versions(made.id, below=2, version_retention_ms=0) == 1
+        assert await _versions_at(stores, made, 0, 2, 3, 5) == {0: 0, 2: 0, 3: 2, 5: 3}
+        assert await catalog.drop_versions(made.id, below=9, version_retention_ms=0) == 1
+        assert await _versions_at(stores, made, 0, 4, 5) == {0: 0, 4: 0, 5: 3}
+        await stores.trim(made, 2)
+        assert await _versions_at(stores, made, 5, 6) == {5: 3, 6: 3}
+        for offset in (0, 2, 4):
+            with pytest.raises(OffsetExpired, match="the oldest offset that can is 5"):
+                await catalog.version_at(made.id, offset)
+
+    async def test_no_version_is_read_from_without_the_log_after_it(self, stores: Stores) -> None:
+        catalog, made = stores.catalog, await stores.create()
+        lease = await _six_records(stores, made)
+        for version, offset in enumerate((2, 3, 5)):
+            await catalog.publish(await stores.publishing(lease, offset, expected=version))
+        await stores.trim(made, 2)
+        with pytest.raises(OffsetExpired, match="the oldest offset that can is 2"):
+            await catalog.version_at(made.id, 1)
+        assert await _versions_at(stores, made, 2, 3, 5) == {2: 1, 3: 2, 5: 3}
+        await stores.trim(made, 3)
+        for offset in (0, 2):
+            with pytest.raises(OffsetExpired, match="the oldest offset that can is 3"):
+                await catalog.version_at(made.id, offset)
+        assert await _versions_at(stores, made, 3, 4, 5, 9) == {3: 2, 4: 2, 5: 3, 9: 3}
 
     async def test_a_repeated_publish_succeeds(self, stores: Stores) -> None:
         made = await stores.create()

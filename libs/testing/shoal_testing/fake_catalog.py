@@ -28,8 +28,18 @@ from shoal_core.errors import (
     VersionConflict,
 )
 from shoal_core.ports import Clock, Random
+from shoal_core.schema import Schema, check_change
 from shoal_testing.fake_garbage import expired_uploads, find_garbage, find_roots, purge
-from shoal_testing.fake_state import CollectionState, Hook, LeaseState, UploadState, as_json, check_new
+from shoal_testing.fake_state import (
+    CollectionState,
+    Hook,
+    LeaseState,
+    UploadState,
+    as_json,
+    as_schema,
+    check_new,
+    check_ttl,
+)
 from shoal_testing.virtual_clock import SeededRandom
 
 DEFAULT_TENANT = "default_tenant"
@@ -46,8 +56,8 @@ class MemoryCatalog:
         max_upload_age_ms: publish refuses uploads that began longer ago.
 
     Attributes:
-        before, after: called with the method's name around `backlog`, `claim`, `renew`, `begin_upload`, `publish` and
-            `get_version`, to raise what a service far away might: `Unavailable` before, `OutcomeUnknown` after.
+        before, after: called with the method's name around `backlog`, `claim`, `renew`, `begin_upload`, `publish`,
+            `get_version` and `version_at`, to raise what a service far away might: `Unavailable` before, `OutcomeUnknown` after.
     """
 
     def __init__(self, clock: Clock, random: Random | None = None, *, max_upload_age_ms: int = 15 * 60 * 1000) -> None:
@@ -148,6 +158,7 @@ class MemoryCatalog:
             dimension=new.dimension,
             metadata=as_json(new.metadata, "metadata"),
             configuration=as_json(new.configuration, "configuration") or {},
+            schema=as_schema(new.schema),
         )
         self._states[made.id] = CollectionState(made, [VersionInfo(made.id, 0, "", 0)], [self.now_ms()])
         return made, True
@@ -178,10 +189,13 @@ class MemoryCatalog:
         name: str | None = None,
         metadata: Json | None = None,
         configuration: Json | None = None,
+        schema: Schema | None = None,
     ) -> Collection:
         """See `Catalog.modify_collection`."""
         state = self.state(collection_id)
         made = state.collection
+        if schema is not None:
+            check_change(made.schema, schema)
         if name is not None and name != made.name and self._named(made.tenant, made.database, name) is not None:
             raise _name_taken(name)
         kept = as_json(configuration, "configuration")
@@ -190,6 +204,7 @@ class MemoryCatalog:
             name=made.name if name is None else name,
             metadata=made.metadata if metadata is None else as_json(metadata, "metadata"),
             configuration=made.configuration if kept is None else kept,
+            schema=made.schema if schema is None else as_schema(schema),
             epoch=made.epoch + 1,
         )
         return state.collection
@@ -212,7 +227,8 @@ class MemoryCatalog:
     async def backlog(self, *, limit: int, min_records: int, min_age_ms: int) -> list[Backlog]:
         """See `Catalog.backlog`. Tenants take turns at filling the page; the page is oldest first."""
         self.before("backlog")
-        due = [item for item in self._dirty() if _is_due(item, min_records, min_age_ms)]
+        found = (state.backlog(self.now_ms()) for state in self._states.values())
+        due = [item for item in found if item is not None and _is_due(item, min_records, min_age_ms)]
         due.sort(key=lambda item: (-item.age_ms, item.collection.id))
         turns: dict[str, int] = {}
         ranked = []
@@ -223,28 +239,10 @@ class MemoryCatalog:
         self.after("backlog")
         return [item for *_, item in sorted(page, key=lambda entry: entry[1:3])]
 
-    def _dirty(self) -> list[Backlog]:
-        found = []
-        for state in self._states.values():
-            waiting = state.uncompacted
-            if not state.alive or not waiting:
-                continue
-            found.append(
-                Backlog(
-                    collection=state.collection,
-                    head_offset=state.head_offset,
-                    compacted_offset=state.current.compacted_offset,
-                    uncompacted_bytes=sum(entry.payload.size for entry in waiting),
-                    age_ms=int(self.now_ms() - waiting[0].committed_ms),
-                    version=state.current.version,
-                )
-            )
-        return found
-
     async def claim(self, collection_id: str, kind: str, holder: str, *, ttl_ms: int) -> Lease | None:
         """See `Catalog.claim`. None for a collection that is gone, too: there is nothing to do there."""
         self.before("claim")
-        _check_ttl(ttl_ms)
+        check_ttl(ttl_ms)
         state = self._states.get(collection_id)
         held = self._leases.get((collection_id, kind))
         if state is None or not state.alive or (held is not None and held.expires_ms > self.now_ms()):
@@ -257,7 +255,7 @@ class MemoryCatalog:
     async def renew(self, lease: Lease, *, ttl_ms: int) -> None:
         """See `Catalog.renew`. A lease that has run out may be renewed until another claims; a released one may not."""
         self.before("renew")
-        _check_ttl(ttl_ms)
+        check_ttl(ttl_ms)
         held = self._leases.get((lease.collection_id, lease.kind))
         if held is None or held.epoch != lease.epoch or held.expires_ms == _RELEASED:
             raise _fenced(lease)
@@ -328,6 +326,15 @@ class MemoryCatalog:
         self.after("get_version")
         return found
 
+    async def version_at(self, collection_id: str, offset: int) -> VersionInfo:
+        """See `Catalog.version_at`."""
+        self.before("version_at")
+        if offset < 0:
+            raise InvalidArgument(f"{offset} is negative", field="offset")
+        found = self.state(collection_id).version_at(offset)
+        self.after("version_at")
+        return found
+
     # --- garbage collection ------------------------------------------------------------------------------------------
 
     async def expired_uploads(self, *, limit: int) -> list[ExpiredUpload]:
@@ -378,11 +385,6 @@ class MemoryCatalog:
 
 def _is_due(item: Backlog, min_records: int, min_age_ms: int) -> bool:
     return item.head_offset - item.compacted_offset >= min_records or item.age_ms >= min_age_ms
-
-
-def _check_ttl(ttl_ms: int) -> None:
-    if ttl_ms < 1:
-        raise InvalidArgument(f"{ttl_ms} is below 1", field="ttl_ms")
 
 
 def _name_taken(name: str) -> AlreadyExists:

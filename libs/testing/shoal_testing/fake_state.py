@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from shoal_core.contracts import Collection, Head, Json, NewCollection, VersionInfo
-from shoal_core.errors import InvalidArgument
+from shoal_core.contracts import Backlog, Collection, Head, Json, NewCollection, VersionInfo
+from shoal_core.errors import InvalidArgument, OffsetExpired
+from shoal_core.schema import Schema, parse_schema
 
 Hook = Callable[[str], None]
 
@@ -95,6 +96,20 @@ class CollectionState:
             made.dimension,
         )
 
+    def backlog(self, now_ms: float) -> Backlog | None:
+        """What is not compacted; None if all is, or if it is deleted."""
+        waiting = self.uncompacted
+        if not self.alive or not waiting:
+            return None
+        return Backlog(
+            collection=self.collection,
+            head_offset=self.head_offset,
+            compacted_offset=self.current.compacted_offset,
+            uncompacted_bytes=sum(entry.payload.size for entry in waiting),
+            age_ms=int(now_ms - waiting[0].committed_ms),
+            version=self.current.version,
+        )
+
     def is_batch_end(self, offset: int) -> bool:
         """Whether a batch that is still kept ends there, or the log is kept from there on."""
         return offset == self.trim_floor or any(entry.end_offset == offset for entry in self.entries)
@@ -119,6 +134,19 @@ class CollectionState:
         known = version == 0 or self.oldest <= version < len(self.versions)
         return self.versions[version] if known else None
 
+    def version_at(self, offset: int) -> VersionInfo:
+        """The newest version that is not forgotten, is at or below the offset and has the log after it. Raises `OffsetExpired`."""
+        usable = [
+            info for info in self.versions if self.find(info.version) and info.compacted_offset >= self.trim_floor
+        ]
+        covering = [info for info in usable if info.compacted_offset <= offset]
+        if not covering:
+            oldest = usable[0].compacted_offset
+            raise OffsetExpired(
+                f"{offset} can no longer be read; the oldest offset that can is {oldest}", field="offset"
+            )
+        return covering[-1]
+
     def oldest_retained(self, cutoff_ms: float) -> int:
         """The newest version that is as old as that, or 0."""
         old = [version for version, at_ms in enumerate(self.published_ms) if version and at_ms <= cutoff_ms]
@@ -138,6 +166,17 @@ def check_new(new: NewCollection) -> None:
         raise InvalidArgument(f"{new.shards} is below 1", field="shards")
     if new.dimension is not None and new.dimension < 1:
         raise InvalidArgument(f"{new.dimension} is below 1", field="dimension")
+
+
+def check_ttl(ttl_ms: int) -> None:
+    """Raises `InvalidArgument`."""
+    if ttl_ms < 1:
+        raise InvalidArgument(f"{ttl_ms} is below 1", field="ttl_ms")
+
+
+def as_schema(schema: Schema) -> Schema:
+    """A copy, as it would come back from a database. Raises `InvalidArgument` for one that could not be read."""
+    return parse_schema(as_json(schema.to_json(), "schema"))
 
 
 def as_json(value: Json | None, field_name: str) -> Json | None:

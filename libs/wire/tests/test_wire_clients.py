@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from libs.wire.tests.wire_support import same
 from shoal_compactor.service import CompactorServicer
 from shoal_core.consistency import Consistency, ReadLevel, ServedAt, VersionToken
 from shoal_core.contracts import (
@@ -27,6 +28,7 @@ from shoal_core.contracts import (
     CountAnswer,
     CountRequest,
     Database,
+    DenseLeaf,
     EncodedAnswer,
     ExpiredUpload,
     GarbageCollection,
@@ -43,14 +45,24 @@ from shoal_core.contracts import (
     PublishRequest,
     QueryNode,
     QueryRequest,
+    SearchRequest,
+    SparseLeaf,
+    SparseStatistics,
+    Statistics,
+    StatisticsAnswer,
+    StatisticsRequest,
     Tail,
     TailEntry,
     TailRequest,
     Target,
+    TextLeaf,
+    TextStatistics,
     VersionInfo,
     WriteResult,
 )
 from shoal_core.filters import And, Comparator, Compare, IdIn, Text, TextMatcher
+from shoal_core.ranking import Div, GroupBy, Knn, Search, Select, SparseQuery, Sum, TextQuery, Val
+from shoal_core.schema import Analyzer, Index, Schema
 from shoal_frontend.grpc_api import ShoalServicer
 from shoal_log.service import LogServicer
 from shoal_query.service import QueryServicer
@@ -92,23 +104,6 @@ class Case:
 
 def case(method: str, result: Any, *args: Any, **kwargs: Any) -> Any:
     return pytest.param(Case(method, args, kwargs, result), id=method)
-
-
-def same(left: Any, right: Any) -> bool:
-    """Equality that looks into dataclasses, arrays and tables, and tells sequences apart by content only."""
-    if isinstance(left, np.ndarray):
-        return left.dtype == right.dtype and np.array_equal(left, right)
-    if isinstance(left, pa.Table | pa.RecordBatch):
-        return bool(left.equals(right))
-    if isinstance(left, pa.Buffer):
-        return bool(left.equals(right))
-    if is_dataclass(left):
-        return type(left) is type(right) and all(
-            same(getattr(left, field.name), getattr(right, field.name)) for field in fields(left)
-        )
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
-    return bool(left == right)
 
 
 @asynccontextmanager
@@ -156,8 +151,9 @@ def verbs(protocol: type) -> set[str]:
 
 DATABASE = Database("1", "t", "größe")
 BARE = Collection("id", "t", "d", "n", 1, "i", "l2", 1, None, None, {})
-FULL = Collection("id", "t", "d", "n", 7, "i", "cosine", 4, 384, {"a": [1, "é"]}, {"hnsw": {"m": 16}})
-NEW = NewCollection("t", "d", "n", "ip", 8, {"a": None}, {"ef": {"name": "x"}}, 5)
+SCHEMA = Schema(frozenset({Index.FLOAT}), {"#document": {Index.RANKED: True}}, Analyzer(stop_words=()))
+FULL = Collection("id", "t", "d", "n", 7, "i", "cosine", 4, 384, {"a": [1, "é"]}, {"hnsw": {"m": 16}}, SCHEMA)
+NEW = NewCollection("t", "d", "n", "ip", 8, {"a": None}, {"ef": {"name": "x"}}, 5, SCHEMA)
 LEASE = Lease("c", "merge", "me", 9)
 VERSION = VersionInfo("c", 3, "v/3", 77)
 CATALOG = [
@@ -175,6 +171,8 @@ CATALOG = [
     case("count_collections", 2**40, "t", "d"),
     case("modify_collection", FULL, "id", name="m", metadata={}, configuration={"a": 1}),
     case("modify_collection", BARE, "id"),
+    case("modify_collection", FULL, "id", schema=SCHEMA),
+    case("modify_collection", BARE, "id", schema=Schema()),
     case("delete_collection", None, "id"),
     case("backlog", [Backlog(FULL, 9, 3, 2**40, 5, 2)], limit=10, min_records=5, min_age_ms=6),
     case("claim", LEASE, "c", "flush", "me", ttl_ms=500),
@@ -185,6 +183,7 @@ CATALOG = [
     case("publish", VERSION, PublishRequest(LEASE, 2, "v/3", 77, "upload")),
     case("get_version", VERSION, "c"),
     case("get_version", VERSION, "c", 0),
+    case("version_at", VERSION, "c", 2**40),
     case("expired_uploads", [ExpiredUpload("u", "c", 2**40)], limit=7),
     case("drop_uploads", None, ["u", "v"]),
     case("collections_with_garbage", [], after="", limit=1, version_retention_ms=0, deleted_retention_ms=0),
@@ -225,25 +224,43 @@ ROWS = pa.table(
         "m:str:#uri": [None, "u"],
     }
 )
-ANSWER = Answer(ROWS, np.array([2, 0], np.uint32), ServedAt(5, 2), False, "limit", {"plan": ["exact"]})
+ANSWER = Answer(ROWS, np.array([2, 0], np.uint32), ServedAt(5, 2), False, "limit", {"plan": ["exact"]}, "next")
+SCORED = Answer(
+    pa.table({"id": ["a"], "created_offset": pa.array([1], pa.uint64()), "score": pa.array([-0.125], pa.float64())}),
+    np.array([1], np.uint32),
+    ServedAt(5, 2),
+)
 LARGE = Answer(
     pa.table({"id": ["x" * 1000] * 2000, "created_offset": pa.array(range(2000), pa.uint64())}),
     np.array([2000], np.uint32),
     ServedAt(1, 0),
 )
 COUNT = CountAnswer(2**40, ServedAt(5, 2))
+EXPLAINED_COUNT = CountAnswer(3, ServedAt(5, 2), {"plan": ["scan"]})
 TARGET = Target("c", 3, "cosine", 1, 4)
 WHERE = And((Compare("a", Comparator.GTE, 3), IdIn(("a",), True), Text(TextMatcher.REGEX, "x.*")))
 SESSION = Consistency(ReadLevel.SESSION, 12)
-INCLUDE = Include(documents=True, embeddings=True)
+INCLUDE = Include(documents=True, embeddings=True, keys=("a", "ключ"))
 VECTORS = np.arange(6, dtype=np.float32).reshape(2, 3)
+INDICES, WEIGHTS = np.array([1, 2**32 - 1], np.uint32), np.array([0.1, -2.5])
+LEAVES = (
+    DenseLeaf(VECTORS[0], 10),
+    SparseLeaf("k", INDICES, WEIGHTS, 11),
+    TextLeaf(("a", "ключ"), WEIGHTS, 12, 3.5, 1.2, 0.75, Analyzer("whitespace", "none", 7, ("the",))),
+)
+ASKS = (TextStatistics(("a", "b"), Analyzer()), SparseStatistics("k", INDICES))
+STATISTICS = StatisticsAnswer((Statistics(2**40, 9, np.array([3, 2**40], np.int64)),), ServedAt(5, 2))
 QUERY = [
     case("get", ANSWER, GetRequest(TARGET)),
-    case("get", LARGE, GetRequest(TARGET, SESSION, 5, (), WHERE, 0, 2, INCLUDE, True)),
+    case("get", LARGE, GetRequest(TARGET, SESSION, 5, (), WHERE, 0, 2, INCLUDE, True, 2**40)),
     case("query", ANSWER, QueryRequest(TARGET, VECTORS, 3)),
     case("query", ANSWER, QueryRequest(TARGET, VECTORS, 3, SESSION, 5, ("a",), WHERE, INCLUDE, 100, True, True)),
     case("count", COUNT, CountRequest(TARGET)),
-    case("count", COUNT, CountRequest(TARGET, SESSION, 5, WHERE)),
+    case("count", EXPLAINED_COUNT, CountRequest(TARGET, SESSION, 5, WHERE, True)),
+    case("search", SCORED, SearchRequest(TARGET, LEAVES, 5)),
+    case("search", SCORED, SearchRequest(TARGET, (), 5, SESSION, ("a",), WHERE, True, True)),
+    case("statistics", STATISTICS, StatisticsRequest(TARGET, ASKS, 5)),
+    case("statistics", StatisticsAnswer((), ServedAt(5, 2)), StatisticsRequest(TARGET, (), 5, SESSION)),
 ]
 
 REF = CollectionRef("t", "d", "n")
@@ -256,6 +273,26 @@ BIG_BATCH = pa.RecordBatch.from_pydict(
     }
 )
 WRITTEN = WriteResult(VersionToken("c", "i", 12), 3, 10)
+OUTCOMES = WriteResult(VersionToken("c", "i", 12), 3, 2, outcomes=b"\x01\x05")
+DELETED = WriteResult(VersionToken("c", "i", 12), 3, 2, read_offset=0)
+SEARCHES = [
+    Search(),
+    Search(
+        WHERE,
+        ("a",),
+        Sum(
+            (
+                Div(Val(-1), Knn(SparseQuery(INDICES, VECTORS[0, :2]), "k", 5, 1.5, True)),
+                Knn(TextQuery("x"), "#document"),
+            )
+        ),
+        GroupBy(("g",), ("#score", "p"), 3, True),
+        0,
+        2**40,
+        Select(True, True, True, True, ("p",)),
+        "page",
+    ),
+]
 PUBLIC = [
     case("create_tenant", None, "t"),
     case("get_tenant", "t", "t"),
@@ -271,12 +308,16 @@ PUBLIC = [
     case("count_collections", 3, "t", "d"),
     case("modify_collection", FULL, REF, name="", metadata={"a": 1}),
     case("modify_collection", FULL, REF, configuration={}),
+    case("modify_collection", FULL, REF, schema=SCHEMA),
+    case("modify_collection", BARE, REF, schema=Schema()),
     case("delete_collection", None, REF),
     case("write", WRITTEN, REF, BATCH),
     case("write", WRITTEN, REF, BIG_BATCH, idempotency_key="k", condition=Condition(4, ())),
+    case("write", OUTCOMES, REF, BATCH, outcomes=True),
     case("delete_where", WRITTEN, REF, ids=None, where=None),
-    case("delete_where", WRITTEN, REF, ids=("a",), where=WHERE, limit=0, idempotency_key="k"),
+    case("delete_where", DELETED, REF, ids=("a",), where=WHERE, limit=0, idempotency_key="k", allow_scan=True),
     case("get", ANSWER, REF),
+    case("get", ANSWER, REF, limit=1, cursor=""),
     case(
         "get",
         LARGE,
@@ -288,6 +329,8 @@ PUBLIC = [
         include=INCLUDE,
         consistency=SESSION,
         explain=True,
+        allow_scan=True,
+        cursor="page",
     ),
     case("query", ANSWER, REF, VECTORS, 3),
     case(
@@ -303,9 +346,13 @@ PUBLIC = [
         ef=9,
         exact=True,
         explain=True,
+        allow_scan=True,
     ),
+    case("search", [ANSWER, SCORED], REF, SEARCHES),
+    case("search", [LARGE], REF, [], consistency=SESSION, exact=True, explain=True, allow_scan=True),
+    case("search", [], REF, SEARCHES * 20),
     case("count", COUNT, REF),
-    case("count", COUNT, REF, where=WHERE, consistency=SESSION),
+    case("count", EXPLAINED_COUNT, REF, where=WHERE, consistency=SESSION, explain=True, allow_scan=True),
     case("indexing_status", IndexingStatus(9, 8, 7, 6), REF),
     case("status", {"members": {"frontend": 1}, "lag": [0.5]}),
 ]

@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from libs.wire.tests.wire_support import same
 from shoal_core.consistency import ServedAt
 from shoal_core.contracts import Answer
 from shoal_core.errors import Corrupt, Internal, InvalidArgument
@@ -27,7 +28,14 @@ from shoal_core.records import (
     embedding_type,
 )
 from shoal_testing.strategies import QUICK
-from shoal_wire.codec.answers import answer_size_bytes, decode_answer, encode_answer, encode_answer_bytes
+from shoal_wire.codec.answers import (
+    answer_size_bytes,
+    decode_answer,
+    decode_answers,
+    encode_answer,
+    encode_answer_bytes,
+    encode_answers_bytes,
+)
 from shoal_wire.codec.records import decode_operations, decode_rows, encode_records, estimated_size_bytes
 from shoal_wire.v1 import types_pb2 as pb
 
@@ -100,6 +108,10 @@ def answers(draw: st.DrawFn) -> Answer:
     if draw(st.booleans()):
         columns["distance"] = pa.array(draw(st.lists(FLOAT32, min_size=rows, max_size=rows)), pa.float32())
     if draw(st.booleans()):
+        columns["score"] = pa.array(
+            draw(st.lists(st.floats(allow_nan=False), min_size=rows, max_size=rows)), pa.float64()
+        )
+    if draw(st.booleans()):
         columns["origin"] = pa.array(draw(st.lists(st.integers(0, 1), min_size=rows, max_size=rows)), pa.uint8())
     columns |= draw(shared_columns(rows))
     explain = draw(st.none() | st.dictionaries(TEXT, st.integers(0, 2**40) | TEXT, max_size=2))
@@ -107,7 +119,7 @@ def answers(draw: st.DrawFn) -> Answer:
     table = pa.table(columns)
     if rows > 1 and draw(st.booleans()):
         table = pa.concat_tables([table.slice(0, 1), table.slice(1)])
-    return Answer(table, np.array(counts, np.uint32), served_at, draw(st.booleans()), draw(TEXT), explain)
+    return Answer(table, np.array(counts, np.uint32), served_at, draw(st.booleans()), draw(TEXT), explain, draw(TEXT))
 
 
 def _lists(array: pa.Array | pa.ChunkedArray, name: str) -> list[object]:
@@ -144,7 +156,29 @@ def test_answers_survive(answer: Answer) -> None:
     assert decoded.row_counts.dtype == np.uint32
     assert decoded.row_counts.tolist() == answer.row_counts.tolist()
     assert (decoded.served_at, decoded.complete) == (answer.served_at, answer.complete)
-    assert (decoded.reason, decoded.explain) == (answer.reason, answer.explain)
+    assert (decoded.reason, decoded.explain, decoded.cursor) == (answer.reason, answer.explain, answer.cursor)
+
+
+@QUICK
+@given(st.lists(answers(), max_size=3))
+def test_answers_of_several_searches_survive(several: list[Answer]) -> None:
+    assert same(decode_answers(encode_answers_bytes(several)), several)
+
+
+@QUICK
+@given(st.binary(max_size=60), st.integers(0, 200), answers())
+def test_torn_answers_of_searches_are_corrupt(noise: bytes, cut: int, answer: Answer) -> None:
+    for data in (noise, encode_answers_bytes([answer])[:cut] + noise):
+        try:
+            for decoded in decode_answers(data):
+                decoded.rows.validate(full=True)
+        except Corrupt:
+            continue
+
+
+def test_scores_of_another_length_are_corrupt() -> None:
+    with pytest.raises(Corrupt, match=r"rows\.scores"):
+        decode_answer(pb.ReadAnswer(rows=pb.RecordColumns(ids=["a"], created_offsets=bytes(8), scores=bytes(4))))
 
 
 def test_one_operation_for_all_takes_one_byte() -> None:

@@ -11,8 +11,10 @@ import pytest
 from shoal_core.consistency import Consistency, ReadLevel
 from shoal_core.contracts import Head, NewCollection, Tail, TailEntry
 from shoal_core.errors import InvalidArgument
-from shoal_wire.codec.catalog import decode_new_collection, encode_new_collection
+from shoal_core.schema import Analyzer, Index, Schema, SparseConfig, VectorConfig
+from shoal_wire.codec.catalog import decode_new_collection, decode_schema, encode_new_collection, encode_schema
 from shoal_wire.codec.common import (
+    decode_array,
     decode_consistency,
     decode_json,
     decode_vectors,
@@ -23,6 +25,14 @@ from shoal_wire.codec.common import (
 from shoal_wire.codec.log import decode_tail, decode_tail_request, encode_tail, tail_size_bytes
 from shoal_wire.codec.reads import decode_target
 from shoal_wire.v1 import log_pb2, query_pb2, types_pb2
+
+SCHEMA = Schema(
+    off=frozenset({Index.INT, Index.SPARSE}),
+    keys={"#document": {Index.SUBSTRING: False}, "ключ": {}},
+    analyzer=Analyzer("whitespace", "none", 7, ("the", "é")),
+    vector=VectorConfig(m=8),
+    sparse={"k": SparseConfig(True, "#document", {"name": "x"}), "plain": SparseConfig()},
+)
 
 
 @pytest.mark.parametrize("value", [None, {}, {"a": [1, "é", None, True, {"b": 0.5}]}, {"n": 2**70}])
@@ -125,5 +135,42 @@ def test_offsets_that_are_no_uint64_are_refused() -> None:
 def test_a_new_collection_has_defaults_where_a_client_says_nothing() -> None:
     new = decode_new_collection(types_pb2.NewCollection(tenant="t", database="d", name="n"))
     assert new == NewCollection("t", "d", "n")
-    full = NewCollection("t", "d", "n", "cosine", 4, {"a": 1}, {"b": {"c": 2}}, 3)
+    full = NewCollection("t", "d", "n", "cosine", 4, {"a": 1}, {"b": {"c": 2}}, 3, SCHEMA)
     assert decode_new_collection(encode_new_collection(full)) == full
+
+
+def test_the_default_schema_is_empty_text() -> None:
+    assert encode_schema(Schema()) == ""
+    assert decode_schema("", "schema_json") == decode_schema("{}", "schema_json") == Schema()
+    assert decode_schema(encode_schema(SCHEMA), "schema_json") == SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("{", "collection.schema_json"),
+        ("[]", "collection.schema_json"),
+        ("[" * 100_000, "collection.schema_json"),
+        ('{"on":[]}', "schema.on"),
+        ('{"off":[["int"]]}', "schema.off"),
+        ('{"keys":{"a":{"int":1}}}', "schema.keys.a.int"),
+        ('{"analyzer":{"tokenizer":[]}}', "schema.analyzer.tokenizer"),
+        ('{"bm25":{"k1":1e999}}', "schema.bm25.k1"),
+        ('{"sparse":{"k":{"embedding_function":3}}}', "schema.sparse.k.embedding_function"),
+    ],
+)
+def test_malformed_schemas_name_the_place(text: str, field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        decode_new_collection(types_pb2.NewCollection(schema_json=text))
+    assert caught.value.field == field
+
+
+def test_a_function_that_is_not_json_is_not_encoded() -> None:
+    with pytest.raises(InvalidArgument, match="schema"):
+        encode_schema(Schema(sparse={"k": SparseConfig(embedding_function={"a": object()})}))
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 7, b"\0" * 9])
+def test_numbers_are_whole_and_as_many_as_expected(data: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="place"):
+        decode_array(data, np.float64, "place", 1)

@@ -15,7 +15,7 @@ from shoal_core.hashing import hash_ids, shard_of
 from shoal_core.materialize import Operations, fold, join_operations
 from shoal_core.records import ID, decode_batch
 from shoal_index.build import build_segment, encode_tombstones, sort_rows
-from shoal_index.segment import BlockReader
+from shoal_index.segment import TO_FLUSH, BlockReader
 from shoal_index.version import Located, ShardVersion, open_shard
 from shoal_storage.blocks import BlockRef, EncodedBlock
 from shoal_storage.manifest import Manifest, SegmentRef
@@ -89,7 +89,7 @@ async def flush(
     parts, quarantined = [], [np.empty(0, np.uint64)]
     owner = await asyncio.to_thread(_owner, operations, collection.shards)
     for shard in np.unique(owner).tolist():
-        version = await open_shard(manifest, shard, blocks, {}, with_graphs=False)
+        version = await open_shard(manifest, shard, blocks, {}, kinds=TO_FLUSH)
         built = await asyncio.to_thread(
             _flush_shard, shard, operations, owner, version, dimension, collection, upload_id, settings
         )
@@ -175,6 +175,7 @@ def _flush_shard(
         prefix="",
         threads=settings.threads,
         graph_rows=settings.graph_rows,
+        schema=collection.schema,
     )
     placed = segment.placed(job_prefix(collection.id, upload_id), f"{upload_id}-{shard}")
     return _Built(_ShardFlush(shard, placed.ref, replaced), placed.objects, folded.quarantined)
@@ -195,7 +196,7 @@ class _FlushEdit:
         for part in self.parts:
             segments = list(manifest.shards[part.shard].segments)
             if len(part.replaced):
-                version = await open_shard(manifest, part.shard, self.blocks, {}, with_graphs=False)
+                version = await open_shard(manifest, part.shard, self.blocks, {}, kinds=TO_FLUSH)
                 segments, tombstones = await asyncio.to_thread(_bury, version, part.replaced, prefix)
                 objects.extend(tombstones)
             if part.segment is not None:

@@ -19,7 +19,7 @@ from shoal_core.contracts import Collection, Lease, VersionInfo
 from shoal_core.errors import Conflict
 from shoal_core.records import EMBEDDING, concat_rows
 from shoal_index.build import BuiltSegment, build_segment, decode_tombstones, encode_tombstones, sort_rows
-from shoal_index.segment import BlockReader
+from shoal_index.segment import TO_MERGE, BlockReader
 from shoal_index.vector.engine import Rows
 from shoal_index.version import SegmentView, open_shard
 from shoal_storage.blocks import BlockRef, EncodedBlock
@@ -67,11 +67,11 @@ async def merge_once(
         inputs = policy.choose(shard)
         if not inputs:
             continue
-        opened = await open_shard(manifest, shard.shard, blocks, {}, with_graphs=False)
+        opened = await open_shard(manifest, shard.shard, blocks, {}, kinds=TO_MERGE)
         names = {segment.id for segment in inputs}
         views = [view for view in opened.segments if view.ref.id in names]
         await publisher.step("merge-read")
-        merged = await asyncio.to_thread(_merge, views, collection.space, settings)
+        merged = await asyncio.to_thread(_merge, views, collection, settings)
         await publisher.step("merge-built")
         # An upload expires, and a graph may take longer to build than that.
         upload_id = await publisher.catalog.begin_upload(collection.id)
@@ -85,7 +85,7 @@ async def merge_once(
     return None
 
 
-def _merge(views: Sequence[SegmentView], space: str, settings: FlushSettings) -> _Merged:
+def _merge(views: Sequence[SegmentView], collection: Collection, settings: FlushSettings) -> _Merged:
     lives = [np.arange(view.ref.rows) if view.dead is None else np.flatnonzero(~view.dead) for view in views]
     table = _join(views, lives)
     new_of_old = np.empty(table.num_rows, dtype=np.int64)
@@ -102,12 +102,14 @@ def _merge(views: Sequence[SegmentView], space: str, settings: FlushSettings) ->
     tier = 1 + max(view.ref.tier for view in views) if len(views) > 1 else views[0].ref.tier
     segment = build_segment(
         table.drop_columns([_OLD_POSITION]),
-        space,
+        collection.space,
         segment_id="merged",
         tier=tier,
         prefix="",
         threads=settings.threads,
         graph_rows=settings.graph_rows,
+        schema=collection.schema,
+        inputs=[(view.segment, maps[view.ref.id]) for view in views],
     )
     return _Merged(segment, maps)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
@@ -10,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from shoal_core.consistency import STRONG, Consistency, VersionToken
+from shoal_core.consistency import STRONG, Consistency, as_of
 from shoal_core.contracts import (
     Answer,
-    AppendRequest,
     Catalog,
     Collection,
     CollectionRef,
@@ -32,17 +30,22 @@ from shoal_core.contracts import (
     QueryRequest,
     WriteResult,
 )
-from shoal_core.errors import InvalidArgument, StaleRead, WriteConflict
+from shoal_core.errors import InvalidArgument
 from shoal_core.filters import Filter
 from shoal_core.limits import Limits
 from shoal_core.ports import MembershipView, Random
-from shoal_core.records import ID, OP, Operation, encode_batch
+from shoal_core.ranking import Search
+from shoal_core.records import CREATED_OFFSET
+from shoal_core.schema import Schema
 from shoal_frontend import validate
+from shoal_frontend.cursor import Cursor
 from shoal_frontend.fanout import Fanout, target_of
+from shoal_frontend.indexed import check_selection, check_where
 from shoal_frontend.names import Names
-
-_DELETE_ATTEMPTS = 10
-_LARGE_BYTES = 256 << 10  # above this, checking and encoding a batch would hold up the event loop
+from shoal_frontend.search import search as run_searches
+from shoal_frontend.validate_search import check_searched, check_searches
+from shoal_frontend.writes import Writes
+from shoal_text.analysis import check_analyzer
 
 _IDS_ONLY = Include()
 
@@ -60,10 +63,12 @@ class DatabaseService:
     cached_names: int = 10_000
     _names: Names = field(init=False)
     _fanout: Fanout = field(init=False)
+    _writes: Writes = field(init=False)
 
     def __post_init__(self) -> None:
         self._names = Names(self.catalog, self.cached_names)
         self._fanout = Fanout(self.nodes, self.log, self.catalog)
+        self._writes = Writes(self.log, self._fanout, self._names, self.random, self.limits)
 
     # --- tenants and databases
 
@@ -92,6 +97,7 @@ class DatabaseService:
 
     async def create_collection(self, new: NewCollection, *, get_or_create: bool = False) -> tuple[Collection, bool]:
         validate.check_new_collection(new, self.limits)
+        check_analyzer(new.schema.analyzer)
         return await self.catalog.create_collection(new, get_or_create=get_or_create)
 
     async def get_collection(self, ref: CollectionRef) -> Collection:
@@ -113,6 +119,7 @@ class DatabaseService:
         name: str | None = None,
         metadata: Json | None = None,
         configuration: Json | None = None,
+        schema: Schema | None = None,
     ) -> Collection:
         if name is not None:
             validate.check_name(name, "name")
@@ -120,7 +127,9 @@ class DatabaseService:
         validate.check_json({} if configuration is None else configuration, "configuration", self.limits)
         found = await self._names.resolve(ref)
         self._names.forget(ref)
-        return await self.catalog.modify_collection(found.id, name=name, metadata=metadata, configuration=configuration)
+        return await self.catalog.modify_collection(
+            found.id, name=name, metadata=metadata, configuration=configuration, schema=schema
+        )
 
     async def delete_collection(self, ref: CollectionRef) -> None:
         found = await self._names.resolve(ref)
@@ -136,30 +145,11 @@ class DatabaseService:
         *,
         idempotency_key: str = "",
         condition: Condition | None = None,
+        outcomes: bool = False,
     ) -> WriteResult:
-        validate.check_idempotency_key(idempotency_key, self.limits)
-        # A key of our own makes the retries between here and the log safe.
-        key = idempotency_key or self.random.token().hex()
-
-        def prepared(dimension: int | None) -> pa.Buffer:
-            validate.check_batch(batch, dimension, self.limits)
-            return encode_batch(batch)
-
-        async def append(collection: Collection) -> WriteResult:
-            if batch.nbytes > _LARGE_BYTES:
-                payload = await asyncio.to_thread(prepared, collection.dimension)
-            else:
-                payload = prepared(collection.dimension)
-            return await self._append(collection, payload, batch.num_rows, key, condition)
-
-        return await self._names.with_collection(ref, append)
-
-    async def _append(
-        self, collection: Collection, payload: pa.Buffer, records: int, key: str, condition: Condition | None
-    ) -> WriteResult:
-        request = AppendRequest(collection.id, collection.epoch, collection.tenant, payload, key, condition)
-        result = await self.log.append(request)
-        return WriteResult(result.token, result.first_offset, records)
+        return await self._writes.write(
+            ref, batch, idempotency_key=idempotency_key, condition=condition, outcomes=outcomes
+        )
 
     async def delete_where(
         self,
@@ -169,42 +159,11 @@ class DatabaseService:
         where: Filter | None,
         limit: int | None = None,
         idempotency_key: str = "",
+        allow_scan: bool = False,
     ) -> WriteResult:
-        """See `PublicApi`. Ids alone are deleted unread; a filter is read at a strong snapshot and deleted on condition that
-        none of its matches was written since, else it is read again.
-        """
-        if ids is None and where is None:
-            raise InvalidArgument("give ids, a filter or both; nothing deletes everything", field="where")
-        validate.check_selection(ids, where, self.limits)
-        validate.check_page(limit, 0, self.limits.get_results)
-        validate.check_idempotency_key(idempotency_key, self.limits)
-        if where is None and limit is None and ids:
-            return await self.write(ref, _deletions(tuple(dict.fromkeys(ids))), idempotency_key=idempotency_key)
-        wanted = None if ids is None else tuple(ids)
-
-        async def delete(collection: Collection) -> WriteResult:
-            # What was read and what is written must be one collection: the name may pass to another in between.
-            answer = await self._fanout.get(
-                collection, GetRequest(target_of(collection), ids=wanted, where=where, limit=limit)
-            )
-            assert isinstance(answer, Answer)
-            found = tuple(answer.rows.column(ID).to_pylist())
-            at = answer.served_at.offset
-            if not found:
-                return WriteResult(VersionToken(collection.id, collection.incarnation, at), at, 0)
-            return await self._delete(collection, ids=found, read_at=at, key=idempotency_key)
-
-        for _ in range(_DELETE_ATTEMPTS):
-            try:
-                return await self._names.with_collection(ref, delete)
-            except (WriteConflict, StaleRead):
-                continue
-        raise WriteConflict(f"the matches changed during each of {_DELETE_ATTEMPTS} tries; try again")
-
-    async def _delete(self, collection: Collection, ids: tuple[str, ...], read_at: int, key: str) -> WriteResult:
-        payload = encode_batch(_deletions(ids))
-        key = key or self.random.token().hex()
-        return await self._append(collection, payload, len(ids), key, Condition(read_at, ids))
+        return await self._writes.delete_where(
+            ref, ids=ids, where=where, limit=limit, idempotency_key=idempotency_key, allow_scan=allow_scan
+        )
 
     # --- reads
 
@@ -219,6 +178,8 @@ class DatabaseService:
         include: Include = _IDS_ONLY,
         consistency: Consistency = STRONG,
         explain: bool = False,
+        allow_scan: bool = False,
+        cursor: str | None = None,
     ) -> Answer:
         answer = await self.get_encoded(
             ref,
@@ -229,6 +190,8 @@ class DatabaseService:
             include=include,
             consistency=consistency,
             explain=explain,
+            allow_scan=allow_scan,
+            cursor=cursor,
             encoded=False,
         )
         assert isinstance(answer, Answer)
@@ -245,18 +208,38 @@ class DatabaseService:
         include: Include,
         consistency: Consistency,
         explain: bool,
+        allow_scan: bool,
+        cursor: str | None,
         encoded: bool = True,
     ) -> Answer | EncodedAnswer:
         """`get`, whose answer may be the bytes of the one shard that gave it."""
-        validate.check_selection(ids, where, self.limits)
+        check_selection(ids, where, self.limits)
         validate.check_page(limit, offset, self.limits.get_results)
+        if cursor is not None and not limit:
+            raise InvalidArgument("pages need a limit of at least 1", field="limit")
         wanted = None if ids is None else tuple(ids)
 
         async def read(collection: Collection) -> Answer | EncodedAnswer:
+            check_where(collection, where, allow_scan)
             request = GetRequest(target_of(collection), consistency, 0, wanted, where, limit, offset, include, explain)
-            return await self._fanout.get(collection, request, encoded=encoded)
+            if cursor is None:
+                return await self._fanout.get(collection, request, encoded=encoded)
+            return await self._page(collection, request, cursor)
 
         return await self._names.with_collection(ref, read)
+
+    async def _page(self, collection: Collection, request: GetRequest, cursor: str) -> Answer:
+        """One page with the cursor of the next."""
+        if cursor:
+            at = Cursor.parse(cursor, collection)
+            request = replace(request, consistency=as_of(at.offset), after_created=at.position, offset=0)
+        answer = await self._fanout.get(collection, request)
+        assert isinstance(answer, Answer)
+        if answer.rows.num_rows < (request.limit or 0):
+            return answer
+        last = answer.rows.column(CREATED_OFFSET)[-1].as_py()
+        following = Cursor(collection.id, collection.incarnation, answer.served_at.offset, last)
+        return replace(answer, cursor=str(following))
 
     async def query(
         self,
@@ -271,6 +254,7 @@ class DatabaseService:
         ef: int = 0,
         exact: bool = False,
         explain: bool = False,
+        allow_scan: bool = False,
     ) -> Answer:
         answer = await self.query_encoded(
             ref,
@@ -283,6 +267,7 @@ class DatabaseService:
             ef=ef,
             exact=exact,
             explain=explain,
+            allow_scan=allow_scan,
             encoded=False,
         )
         assert isinstance(answer, Answer)
@@ -301,32 +286,67 @@ class DatabaseService:
         ef: int,
         exact: bool,
         explain: bool,
+        allow_scan: bool,
         encoded: bool = True,
     ) -> Answer | EncodedAnswer:
         """`query`, whose answer may be the bytes of the one shard that gave it."""
-        validate.check_selection(ids, where, self.limits)
+        check_selection(ids, where, self.limits)
         validate.check_page(k, 0, self.limits.query_results, "n_results")
         wanted = None if ids is None else tuple(ids)
 
         async def read(collection: Collection) -> Answer | EncodedAnswer:
             validate.check_vectors(vectors, collection.dimension, self.limits)
+            check_where(collection, where, allow_scan)
+            effort = ef or collection.schema.vector.ef_search
             request = QueryRequest(
-                target_of(collection), vectors, k, consistency, 0, wanted, where, include, ef, exact, explain
+                target_of(collection), vectors, k, consistency, 0, wanted, where, include, effort, exact, explain
             )
             return await self._fanout.query(collection, request, encoded=encoded)
 
         return await self._names.with_collection(ref, read)
 
+    async def search(
+        self,
+        ref: CollectionRef,
+        searches: Sequence[Search],
+        *,
+        consistency: Consistency = STRONG,
+        exact: bool = False,
+        explain: bool = False,
+        allow_scan: bool = False,
+    ) -> list[Answer]:
+        check_searches(searches, self.limits)
+        for item in searches:
+            check_selection(item.ids, item.where, self.limits)
+
+        async def read(collection: Collection) -> list[Answer]:
+            for item in searches:
+                check_where(collection, item.where, allow_scan)
+            check_searched(searches, collection, self.limits, allow_scan=allow_scan)
+            return await run_searches(
+                self._fanout, collection, searches, consistency=consistency, exact=exact, explain=explain
+            )
+
+        return await self._names.with_collection(ref, read)
+
     async def count(
-        self, ref: CollectionRef, *, where: Filter | None = None, consistency: Consistency = STRONG
+        self,
+        ref: CollectionRef,
+        *,
+        where: Filter | None = None,
+        consistency: Consistency = STRONG,
+        explain: bool = False,
+        allow_scan: bool = False,
     ) -> CountAnswer:
-        validate.check_selection(None, where, self.limits)
-        return await self._names.with_collection(
-            ref,
-            lambda collection: self._fanout.count(
-                collection, CountRequest(target_of(collection), consistency, 0, where)
-            ),
-        )
+        check_selection(None, where, self.limits)
+
+        async def read(collection: Collection) -> CountAnswer:
+            check_where(collection, where, allow_scan)
+            return await self._fanout.count(
+                collection, CountRequest(target_of(collection), consistency, 0, where, explain)
+            )
+
+        return await self._names.with_collection(ref, read)
 
     async def indexing_status(self, ref: CollectionRef) -> IndexingStatus:
         async def read(collection: Collection) -> IndexingStatus:
@@ -371,8 +391,3 @@ class DatabaseService:
             ],
             "limits": asdict(self.limits),
         }
-
-
-def _deletions(ids: Sequence[str]) -> pa.RecordBatch:
-    operations = np.full(len(ids), Operation.DELETE, dtype=np.uint8)
-    return pa.record_batch({OP: pa.array(operations), ID: pa.array(ids, pa.string())})

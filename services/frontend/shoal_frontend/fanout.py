@@ -3,13 +3,14 @@
 A single shard answers for itself, at a head that it reads while it searches. Several shards must agree on the snapshot: the frontend
 reads the head first, every shard serves exactly that offset, and if a shard has only a newer version loaded the read starts again.
 Answers are ranked first on ids and distances; documents and the rest are fetched for the winners only, at the same snapshot.
+A read AS_OF an offset is at the end of a batch, which one shard names; nodes may serve it from an older version, so it never moves on.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shoal_core.consistency import ReadLevel, ServedAt
+from shoal_core.consistency import Consistency, ReadLevel, ServedAt
 from shoal_core.contracts import (
     Answer,
     Catalog,
@@ -27,17 +28,19 @@ from shoal_core.contracts import (
     EncodedAnswer,
     GetRequest,
     Include,
+    Json,
     Log,
     QueryNode,
     QueryRequest,
     Target,
 )
-from shoal_core.errors import SnapshotGone, StaleEpoch, Unimplemented
+from shoal_core.errors import SnapshotGone, StaleEpoch
 from shoal_core.hashing import hash_ids, shard_of
+from shoal_core.ports import Clock
 from shoal_core.records import CREATED_OFFSET, ID, concat_rows, empty_rows
 
 DISTANCE = "distance"
-_SHARD = "#shard"
+SHARD = "#shard"
 _ATTEMPTS = 8
 
 T = TypeVar("T")
@@ -48,65 +51,104 @@ def target_of(collection: Collection, shard: int = 0) -> Target:
     return Target(collection.id, collection.epoch, collection.space, shard, collection.shards)
 
 
+@dataclass(slots=True)
+class Stages:
+    """Milliseconds of a read in the frontend, stage by stage; nothing without a clock."""
+
+    clock: Clock | None
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    _since: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._since = self._now()
+
+    def done(self, stage: str) -> None:
+        """A stage ends, the next begins."""
+        now = self._now()
+        self.milliseconds[stage] = round((now - self._since) * 1000 + self.milliseconds.get(stage, 0.0), 3)
+        self._since = now
+
+    def _now(self) -> float:
+        return 0.0 if self.clock is None else self.clock.monotonic()
+
+
 @dataclass(frozen=True, slots=True)
 class Fanout:
-    """Reads over shards."""
+    """Reads over shards. ``clock``: with one, explained reads say how long each stage took here."""
 
     nodes: QueryNode
     log: Log
     catalog: Catalog
+    clock: Clock | None = None
 
     async def get(
         self, collection: Collection, request: GetRequest, *, encoded: bool = False
     ) -> Answer | EncodedAnswer:
         """A get of any number of shards; ``request.target`` is replaced."""
-        if collection.shards == 1:
+        if _answers_itself(collection, request.consistency):
             return await self.nodes.get(replace(request, target=target_of(collection)), encoded=encoded)
-        return await self._at_one_snapshot(
-            collection, request.consistency.level, lambda at: self._get(collection, request, at)
+        stages = Stages(self.clock)
+        return await self.at_one_snapshot(
+            collection, request.consistency, lambda at: self.get_at(collection, request, at, stages)
         )
 
     async def query(
         self, collection: Collection, request: QueryRequest, *, encoded: bool = False
     ) -> Answer | EncodedAnswer:
         """A query of any number of shards; ``request.target`` is replaced."""
-        if collection.shards == 1:
+        if _answers_itself(collection, request.consistency):
             return await self.nodes.query(replace(request, target=target_of(collection)), encoded=encoded)
-        return await self._at_one_snapshot(
-            collection, request.consistency.level, lambda at: self._query(collection, request, at)
+        stages = Stages(self.clock)
+        return await self.at_one_snapshot(
+            collection, request.consistency, lambda at: self._query(collection, request, at, stages)
         )
 
     async def count(self, collection: Collection, request: CountRequest) -> CountAnswer:
         """A count of any number of shards; ``request.target`` is replaced."""
-        if collection.shards == 1:
+        if _answers_itself(collection, request.consistency):
             return await self.nodes.count(replace(request, target=target_of(collection)))
+        stages = Stages(self.clock)
 
         async def count_at(offset: int) -> CountAnswer:
+            stages.done("snapshot")
             if offset == 0:
                 return CountAnswer(0, ServedAt(0, 0))
             asks = [
                 self.nodes.count(replace(request, target=target_of(collection, shard), snapshot_offset=offset))
                 for shard in range(collection.shards)
             ]
-            answers = await _all(asks)
-            return CountAnswer(sum(answer.count for answer in answers), _served_at(answers))
+            answers = await all_answers(asks)
+            stages.done("shards")
+            explain = explained_together(answers, stages)
+            return CountAnswer(sum(answer.count for answer in answers), served_at(answers), explain)
 
-        return await self._at_one_snapshot(collection, request.consistency.level, count_at)
+        return await self.at_one_snapshot(collection, request.consistency, count_at)
 
-    async def _at_one_snapshot(
-        self, collection: Collection, level: ReadLevel, read: Callable[[int], Awaitable[T]]
+    async def at_one_snapshot(
+        self, collection: Collection, consistency: Consistency, read: Callable[[int], Awaitable[T]]
     ) -> T:
-        """Call ``read`` with a snapshot offset, anew when a shard has moved past it."""
+        """Call ``read`` with a snapshot offset, anew when a shard has moved past it. 0 is before everything: ask no shard.
+
+        All requests of ``read`` must carry both the offset and ``consistency``.
+        """
+        if consistency.level is ReadLevel.AS_OF:
+            return await read(await self._aligned_offset(collection, consistency))
         for _ in range(_ATTEMPTS):
             try:
-                return await read(await self._snapshot_offset(collection, level))
+                return await read(await self._snapshot_offset(collection, consistency.level))
             except SnapshotGone:
                 continue
         raise SnapshotGone(f"versions were published faster than {_ATTEMPTS} reads could finish; try again")
 
+    async def _aligned_offset(self, collection: Collection, consistency: Consistency) -> int:
+        """The end of the last batch at or below the offset asked for."""
+        if consistency.offset == 0:
+            await self.log.read_index(collection.id, collection.epoch)  # is it there, and by this name?
+            return 0
+        answer = await self._node_get(GetRequest(target_of(collection), consistency, limit=0))
+        return answer.served_at.offset
+
     async def _snapshot_offset(self, collection: Collection, level: ReadLevel) -> int:
-        if level is ReadLevel.AS_OF:
-            raise Unimplemented("as_of reads are not served yet; read at strong or session", field="consistency")
         if level is ReadLevel.INDEX_ONLY:
             return await self._compacted_offset(collection)
         return (await self.log.read_index(collection.id, collection.epoch)).head_offset
@@ -118,9 +160,16 @@ class Fanout:
             raise StaleEpoch(f"collection {now.id} is at epoch {now.epoch}, not {collection.epoch}; look it up again")
         return (await self.catalog.get_version(collection.id)).compacted_offset
 
-    async def _get(self, collection: Collection, request: GetRequest, offset: int) -> Answer:
+    async def get_at(
+        self, collection: Collection, request: GetRequest, offset: int, stages: Stages | None = None
+    ) -> Answer:
+        """A get at a snapshot that is taken already; ``request.target`` is replaced."""
+        stages = stages or Stages(self.clock)
+        stages.done("snapshot")
         if offset == 0:
             return _nothing(1)
+        if collection.shards == 1:
+            return await self._node_get(replace(request, target=target_of(collection), snapshot_offset=offset))
         paged = request.limit is not None
         page = request.offset + (request.limit or 0)
         first = replace(
@@ -130,54 +179,65 @@ class Fanout:
             offset=0,
             include=Include() if paged else request.include,
         )
-        shards = _owners(request.ids, collection.shards)
-        answers = await _all(
+        shards = owners(request.ids, collection.shards)
+        answers = await all_answers(
             [
                 self._node_get(replace(first, target=target_of(collection, shard), ids=ids))
                 for shard, ids in shards.items()
             ]
         )
+        stages.done("shards")
         if not answers:
             return replace(_nothing(1), served_at=ServedAt(offset, 0))
-        rows = _joined(shards, answers)
+        rows = joined(shards, answers)
         order = np.argsort(rows.column(CREATED_OFFSET).to_numpy(), kind="stable")
         chosen = order[request.offset : page] if paged else order[request.offset :]
-        rows = _rows_at(rows, chosen)
+        rows = rows_at(rows, chosen)
         if paged and request.include != Include():
-            rows = await self._hydrated(collection, rows, request.include, offset)
-        return _answer(rows.drop_columns([_SHARD]), np.array([len(chosen)], np.uint32), answers)
+            rows = await self.hydrated(collection, rows, request.include, offset, request.consistency)
+            stages.done("fetch")
+        return merged_answer(rows.drop_columns([SHARD]), np.array([len(chosen)], np.uint32), answers, stages)
 
-    async def _query(self, collection: Collection, request: QueryRequest, offset: int) -> Answer:
+    async def _query(self, collection: Collection, request: QueryRequest, offset: int, stages: Stages) -> Answer:
+        stages.done("snapshot")
         if offset == 0:
             return _nothing(len(request.vectors))
         first = replace(request, snapshot_offset=offset, include=Include(distances=True))
-        shards = _owners(request.ids, collection.shards)
-        answers = await _all(
+        shards = owners(request.ids, collection.shards)
+        answers = await all_answers(
             [
                 self._node_query(replace(first, target=target_of(collection, shard), ids=ids))
                 for shard, ids in shards.items()
             ]
         )
+        stages.done("shards")
         if not answers:
             return replace(_nothing(len(request.vectors)), served_at=ServedAt(offset, 0))
-        rows, counts = _nearest(shards, answers, len(request.vectors), request.k)
+        rows, counts = nearest(joined(shards, answers), answers, DISTANCE, [request.k] * len(request.vectors))
         if replace(request.include, distances=False) != Include():
-            rows = await self._hydrated(collection, rows, request.include, offset)
-        return _answer(rows.drop_columns([_SHARD]), counts, answers)
+            rows = await self.hydrated(collection, rows, request.include, offset, request.consistency)
+            stages.done("fetch")
+        return merged_answer(rows.drop_columns([SHARD]), counts, answers, stages)
 
-    async def _hydrated(self, collection: Collection, rows: pa.Table, include: Include, offset: int) -> pa.Table:
-        """The rows with the columns asked for, fetched from the shards that have them, at the same snapshot."""
-        shards = rows.column(_SHARD).to_numpy()
+    async def hydrated(
+        self, collection: Collection, rows: pa.Table, include: Include, offset: int, consistency: Consistency
+    ) -> pa.Table:
+        """The rows, which have a column ``SHARD``, with those asked for, fetched from their shards at the same snapshot."""
+        shards = rows.column(SHARD).to_numpy()
         asks = []
         for shard in np.unique(shards).tolist():
             ids = rows.column(ID).take(pa.array(np.flatnonzero(shards == shard))).unique()
             request = GetRequest(
-                target_of(collection, shard), snapshot_offset=offset, ids=tuple(ids.to_pylist()), include=include
+                target_of(collection, shard),
+                consistency,
+                snapshot_offset=offset,
+                ids=tuple(ids.to_pylist()),
+                include=include,
             )
             asks.append(self._node_get(request))
         if not asks:
             return rows
-        fetched = concat_rows([answer.rows for answer in await _all(asks)])
+        fetched = concat_rows([answer.rows for answer in await all_answers(asks)])
         at = pc.index_in(rows.column(ID), value_set=fetched.column(ID).combine_chunks())
         if at.null_count:
             raise SnapshotGone("a shard no longer serves the snapshot; take a new one")
@@ -194,7 +254,12 @@ class Fanout:
         return cast(Answer, await self.nodes.query(request))
 
 
-async def _all(asks: Sequence[Awaitable[T]]) -> list[T]:
+def _answers_itself(collection: Collection, consistency: Consistency) -> bool:
+    """Whether the one shard does it all; nothing is AS_OF 0, which to a node is no offset."""
+    return collection.shards == 1 and (consistency.level is not ReadLevel.AS_OF or consistency.offset > 0)
+
+
+async def all_answers(asks: Sequence[Awaitable[T]]) -> list[T]:
     """All answers; the first failure cancels the rest and is raised as it is."""
     tasks = [asyncio.ensure_future(ask) for ask in asks]
     try:
@@ -204,7 +269,7 @@ async def _all(asks: Sequence[Awaitable[T]]) -> list[T]:
             task.cancel()
 
 
-def _owners(ids: Sequence[str] | None, shards: int) -> dict[int, tuple[str, ...] | None]:
+def owners(ids: Sequence[str] | None, shards: int) -> dict[int, tuple[str, ...] | None]:
     """The shards to ask, each with the ids it owns, or None for all."""
     if ids is None:
         return dict.fromkeys(range(shards))
@@ -216,42 +281,55 @@ def _owners(ids: Sequence[str] | None, shards: int) -> dict[int, tuple[str, ...]
     }
 
 
-def _joined(shards: Iterable[int], answers: Sequence[Answer]) -> pa.Table:
-    """The rows of all answers, each with the number of the shard it came from."""
+def joined(shards: Iterable[int], answers: Sequence[Answer]) -> pa.Table:
+    """The rows of all answers, each with the number of the shard it came from, in a column ``SHARD``."""
     return concat_rows(
         [
-            answer.rows.append_column(_SHARD, pa.array(np.full(answer.rows.num_rows, shard)))
+            answer.rows.append_column(SHARD, pa.array(np.full(answer.rows.num_rows, shard)))
             for shard, answer in zip(shards, answers, strict=True)
         ]
     )
 
 
-def _rows_at(rows: pa.Table, at: npt.NDArray[np.int64]) -> pa.Table:
+def rows_at(rows: pa.Table, at: npt.NDArray[np.int64]) -> pa.Table:
+    """The rows at these positions."""
     return rows.combine_chunks().take(pa.array(at))
 
 
-def _nearest(
-    shards: Iterable[int], answers: Sequence[Answer], queries: int, k: int
+def nearest(
+    rows: pa.Table, answers: Sequence[Answer], column: str, limits: Sequence[int]
 ) -> tuple[pa.Table, npt.NDArray[np.uint32]]:
-    """Per query the k nearest over all shards, equal distances in order of creation; and how many there are."""
-    rows = _joined(shards, answers)
-    query = np.concatenate([np.repeat(np.arange(queries), answer.row_counts) for answer in answers])
-    order = np.lexsort((rows.column(CREATED_OFFSET).to_numpy(), rows.column(DISTANCE).to_numpy(), query))
-    totals = np.bincount(query, minlength=queries)
+    """Of the joined rows of all shards, per query the best by a column, equals in order of creation; and how many there are.
+
+    ``limits`` says how many are wanted of each query.
+    """
+    most = np.array(limits, dtype=np.int64)
+    query = np.concatenate([np.repeat(np.arange(len(most)), answer.row_counts) for answer in answers])
+    order = np.lexsort((rows.column(CREATED_OFFSET).to_numpy(), rows.column(column).to_numpy(), query))
+    totals = np.bincount(query, minlength=len(most))
     rank = np.arange(len(order)) - np.repeat(np.cumsum(totals) - totals, totals)
-    return _rows_at(rows, order[rank < k]), np.minimum(totals, k).astype(np.uint32)
+    return rows_at(rows, order[rank < np.repeat(most, totals)]), np.minimum(totals, most).astype(np.uint32)
 
 
-def _served_at(answers: Sequence[Any]) -> ServedAt:
+def served_at(answers: Sequence[Any]) -> ServedAt:
     """The common offset and the oldest version that served it."""
     return ServedAt(answers[0].served_at.offset, min(answer.served_at.version for answer in answers))
 
 
-def _answer(rows: pa.Table, counts: npt.NDArray[np.uint32], answers: Sequence[Answer]) -> Answer:
-    explained = [answer.explain for answer in answers if answer.explain is not None]
-    explain = {"shards": [shard for part in explained for shard in part["shards"]]} if explained else None
+def explained_together(answers: Sequence[Answer | CountAnswer], stages: Stages) -> Json | None:
+    """What the shards explained, one after another, and the stages here; None if they did not."""
+    parts = [answer.explain for answer in answers if answer.explain is not None]
+    if not parts:
+        return None
+    together: dict[str, Any] = {"shards": [shard for part in parts for shard in part["shards"]]}
+    return together if stages.clock is None else together | {"frontend": {"milliseconds": dict(stages.milliseconds)}}
+
+
+def merged_answer(rows: pa.Table, counts: npt.NDArray[np.uint32], answers: Sequence[Answer], stages: Stages) -> Answer:
+    """The answer that the shards' answers make, with these rows."""
+    explain = explained_together(answers, stages)
     reason = next((answer.reason for answer in answers if not answer.complete), "")
-    return Answer(rows, counts, _served_at(answers), all(answer.complete for answer in answers), reason, explain)
+    return Answer(rows, counts, served_at(answers), all(answer.complete for answer in answers), reason, explain)
 
 
 def _nothing(queries: int) -> Answer:

@@ -13,10 +13,11 @@ from shoal_core.consistency import Consistency
 from shoal_core.contracts import Answer, CollectionRef, EncodedAnswer, Include, PublicApi
 from shoal_core.filters import Filter
 from shoal_wire.codec import catalog, common
-from shoal_wire.codec.answers import answer_size_bytes, encode_answer_bytes, encode_count
+from shoal_wire.codec.answers import answer_size_bytes, encode_answer_bytes, encode_answers_bytes, encode_count
 from shoal_wire.codec.filters import decode_filter
 from shoal_wire.codec.log import decode_condition
 from shoal_wire.codec.public import decode_ref, encode_indexing_status, encode_write_result
+from shoal_wire.codec.ranking import decode_searches
 from shoal_wire.codec.records import decode_operations, estimated_size_bytes
 from shoal_wire.messages import LARGE_BYTES, sized
 from shoal_wire.server import add_service
@@ -41,6 +42,8 @@ class Api(PublicApi, Protocol):
         include: Include,
         consistency: Consistency,
         explain: bool,
+        allow_scan: bool,
+        cursor: str | None,
     ) -> Answer | EncodedAnswer: ...
 
     async def query_encoded(
@@ -56,6 +59,7 @@ class Api(PublicApi, Protocol):
         ef: int,
         exact: bool,
         explain: bool,
+        allow_scan: bool,
     ) -> Answer | EncodedAnswer: ...
 
 
@@ -113,11 +117,13 @@ class ShoalServicer:
         return catalog_pb2.CountCollectionsResponse(count=count)
 
     async def modify_collection(self, request: pb.ModifyRequest) -> types_pb2.Collection:
+        schema = request.schema_json if request.HasField("schema_json") else None
         collection = await self._api.modify_collection(
             decode_ref(request.collection),
             name=request.name if request.HasField("name") else None,
             metadata=common.decode_json(request.metadata_json, "metadata_json"),
             configuration=common.decode_json(request.configuration_json, "configuration_json"),
+            schema=None if schema is None else catalog.decode_schema(schema, "schema_json"),
         )
         return catalog.encode_collection(collection)
 
@@ -132,6 +138,7 @@ class ShoalServicer:
             batch,
             idempotency_key=request.idempotency_key,
             condition=decode_condition(request.condition, request.HasField("condition")),
+            outcomes=request.outcomes,
         )
         return encode_write_result(result)
 
@@ -142,6 +149,7 @@ class ShoalServicer:
             where=_where(request),
             limit=request.limit if request.HasField("limit") else None,
             idempotency_key=request.idempotency_key,
+            allow_scan=request.allow_scan,
         )
         return encode_write_result(result)
 
@@ -155,6 +163,8 @@ class ShoalServicer:
             include=common.decode_include(request.include),
             consistency=common.decode_consistency(request.consistency),
             explain=request.explain,
+            allow_scan=request.allow_scan,
+            cursor=request.cursor if request.HasField("cursor") else None,
         )
         return await _answer_bytes(answer)
 
@@ -170,14 +180,30 @@ class ShoalServicer:
             ef=request.ef,
             exact=request.exact,
             explain=request.explain,
+            allow_scan=request.allow_scan,
         )
         return await _answer_bytes(answer)
+
+    async def search(self, request: pb.SearchRequest) -> bytes:
+        searches = await sized(request.ByteSize(), decode_searches, request.searches)
+        answers = await self._api.search(
+            decode_ref(request.collection),
+            searches,
+            consistency=common.decode_consistency(request.consistency),
+            exact=request.exact,
+            explain=request.explain,
+            allow_scan=request.allow_scan,
+        )
+        size_bytes = sum(answer_size_bytes(answer, LARGE_BYTES) for answer in answers)
+        return await sized(size_bytes, encode_answers_bytes, answers)
 
     async def count(self, request: pb.CountRequest) -> types_pb2.CountAnswer:
         answer = await self._api.count(
             decode_ref(request.collection),
             where=_where(request),
             consistency=common.decode_consistency(request.consistency),
+            explain=request.explain,
+            allow_scan=request.allow_scan,
         )
         return encode_count(answer)
 

@@ -237,15 +237,19 @@ def _merge(sources: Sequence[tuple[int, Neighbours, npt.NDArray[np.uint64]]], qu
 # --- get and count -----------------------------------------------------------------------------------------------------
 
 
-def select_rows(snapshot: Snapshot, selection: Selection, limit: int | None, offset: int) -> Found:
-    """Selected rows in order of creation, cut to the page."""
+def select_rows(
+    snapshot: Snapshot, selection: Selection, limit: int | None, offset: int, after_created: int = 0
+) -> Found:
+    """Selected rows created after an offset, in order of creation, cut to the page."""
     rows, sources, created = [], [], []
     end = None if limit is None else offset + limit
     for source in range(snapshot.tail + 1):
         in_tail = source == snapshot.tail
         all_created = snapshot.frozen.created if in_tail else snapshot.version.segments[source].segment.created
         # A segment is in order of creation: its later rows are on no earlier page
-        found = _selected(snapshot, source, selection, len(all_created), None if in_tail else end)
+        found = _selected(snapshot, source, selection, len(all_created), None if in_tail or after_created else end)
+        if after_created:
+            found = found[all_created[found] > after_created]
         rows.append(found)
         sources.append(np.full(len(found), source))
         created.append(all_created[found])
@@ -322,8 +326,8 @@ def _columns(available: Sequence[str], include: Include) -> list[str]:
         wanted.append(DOCUMENT)
     if include.embeddings and EMBEDDING in available:
         wanted.append(EMBEDDING)
-    if include.metadatas:
-        wanted.extend(field.column for field in metadata_fields(available) if field.key != URI_KEY)
-    if include.uris and _URI in available:
+    fields = [field for field in metadata_fields(available) if field.key != URI_KEY]
+    wanted.extend(field.column for field in fields if include.metadatas or field.key in include.keys)
+    if (include.uris or URI_KEY in include.keys) and _URI in available:
         wanted.append(_URI)
     return wanted

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,17 +16,23 @@ from shoal_core.contracts import (
     Answer,
     CountAnswer,
     CountRequest,
+    DenseLeaf,
     GetRequest,
+    Include,
     Json,
     QueryRequest,
+    SearchRequest,
+    StatisticsAnswer,
+    StatisticsRequest,
     Target,
 )
-from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound, SnapshotGone, Unimplemented
+from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound, SnapshotGone
+from shoal_core.filters import Filter
+from shoal_index.planner import SegmentPlan
 from shoal_query.admission import Admission
 from shoal_query.execute import (
     Found,
     Search,
-    SegmentHits,
     Selection,
     Snapshot,
     count_rows,
@@ -35,7 +41,10 @@ from shoal_query.execute import (
     search_segments,
     select_rows,
 )
+from shoal_query.explain import Shown, Stages, explain
+from shoal_query.ranked import SCORE, search_leaves, statistics
 from shoal_query.shard import Services, Shard, View
+from shoal_storage.cache import ReadMeter
 
 ShardKey = tuple[str, int, int]
 
@@ -87,40 +96,83 @@ class Node:
 
     async def get(self, request: GetRequest, *, encoded: bool = False) -> Answer:
         """See `QueryNode`."""
-        selection = Selection(request.where, None if request.ids is None else _id_array(request.ids))
+        selection = _selection(request.where, request.ids)
         async with self._reading(request.target) as shard:
+            reading = self._begin(shard)
             snapshot = await self._snapshot(shard, request.target, request.consistency, request.snapshot_offset)
+            reading.stages.done("snapshot")
 
-            def work() -> tuple[Found, pa.Table]:
-                found = select_rows(snapshot, selection, request.limit, request.offset)
-                return found, hydrate(snapshot, found, request.include, with_origin=request.explain)
+            def work() -> Answer:
+                found = select_rows(snapshot, selection, request.limit, request.offset, request.after_created)
+                reading.stages.done("select")
+                rows = hydrate(snapshot, found, request.include, with_origin=request.explain)
+                reading.stages.done("fetch")
+                return reading.answer(rows, found, snapshot, selection, request)
 
-            found, rows = await self.services.compute(work)
-        explain = self._explain(snapshot, request.target, None) if request.explain else None
-        return _answer(rows, found, snapshot, explain)
+            return await self.services.compute(work)
 
     async def count(self, request: CountRequest) -> CountAnswer:
         """See `QueryNode`."""
+        selection = Selection(request.where)
         async with self._reading(request.target) as shard:
+            reading = self._begin(shard)
             snapshot = await self._snapshot(shard, request.target, request.consistency, request.snapshot_offset)
-            total = await self.services.compute(lambda: count_rows(snapshot, Selection(request.where)))
-        return CountAnswer(total, _served_at(snapshot))
+            reading.stages.done("snapshot")
+
+            def work() -> CountAnswer:
+                total = count_rows(snapshot, selection)
+                reading.stages.done("select")
+                shown = reading.explained(snapshot, selection, request.target) if request.explain else None
+                return CountAnswer(total, _served_at(snapshot), shown)
+
+            return await self.services.compute(work)
 
     async def query(self, request: QueryRequest, *, encoded: bool = False) -> Answer:
         """See `QueryNode`. The segments are searched while the read index and the tail are fetched."""
-        selection = Selection(request.where, None if request.ids is None else _id_array(request.ids))
+        selection = _selection(request.where, request.ids)
         search = Search(request.vectors, request.k, request.ef, request.exact, self.settings.threads)
         async with self._reading(request.target) as shard:
+            reading = self._begin(shard)
             for _ in range(self.settings.attempts):
                 view = await shard.loaded()
-                _check_dimension(request, view, shard)
+                _check_dimension(request.vectors.shape[1], view, shard)
                 try:
-                    return await self._search(shard, view, request, selection, search)
+                    return await self._search(shard, view, request, selection, search, reading)
                 except SnapshotGone:
                     self.counters.retaken_snapshots += 1
                     if request.snapshot_offset and shard.view is view:
                         raise
         raise SnapshotGone(f"the snapshot was replaced {self.settings.attempts} times during the read; try again")
+
+    async def search(self, request: SearchRequest) -> Answer:
+        """See `QueryNode`."""
+        selection = _selection(request.where, request.ids)
+        async with self._reading(request.target) as shard:
+            reading = self._begin(shard)
+            snapshot = await self._snapshot(shard, request.target, request.consistency, request.snapshot_offset)
+            for leaf in request.leaves:
+                if isinstance(leaf, DenseLeaf):
+                    _check_dimension(len(leaf.vector), await shard.loaded(), shard)
+            reading.stages.done("snapshot")
+
+            def work() -> Answer:
+                ranked = search_leaves(
+                    snapshot, selection, request.leaves, exact=request.exact, threads=self.settings.threads
+                )
+                reading.stages.done("rank")
+                rows = hydrate(snapshot, ranked.found, Include(), with_origin=request.explain)
+                rows = rows.append_column(SCORE, pa.array(ranked.measures))
+                reading.stages.done("fetch")
+                return reading.answer(rows, ranked.found, snapshot, selection, request, ranked.plans)
+
+            return await self.services.compute(work)
+
+    async def statistics(self, request: StatisticsRequest) -> StatisticsAnswer:
+        """See `QueryNode`."""
+        async with self._reading(request.target) as shard:
+            snapshot = await self._snapshot(shard, request.target, request.consistency, request.snapshot_offset)
+            found = await self.services.compute(lambda: statistics(snapshot, request.asks))
+        return StatisticsAnswer(found, _served_at(snapshot))
 
     async def close(self) -> None:
         """Stop all background loading."""
@@ -129,33 +181,47 @@ class Node:
         self._shards.clear()
 
     async def _search(
-        self, shard: Shard, view: View, request: QueryRequest, selection: Selection, search: Search
+        self,
+        shard: Shard,
+        view: View,
+        request: QueryRequest,
+        selection: Selection,
+        search: Search,
+        reading: _Read,
     ) -> Answer:
         before, pinned = view.newest(), None
-        if request.snapshot_offset and before.offset > request.snapshot_offset:
+        if request.consistency.level is ReadLevel.AS_OF:
+            before = pinned = await self._snapshot(shard, request.target, request.consistency, request.snapshot_offset)
+        elif request.snapshot_offset and before.offset > request.snapshot_offset:
             before = pinned = await self._pinned(shard, view, request.snapshot_offset)
         segments = asyncio.ensure_future(self.services.compute(lambda: search_segments(before, selection, search)))
         try:
             snapshot = pinned or await self._snapshot_of(
                 shard, view, request.target, request.consistency, request.snapshot_offset
             )
-            _check_dimension(request, view, shard)
+            _check_dimension(request.vectors.shape[1], view, shard)
+            reading.stages.done("snapshot")
             hits = await segments
         finally:
             segments.cancel()
+        reading.stages.done("search")
 
-        def finish() -> tuple[Found, pa.Table, list[SegmentHits]]:
+        def finish() -> Answer:
             if snapshot.offset < before.offset:  # served without a newer head: search at the offset asked for
                 found, current = finish_search(
                     snapshot, 0, search_segments(snapshot, selection, search), selection, search
                 )
             else:
                 found, current = finish_search(snapshot, before.offset, hits, selection, search)
-            return found, hydrate(snapshot, found, request.include, with_origin=request.explain), current
+            reading.stages.done("tail")
+            rows = hydrate(snapshot, found, request.include, with_origin=request.explain)
+            reading.stages.done("fetch")
+            return reading.answer(rows, found, snapshot, selection, request, [[hit.plan for hit in current]])
 
-        found, rows, current = await self.services.compute(finish)
-        explain = self._explain(snapshot, request.target, current) if request.explain else None
-        return _answer(rows, found, snapshot, explain)
+        return await self.services.compute(finish)
+
+    def _begin(self, shard: Shard) -> _Read:
+        return _Read(self.name, shard, Stages(self.services.clock), replace(shard.read))
 
     async def _snapshot(self, shard: Shard, target: Target, consistency: Consistency, snapshot_offset: int) -> Snapshot:
         """A snapshot that meets the demand, on the newest view; taken anew when a version replaces it meanwhile."""
@@ -172,7 +238,10 @@ class Node:
     async def _snapshot_of(
         self, shard: Shard, view: View, target: Target, consistency: Consistency, snapshot_offset: int
     ) -> Snapshot:
-        """The same on a given view."""
+        """The same on a given view; of AS_OF on whatever view reaches back."""
+        if consistency.level is ReadLevel.AS_OF:
+            await self._look_now_and_then(shard, target)
+            return await shard.as_of(snapshot_offset or consistency.offset, target.epoch)
         if snapshot_offset:
             return await self._pinned(shard, view, snapshot_offset)
         match consistency.level:
@@ -184,8 +253,6 @@ class Node:
                 return view.newest()
             case ReadLevel.BOUNDED if self._is_recent(shard.caught_up_at, consistency.staleness_ms):
                 return await view.at(view.raw.through, shard.dimension, self.services)
-            case ReadLevel.AS_OF:
-                raise Unimplemented("as_of reads are not served yet; read at strong or session", field="consistency")
             case _:
                 offset = await shard.newest_offset(target.epoch)
                 if offset < consistency.offset:
@@ -245,36 +312,67 @@ class Node:
         self.counters.dropped_shards += 1
         await shard.close()
 
-    def _explain(self, snapshot: Snapshot, target: Target, hits: list[SegmentHits] | None) -> Json:
-        segments = []
-        for number, view in enumerate(snapshot.version.segments):
-            entry: dict[str, object] = {"id": view.ref.id, "tier": view.ref.tier, "rows": view.ref.rows}
-            if hits is not None:
-                plan = hits[number].plan
-                entry |= {"allowed": hits[number].allowed, "strategy": str(plan.strategy), "ef": plan.ef}
-            segments.append(entry)
-        tail_rows = int(np.count_nonzero(snapshot.frozen.visible(snapshot.offset)))
-        tail = {"records": tail_rows, "after": snapshot.version.compacted_offset, "up_to": snapshot.offset}
-        shard = {"node": self.name, "shard": target.shard, "version": snapshot.version.version, "tail": tail}
-        return {"shards": [{**shard, "segments": segments}]}
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """One read under way, for its explanation."""
+
+    node: str
+    shard: Shard
+    stages: Stages
+    before: ReadMeter
+
+    def answer(
+        self,
+        rows: pa.Table,
+        found: Found,
+        snapshot: Snapshot,
+        selection: Selection,
+        request: GetRequest | QueryRequest | SearchRequest,
+        plans: Sequence[Sequence[SegmentPlan]] = (),
+    ) -> Answer:
+        shown = None
+        if request.explain:
+            from_tail = int(np.count_nonzero(found.source == snapshot.tail))
+            shown = self.explained(snapshot, selection, request.target, plans, rows, from_tail)
+        return Answer(rows, found.counts.astype(np.uint32), _served_at(snapshot), explain=shown)
+
+    def explained(
+        self,
+        snapshot: Snapshot,
+        selection: Selection,
+        target: Target,
+        plans: Sequence[Sequence[SegmentPlan]] = (),
+        rows: pa.Table | None = None,
+        from_tail: int = 0,
+    ) -> Json:
+        return explain(
+            Shown(
+                self.node,
+                target,
+                snapshot,
+                selection,
+                self.stages,
+                self.before,
+                self.shard.read,
+                plans,
+                rows,
+                from_tail,
+            )
+        )
 
 
-def _check_dimension(request: QueryRequest, view: View, shard: Shard) -> None:
+def _check_dimension(given: int, view: View, shard: Shard) -> None:
     known = shard.dimension if shard.dimension is not None else view.version.dimension
-    given = request.vectors.shape[1]
     if known is not None and known != given:
         raise DimensionMismatch(
             f"the collection has embeddings of dimension {known}, the query has {given}", field="query_embeddings"
         )
 
 
-def _id_array(ids: tuple[str, ...]) -> pa.Array:
-    return pa.array(dict.fromkeys(ids), pa.string())
+def _selection(where: Filter | None, ids: tuple[str, ...] | None) -> Selection:
+    return Selection(where, None if ids is None else pa.array(dict.fromkeys(ids), pa.string()))
 
 
 def _served_at(snapshot: Snapshot) -> ServedAt:
     return ServedAt(snapshot.offset, snapshot.version.version)
-
-
-def _answer(rows: pa.Table, found: Found, snapshot: Snapshot, explain: Json | None) -> Answer:
-    return Answer(rows, found.counts.astype(np.uint32), _served_at(snapshot), explain=explain)

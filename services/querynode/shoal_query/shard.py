@@ -1,13 +1,15 @@
 """A shard as this node serves it: the newest version loaded, the raw tail since, and the overlay of the one over the other.
 
 A `View` is one version with its tail and overlay. Reads pin the view they started on; when a newer version is published the next view
-is loaded beside it and takes over. A view and its blocks go when nobody holds it.
+is loaded beside it and takes over. A view and its blocks go when nobody holds it. A few views of older versions are kept for reads
+at earlier offsets.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -26,11 +28,11 @@ from shoal_core.errors import (
     Unavailable,
 )
 from shoal_core.ports import Clock, ObjectStore
-from shoal_index.segment import BlockReader
 from shoal_index.version import ShardVersion, open_shard
 from shoal_query.execute import LiveMasks, Snapshot
 from shoal_query.rounds import Rounds, seen
 from shoal_query.tail import Overlay, RawTail
+from shoal_storage.cache import Metered, MeteredReader, ReadMeter
 from shoal_storage.manifest import Manifest, decode_manifest, empty_manifest
 
 _logger = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _SHARD_BYTES = 8 << 10  # of Python objects, also for an empty shard
+_PAST_VIEWS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Services:
     catalog: Catalog
     log: Log
     objects: ObjectStore
-    blocks: BlockReader
+    blocks: MeteredReader
     clock: Clock
     executor: Executor
 
@@ -65,6 +68,11 @@ class View:
     overlay: Overlay
     masks: LiveMasks = field(default_factory=LiveMasks)
     folding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its segments and of its raw tail."""
+        return self.raw.size_bytes + sum(view.ref.size_bytes for view in self.version.segments)
 
     def newest(self) -> Snapshot:
         """What is folded already."""
@@ -121,13 +129,16 @@ class Shard:
         self._rounds: Rounds[Head] = Rounds(self._catch_up)
         self._loading: asyncio.Task[None] | None = None
         self._views: WeakSet[View] = WeakSet()
+        self._past: OrderedDict[int, View] = OrderedDict()  # by version
+        self._looking_back = asyncio.Lock()
+        self.read = ReadMeter()
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the segments and the raw tail held, and something for the shard itself; 0 while nothing is loaded."""
+        """Bytes of the segments and the raw tails held, and something for the shard itself; 0 while nothing is loaded."""
         if self.view is None:
             return 0
-        return _SHARD_BYTES + self.view.raw.size_bytes + sum(view.ref.size_bytes for view in self.view.version.segments)
+        return _SHARD_BYTES + self.view.size_bytes + sum(view.size_bytes for view in self._past.values())
 
     async def loaded(self) -> View:
         """The newest view loaded; loads the current version the first time."""
@@ -153,6 +164,42 @@ class Shard:
             before = view.raw.through
             if await self._fetch_next(offset) is not None and view.raw.through == before:
                 raise SnapshotGone(f"the log does not reach offset {offset}; take a new snapshot")
+
+    async def as_of(self, offset: int, epoch: int) -> Snapshot:
+        """The snapshot at the end of the last batch at or below ``offset``, whatever has been compacted since.
+
+        Raises `OffsetExpired` when version or log no longer reach back so far, `InvalidArgument` beyond the log's end.
+        """
+        view = await self.loaded()
+        if view.raw.through < offset:
+            head = await self.newest_offset(epoch)
+            if head < offset:
+                raise InvalidArgument(
+                    f"offset {offset} lies beyond the log's end at {head}", field="consistency.offset"
+                )
+            view = await self.loaded()
+        if offset < view.version.compacted_offset:
+            async with self._looking_back:
+                view = await self._past_view(offset, view.version.compacted_offset)
+        return await view.at(view.raw.end_at(offset), self.dimension, self.services)
+
+    async def _past_view(self, offset: int, end: int) -> View:
+        """A view of an older version with its tail up to ``offset`` at least. ``end``: a later end of a batch."""
+        info = await self.services.catalog.version_at(self.target.collection_id, offset)
+        view = self._past.get(info.version)
+        if view is None:
+            try:
+                _, version = await self._open_version(info, self.view)
+            except NotFound as error:
+                raise OffsetExpired(f"what offset {offset} needs is kept no longer", field="consistency") from error
+            view = View(version, RawTail(version.compacted_offset), Overlay(version))
+        while view.raw.through < offset:
+            await self._fetch(view.raw, end)
+        self._past[info.version] = view
+        self._past.move_to_end(info.version)
+        while len(self._past) > _PAST_VIEWS:
+            self._past.popitem(last=False)
+        return view
 
     async def close(self) -> None:
         """Stop loading."""
@@ -239,16 +286,19 @@ class Shard:
 
     async def _open(self, info: VersionInfo, old: View | None) -> tuple[Manifest, ShardVersion]:
         """The version, with the segments that ``old`` has open. Raises `Corrupt` for a current version that lacks objects."""
-        opened = {view.ref.id: view.segment for view in old.version.segments} if old is not None else {}
         while True:
             try:
-                manifest = await self._manifest(info)
-                return manifest, await open_shard(manifest, self.target.shard, self.services.blocks, opened)
+                return await self._open_version(info, old)
             except NotFound as error:  # not a collection that is gone, as it would look to a caller
                 current = await self.services.catalog.get_version(self.target.collection_id)
                 if current.version == info.version:
                     raise Corrupt(f"version {info.version} of {self.target} lacks an object: {error}") from error
                 info = current  # replaced and swept away while it was loading
+
+    async def _open_version(self, info: VersionInfo, old: View | None) -> tuple[Manifest, ShardVersion]:
+        opened = {view.ref.id: view.segment for view in old.version.segments} if old is not None else {}
+        manifest = await self._manifest(info)
+        return manifest, await open_shard(manifest, self.target.shard, Metered(self.services.blocks, self.read), opened)
 
     async def _manifest(self, info: VersionInfo) -> Manifest:
         if info.version == 0:

@@ -62,6 +62,11 @@ class RawTail:
         at = bisect_left(self._ends, offset)
         return offset == self.base or (at < len(self._ends) and self._ends[at] == offset)
 
+    def end_at(self, offset: int) -> int:
+        """The end of the last batch at or below ``offset``, which is not below ``base``."""
+        at = bisect_right(self._ends, offset)
+        return self._ends[at - 1] if at else self.base
+
     def release(self, up_to: int) -> None:
         """Forget entries that end at or before ``up_to``."""
         count = bisect_right(self._ends, up_to)

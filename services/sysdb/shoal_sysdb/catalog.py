@@ -31,14 +31,17 @@ from shoal_core.errors import (
     UploadExpired,
     VersionConflict,
 )
+from shoal_core.schema import Schema, check_change
 from shoal_sysdb.checks import (
     check_new,
+    check_offset,
     check_ttl,
     fenced,
     name_taken,
     no_collection,
     no_database,
     no_tenant,
+    offset_expired,
     parse_collection_id,
     parse_uuid,
     parse_uuids,
@@ -178,6 +181,7 @@ class CatalogService:
         name: str | None = None,
         metadata: Json | None = None,
         configuration: Json | None = None,
+        schema: Schema | None = None,
     ) -> Collection:
         """See `Catalog.modify_collection`."""
         wanted = parse_collection_id(collection_id)
@@ -185,12 +189,14 @@ class CatalogService:
             collection = await sql.names.lock_collection(wanted)
             if collection is None:
                 raise no_collection(collection_id)
+            if schema is not None:
+                check_change(collection.schema, schema)
             if name is not None and name != collection.name:
                 # Says it well and keeps two that swap names from waiting for each other; the unique index decides.
                 holder = await sql.names.find_collection(collection.tenant, collection.database, name)
                 if holder is not None:
                     raise name_taken(name, collection.database)
-            return await sql.names.update_collection(wanted, name, metadata, configuration)
+            return await sql.names.update_collection(wanted, name, metadata, configuration, schema)
 
     async def delete_collection(self, collection_id: str) -> None:
         """See `Catalog.delete_collection`. The name is free at once; a new collection of that name has a new id."""
@@ -288,6 +294,18 @@ class CatalogService:
         if found is None:
             gone = no_collection(collection_id)
             raise NotFound(f"no version {version} of collection {collection_id}") if version else gone
+        return found.info
+
+    async def version_at(self, collection_id: str, offset: int) -> VersionInfo:
+        """See `Catalog.version_at`, and `VersionStatements.version_at` for why it is right."""
+        wanted = parse_collection_id(collection_id)
+        check_offset(offset)
+        async with self._store.session() as sql:
+            found = await sql.versions.version_at(wanted, offset)
+        if found is None:
+            raise no_collection(collection_id)
+        if found.info is None:
+            raise offset_expired(offset, found.oldest_offset)
         return found.info
 
     # --- garbage collection ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from shoal_core.contracts import Lease, NewCollection
-from shoal_core.errors import AlreadyExists, Fenced, InvalidArgument, NotFound
+from shoal_core.errors import AlreadyExists, Fenced, InvalidArgument, NotFound, OffsetExpired
 
 SPACES = ("l2", "cosine", "ip")
 
@@ -49,6 +49,12 @@ def check_ttl(ttl_ms: int) -> None:
         raise InvalidArgument(f"{ttl_ms} is below 1", field="ttl_ms")
 
 
+def check_offset(offset: int) -> None:
+    """Raises `InvalidArgument`."""
+    if offset < 0:
+        raise InvalidArgument(f"{offset} is negative", field="offset")
+
+
 def no_tenant(name: str) -> NotFound:
     """The tenant does not exist."""
     return NotFound(f"no tenant {name!r}", field="tenant")
@@ -72,3 +78,10 @@ def name_taken(name: str, database: str) -> AlreadyExists:
 def fenced(lease: Lease) -> Fenced:
     """Another holds the lease."""
     return Fenced(f"lease epoch {lease.epoch} of {lease.kind} on {lease.collection_id} is over; stop this job")
+
+
+def offset_expired(offset: int, oldest_offset: int) -> OffsetExpired:
+    """What reading at an offset would need may be gone."""
+    return OffsetExpired(
+        f"{offset} can no longer be read; the oldest offset that can is {oldest_offset}", field="offset"
+    )

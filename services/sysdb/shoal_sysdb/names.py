@@ -7,6 +7,7 @@ from uuid import UUID
 
 from shoal_core.contracts import Collection, Database, Json, NewCollection
 from shoal_core.errors import Internal
+from shoal_core.schema import Schema
 from shoal_sysdb.sql import COLLECTION_COLUMNS, Sql, collection_of, database_of, dump_json
 
 
@@ -77,8 +78,8 @@ class NameStatements:
         """None when the name is taken; waits for whoever is about to take it."""
         row = await self._sql.fetchrow(
             f"""INSERT INTO collection AS c (id, database_id, tenant, database_name, name, incarnation, dimension, space,
-                shards, metadata, configuration)
-            VALUES (gen_random_uuid(), $1, $2, $3, $4, gen_random_uuid(), $5, $6, $7, $8, $9)
+                shards, metadata, configuration, schema)
+            VALUES (gen_random_uuid(), $1, $2, $3, $4, gen_random_uuid(), $5, $6, $7, $8, $9, $10)
             ON CONFLICT (database_id, name) WHERE deleted_at IS NULL DO NOTHING RETURNING {COLLECTION_COLUMNS}""",
             database_id,
             new.tenant,
@@ -89,6 +90,7 @@ class NameStatements:
             new.shards,
             dump_json(new.metadata, "metadata"),
             dump_json(new.configuration, "configuration"),
+            dump_json(new.schema.to_json(), "schema"),
         )
         return collection_of(row) if row else None
 
@@ -154,16 +156,23 @@ class NameStatements:
         )
 
     async def update_collection(
-        self, collection_id: UUID, name: str | None, metadata: Json | None, configuration: Json | None
+        self,
+        collection_id: UUID,
+        name: str | None,
+        metadata: Json | None,
+        configuration: Json | None,
+        schema: Schema | None,
     ) -> Collection:
         """Replace what is not None and grow the epoch; the row must be locked."""
         row = await self._sql.fetchrow(
             f"""UPDATE collection AS c SET name = coalesce($2, name), metadata = coalesce($3, metadata),
-                configuration = coalesce($4, configuration), epoch = epoch + 1 WHERE id = $1 RETURNING {COLLECTION_COLUMNS}""",
+                configuration = coalesce($4, configuration), schema = coalesce($5, schema), epoch = epoch + 1
+            WHERE id = $1 RETURNING {COLLECTION_COLUMNS}""",
             collection_id,
             name,
             dump_json(metadata, "metadata"),
             dump_json(configuration, "configuration"),
+            dump_json(None if schema is None else schema.to_json(), "schema"),
         )
         if row is None:
             raise Internal(f"collection {collection_id} vanished under its lock")

@@ -76,6 +76,7 @@ class CatalogServicer:
             name=request.name if request.HasField("name") else None,
             metadata=decode_json(request.metadata_json, "metadata_json"),
             configuration=decode_json(request.configuration_json, "configuration_json"),
+            schema=codec.decode_schema(request.schema_json, "schema_json") if request.HasField("schema_json") else None,
         )
         return codec.encode_collection(collection)
 
@@ -110,6 +111,9 @@ class CatalogServicer:
     async def get_version(self, request: pb.GetVersionRequest) -> pb.Version:
         version = request.version if request.HasField("version") else None
         return codec.encode_version(await self._catalog.get_version(request.collection_id, version))
+
+    async def get_version_at(self, request: pb.GetVersionAtRequest) -> pb.Version:
+        return codec.encode_version(await self._catalog.version_at(request.collection_id, request.offset))
 
     async def list_expired_uploads(self, request: pb.ListExpiredUploadsRequest) -> pb.ListExpiredUploadsResponse:
         found = await self._catalog.expired_uploads(limit=request.limit)

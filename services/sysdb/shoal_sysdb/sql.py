@@ -8,11 +8,12 @@ from typing import Any, Protocol, TypeAlias
 
 from shoal_core.contracts import Collection, Database, Json
 from shoal_core.errors import InvalidArgument
+from shoal_core.schema import parse_schema
 
 Row: TypeAlias = Mapping[str, Any]
 
 COLLECTION_COLUMNS = """c.id, c.tenant, c.database_name, c.name, c.epoch, c.incarnation, c.dimension, c.space, c.shards,
-    c.metadata, c.configuration"""
+    c.metadata, c.configuration, c.schema"""
 AGE_MS = "greatest(0, extract(epoch FROM statement_timestamp() - {since}) * 1000)::bigint"
 
 
@@ -34,7 +35,7 @@ def database_of(row: Row) -> Database:
 
 
 def collection_of(row: Row) -> Collection:
-    """From `COLLECTION_COLUMNS`."""
+    """From `COLLECTION_COLUMNS`. Raises `InvalidArgument` for a schema that cannot be read: what stored it is to be rolled back."""
     metadata = row["metadata"]
     return Collection(
         id=str(row["id"]),
@@ -48,6 +49,7 @@ def collection_of(row: Row) -> Collection:
         dimension=row["dimension"],
         metadata=None if metadata is None else json.loads(metadata),
         configuration=json.loads(row["configuration"]),
+        schema=parse_schema(json.loads(row["schema"])),
     )
 
 

@@ -9,6 +9,8 @@ from shoal_core.contracts import Backlog, VersionInfo
 from shoal_core.errors import Internal
 from shoal_sysdb.sql import AGE_MS, COLLECTION_COLUMNS, Row, Sql, collection_of
 
+_HIGHEST_OFFSET = 2**63 - 1  # of a bigint
+
 
 @dataclass(frozen=True, slots=True)
 class PublishedVersion:
@@ -17,6 +19,14 @@ class PublishedVersion:
     info: VersionInfo
     compacted_bytes: int
     age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionAt:
+    """What an offset can be read from; None if nothing. ``oldest_offset``: nothing below it can be read."""
+
+    info: VersionInfo | None
+    oldest_offset: int
 
 
 class VersionStatements:
@@ -169,6 +179,45 @@ class VersionStatements:
         if row["version"] == 0:
             return PublishedVersion(VersionInfo(str(collection_id), 0, "", 0), compacted_bytes=0, age_ms=0)
         return _version(row)
+
+    async def version_at(self, collection_id: UUID, offset: int) -> VersionAt | None:
+        """The newest version compacted up to ``offset`` or less, from where on the log is kept. None: no such live collection.
+
+        A reader needs the objects of the version and the log from its compacted offset on:
+
+        * Compacted offsets never fall from one version to the next, so the newest version at or below the offset has the least
+          log to replay, and if the log from there on is trimmed, it is for every older one.
+        * Rows are a run without gaps up to the current version: `GarbageStatements.drop_versions` deletes all that is below the
+          oldest retained version in one statement. The retained versions are such a run too, within it. So if one of them
+          covers the offset, the newest row that does is retained.
+        * Rows outlive objects. Where no retained version covers the offset, the one found may have lost objects, or lose them
+          any moment: a reader who misses one reports `OffsetExpired`. Once the row is gone as well, version 0 takes its place
+          if the log is kept from its start: it needs no objects and has no row.
+        * The trim floor spares neither all rows nor all retained versions: the log is trimmed up to the version that was
+          current the trimmer's retention ago, or up to the oldest row if that is higher. While the sweeper's retention (15
+          minutes by default) is the shorter (the trimmer's is 24 hours), all retained versions are at or above the floor, so an
+          offset can be read for as long as a version that covers it is retained. With other settings the floor decides.
+
+        Floor and rows are of one instant, being read by one statement.
+        """
+        row = await self._sql.fetchrow(
+            """SELECT h.trim_floor, v.version, v.manifest_key, v.compacted_offset, CASE WHEN h.trim_floor > 0 THEN (
+                SELECT coalesce(min(compacted_offset), h.trim_floor) FROM collection_version
+                WHERE collection_id = c.id AND compacted_offset >= h.trim_floor) ELSE 0 END AS oldest_offset
+            FROM collection c JOIN log_head h ON h.collection_id = c.id LEFT JOIN LATERAL (
+                SELECT version, manifest_key, compacted_offset FROM collection_version
+                WHERE collection_id = c.id AND compacted_offset BETWEEN h.trim_floor AND $2
+                ORDER BY version DESC LIMIT 1) v ON true
+            WHERE c.id = $1 AND c.deleted_at IS NULL""",
+            collection_id,
+            min(offset, _HIGHEST_OFFSET),
+        )
+        if row is None:
+            return None
+        info = VersionInfo(str(collection_id), 0, "", 0) if row["trim_floor"] == 0 else None
+        if row["version"] is not None:
+            info = VersionInfo(str(collection_id), row["version"], row["manifest_key"], row["compacted_offset"])
+        return VersionAt(info, row["oldest_offset"])
 
     async def bytes_at(self, collection_id: UUID, end_offset: int) -> int | None:
         """``total_bytes`` of the entry that ends exactly there, or None."""

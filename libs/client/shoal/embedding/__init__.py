@@ -1,6 +1,7 @@
 """Embedding functions: texts in, vectors out, in the client.
 
-`default_embedding_function()` is what collections use unless told otherwise; `CallableEmbedding` adapts any callable.
+`default_embedding_function()` is what collections use unless told otherwise; `CallableEmbedding` adapts any callable. `Bm25` makes
+sparse vectors, which are metadata.
 Importing this package loads no model and no inference runtime.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from shoal.embedding.bm25 import Bm25, SparseVector
 from shoal.embedding.minilm import NAME as MINILM_NAME
 from shoal.embedding.minilm import MiniLM
 from shoal.embedding.protocol import (
@@ -23,9 +25,11 @@ from shoal.embedding.protocol import (
 from shoal_core.errors import InvalidArgument
 
 __all__ = [
+    "Bm25",
     "CallableEmbedding",
     "EmbeddingFunction",
     "MiniLM",
+    "SparseVector",
     "Vectors",
     "by_name",
     "check_vectors",

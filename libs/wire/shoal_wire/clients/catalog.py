@@ -17,6 +17,7 @@ from shoal_core.contracts import (
     PublishRequest,
     VersionInfo,
 )
+from shoal_core.schema import Schema
 from shoal_wire.codec import catalog as codec
 from shoal_wire.codec.common import encode_json
 from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed
@@ -114,6 +115,7 @@ class CatalogClient:
         name: str | None = None,
         metadata: Json | None = None,
         configuration: Json | None = None,
+        schema: Schema | None = None,
     ) -> Collection:
         return await self._rpc.call(
             "ModifyCollection",
@@ -122,6 +124,7 @@ class CatalogClient:
                 name=name,
                 metadata_json=None if metadata is None else encode_json(metadata, "metadata"),
                 configuration_json=None if configuration is None else encode_json(configuration, "configuration"),
+                schema_json=None if schema is None else codec.encode_schema(schema),
             ),
             _COLLECTION,
             write=True,
@@ -173,6 +176,11 @@ class CatalogClient:
     async def get_version(self, collection_id: str, version: int | None = None) -> VersionInfo:
         return await self._rpc.call(
             "GetVersion", lambda: pb.GetVersionRequest(collection_id=collection_id, version=version), _VERSION
+        )
+
+    async def version_at(self, collection_id: str, offset: int) -> VersionInfo:
+        return await self._rpc.call(
+            "GetVersionAt", lambda: pb.GetVersionAtRequest(collection_id=collection_id, offset=offset), _VERSION
         )
 
     async def expired_uploads(self, *, limit: int) -> list[ExpiredUpload]:

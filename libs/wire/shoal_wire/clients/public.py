@@ -23,11 +23,14 @@ from shoal_core.contracts import (
     WriteResult,
 )
 from shoal_core.filters import Filter
+from shoal_core.ranking import Search
+from shoal_core.schema import Schema
 from shoal_wire.codec import catalog, common
-from shoal_wire.codec.answers import decode_answer, decode_count
+from shoal_wire.codec.answers import decode_answer, decode_answers, decode_count
 from shoal_wire.codec.filters import encode_filter
 from shoal_wire.codec.log import encode_condition
 from shoal_wire.codec.public import decode_indexing_status, decode_write_result, encode_ref
+from shoal_wire.codec.ranking import encode_search
 from shoal_wire.codec.records import encode_records
 from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed
 from shoal_wire.v1 import catalog_pb2, types_pb2
@@ -38,6 +41,8 @@ _COLLECTION = parsed(types_pb2.Collection, catalog.decode_collection)
 _WRITTEN = parsed(pb.WriteResponse, decode_write_result)
 _COUNT = parsed(types_pb2.CountAnswer, decode_count)
 _NOTHING = types_pb2.Empty.FromString
+
+_SEARCH_SIZE_BYTES = 32 << 10  # a guess at a search: one long vector
 
 
 class PublicClient:
@@ -116,6 +121,7 @@ class PublicClient:
         name: str | None = None,
         metadata: Json | None = None,
         configuration: Json | None = None,
+        schema: Schema | None = None,
     ) -> Collection:
         return await self._rpc.call(
             "ModifyCollection",
@@ -126,6 +132,7 @@ class PublicClient:
                 configuration_json=None
                 if configuration is None
                 else common.encode_json(configuration, "configuration"),
+                schema_json=None if schema is None else catalog.encode_schema(schema),
             ),
             _COLLECTION,
             write=True,
@@ -141,10 +148,14 @@ class PublicClient:
         *,
         idempotency_key: str = "",
         condition: Condition | None = None,
+        outcomes: bool = False,
     ) -> WriteResult:
         def encode() -> pb.WriteRequest:
             request = pb.WriteRequest(
-                collection=encode_ref(ref), idempotency_key=idempotency_key, condition=encode_condition(condition)
+                collection=encode_ref(ref),
+                idempotency_key=idempotency_key,
+                condition=encode_condition(condition),
+                outcomes=outcomes,
             )
             encode_records(batch, request.records)
             return request
@@ -159,6 +170,7 @@ class PublicClient:
         where: Filter | None,
         limit: int | None = None,
         idempotency_key: str = "",
+        allow_scan: bool = False,
     ) -> WriteResult:
         return await self._rpc.call(
             "DeleteWhere",
@@ -168,6 +180,7 @@ class PublicClient:
                 where=None if where is None else encode_filter(where),
                 limit=limit,
                 idempotency_key=idempotency_key,
+                allow_scan=allow_scan,
             ),
             _WRITTEN,
             write=True,
@@ -184,6 +197,8 @@ class PublicClient:
         include: Include = Include(),
         consistency: Consistency = STRONG,
         explain: bool = False,
+        allow_scan: bool = False,
+        cursor: str | None = None,
     ) -> Answer:
         return await self._rpc.call(
             "Get",
@@ -196,6 +211,8 @@ class PublicClient:
                 offset=offset,
                 include=common.encode_include(include),
                 explain=explain,
+                allow_scan=allow_scan,
+                cursor=cursor,
             ),
             decode_answer,
         )
@@ -213,6 +230,7 @@ class PublicClient:
         ef: int = 0,
         exact: bool = False,
         explain: bool = False,
+        allow_scan: bool = False,
     ) -> Answer:
         def encode() -> pb.QueryRequest:
             dimension, packed = common.encode_vectors(vectors)
@@ -228,12 +246,43 @@ class PublicClient:
                 ef=ef,
                 exact=exact,
                 explain=explain,
+                allow_scan=allow_scan,
             )
 
         return await self._rpc.call("Query", encode, decode_answer, size_bytes=vectors.nbytes)
 
+    async def search(
+        self,
+        ref: CollectionRef,
+        searches: Sequence[Search],
+        *,
+        consistency: Consistency = STRONG,
+        exact: bool = False,
+        explain: bool = False,
+        allow_scan: bool = False,
+    ) -> list[Answer]:
+        return await self._rpc.call(
+            "Search",
+            lambda: pb.SearchRequest(
+                collection=encode_ref(ref),
+                consistency=common.encode_consistency(consistency),
+                searches=[encode_search(search) for search in searches],
+                exact=exact,
+                explain=explain,
+                allow_scan=allow_scan,
+            ),
+            decode_answers,
+            size_bytes=len(searches) * _SEARCH_SIZE_BYTES,
+        )
+
     async def count(
-        self, ref: CollectionRef, *, where: Filter | None = None, consistency: Consistency = STRONG
+        self,
+        ref: CollectionRef,
+        *,
+        where: Filter | None = None,
+        consistency: Consistency = STRONG,
+        explain: bool = False,
+        allow_scan: bool = False,
     ) -> CountAnswer:
         return await self._rpc.call(
             "Count",
@@ -241,6 +290,8 @@ class PublicClient:
                 collection=encode_ref(ref),
                 consistency=common.encode_consistency(consistency),
                 where=None if where is None else encode_filter(where),
+                explain=explain,
+                allow_scan=allow_scan,
             ),
             _COUNT,
         )

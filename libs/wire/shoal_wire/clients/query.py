@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from shoal_core.contracts import Answer, CountAnswer, CountRequest, EncodedAnswer, GetRequest, QueryRequest
+from shoal_core.contracts import (
+    Answer,
+    CountAnswer,
+    CountRequest,
+    EncodedAnswer,
+    GetRequest,
+    QueryRequest,
+    SearchRequest,
+    StatisticsAnswer,
+    StatisticsRequest,
+)
 from shoal_wire.codec import reads as codec
 from shoal_wire.codec.answers import decode_answer, decode_count
+from shoal_wire.codec.leaves import decode_statistics_answer, leaves_size_bytes
 from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed
-from shoal_wire.v1 import types_pb2
+from shoal_wire.v1 import query_pb2, types_pb2
 
 _COUNT = parsed(types_pb2.CountAnswer, decode_count)
+_STATISTICS = parsed(query_pb2.ShardStatisticsAnswer, decode_statistics_answer)
 
 
 class QueryClient:
@@ -33,3 +45,12 @@ class QueryClient:
 
     async def count(self, request: CountRequest) -> CountAnswer:
         return await self._rpc.call("Count", lambda: codec.encode_count_request(request), _COUNT)
+
+    async def search(self, request: SearchRequest) -> Answer:
+        size_bytes = leaves_size_bytes(request.leaves)
+        return await self._rpc.call(
+            "Search", lambda: codec.encode_search_request(request), decode_answer, size_bytes=size_bytes
+        )
+
+    async def statistics(self, request: StatisticsRequest) -> StatisticsAnswer:
+        return await self._rpc.call("Statistics", lambda: codec.encode_statistics_request(request), _STATISTICS)

@@ -1,4 +1,4 @@
-"""protobuf ↔ core types: `records`, `answers`, `filters`, `reads`, `log`, `catalog`, `public`, `common`.
+"""protobuf ↔ core types: `records`, `answers`, `filters`, `ranking`, `leaves`, `reads`, `log`, `catalog`, `public`, `common`.
 
 ``decode_x`` undoes ``encode_x``. Decoding what a client sent raises `InvalidArgument` naming the field at fault.
 """

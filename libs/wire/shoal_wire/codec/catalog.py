@@ -14,9 +14,20 @@ from shoal_core.contracts import (
     PublishRequest,
     VersionInfo,
 )
+from shoal_core.schema import Schema, parse_schema
 from shoal_wire.codec.common import decode_json, encode_json
 from shoal_wire.v1 import catalog_pb2 as pb
 from shoal_wire.v1 import types_pb2
+
+
+def encode_schema(schema: Schema) -> str:
+    """A schema as JSON text, empty for the default. Raises `InvalidArgument` for what is not JSON."""
+    return encode_json(schema.to_json() or None, "schema")
+
+
+def decode_schema(text: str, field: str) -> Schema:
+    """The schema. Raises `InvalidArgument` for malformed JSON or a member at fault."""
+    return parse_schema(decode_json(text, field))
 
 
 def encode_database(database: Database) -> types_pb2.Database:
@@ -40,6 +51,7 @@ def encode_new_collection(new: NewCollection) -> types_pb2.NewCollection:
         metadata_json=encode_json(new.metadata, "metadata"),
         configuration_json=encode_json(new.configuration, "configuration"),
         dimension=new.dimension,
+        schema_json=encode_schema(new.schema),
     )
 
 
@@ -54,6 +66,7 @@ def decode_new_collection(message: types_pb2.NewCollection) -> NewCollection:
         metadata=decode_json(message.metadata_json, "collection.metadata_json"),
         configuration=decode_json(message.configuration_json, "collection.configuration_json") or {},
         dimension=message.dimension if message.HasField("dimension") else None,
+        schema=decode_schema(message.schema_json, "collection.schema_json"),
     )
 
 
@@ -71,6 +84,7 @@ def encode_collection(collection: Collection) -> types_pb2.Collection:
         dimension=collection.dimension,
         metadata_json=encode_json(collection.metadata, "metadata"),
         configuration_json=encode_json(collection.configuration, "configuration"),
+        schema_json=encode_schema(collection.schema),
     )
 
 
@@ -88,6 +102,7 @@ def decode_collection(message: types_pb2.Collection) -> Collection:
         dimension=message.dimension if message.HasField("dimension") else None,
         metadata=decode_json(message.metadata_json, "metadata_json"),
         configuration=decode_json(message.configuration_json, "configuration_json") or {},
+        schema=decode_schema(message.schema_json, "schema_json"),
     )
 
 

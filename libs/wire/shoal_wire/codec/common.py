@@ -83,6 +83,23 @@ def decode_vectors(dimension: int, data: bytes) -> npt.NDArray[np.float32]:
     return np.frombuffer(data, np.float32).reshape(-1, dimension)
 
 
+def encode_array(values: npt.NDArray[Any], dtype: npt.DTypeLike) -> bytes:
+    """The packed values of (n,) numbers. Raises `InvalidArgument` for another shape."""
+    if values.ndim != 1:
+        raise InvalidArgument(f"expected numbers of shape (n,), got {values.shape}", field="vectors")
+    return np.ascontiguousarray(values, dtype=dtype).tobytes()
+
+
+def decode_array(data: bytes, dtype: npt.DTypeLike, field: str, length: int | None = None) -> npt.NDArray[Any]:
+    """(n,) numbers, a read-only view of ``data``. Raises `InvalidArgument` for a part of one, or where n is not ``length``."""
+    width = np.dtype(dtype).itemsize
+    if len(data) % width:
+        raise InvalidArgument(f"{len(data)} bytes are no whole number of {width}-byte values", field=field)
+    if length is not None and len(data) != length * width:
+        raise InvalidArgument(f"{len(data) // width} values, expected {length}", field=field)
+    return np.frombuffer(data, dtype)
+
+
 def encode_consistency(consistency: Consistency) -> pb.Consistency:
     """A read's demand as a message."""
     level = pb.ReadLevel.ValueType(int(consistency.level))
@@ -126,9 +143,17 @@ def encode_include(include: Include) -> pb.Include:
         embeddings=include.embeddings,
         distances=include.distances,
         uris=include.uris,
+        keys=include.keys,
     )
 
 
 def decode_include(message: pb.Include) -> Include:
     """The columns asked for."""
-    return Include(message.documents, message.metadatas, message.embeddings, message.distances, message.uris)
+    return Include(
+        message.documents,
+        message.metadatas,
+        message.embeddings,
+        message.distances,
+        message.uris,
+        tuple(message.keys),
+    )

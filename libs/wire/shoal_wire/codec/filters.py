@@ -54,7 +54,7 @@ def decode_filter(message: pb.Filter, field: str = "where") -> Filter:
 
     Depth needs no bound of its own: protobuf refuses messages nested 100 deep, which is 50 levels of filter.
     """
-    return _Decoder().decode(message, field)
+    return FilterDecoder().decode(message, field)
 
 
 def _encode_scalar(value: Scalar) -> pb.Scalar:
@@ -71,8 +71,8 @@ def _encode_scalar(value: Scalar) -> pb.Scalar:
             return pb.Scalar(string_value=value)
 
 
-class _Decoder:
-    """Decodes one tree, counting what it has decoded."""
+class FilterDecoder:
+    """Decodes the trees of one request, counting what it has decoded. See `decode_filter`."""
 
     def __init__(self) -> None:
         self._count = 0

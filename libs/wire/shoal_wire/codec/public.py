@@ -19,12 +19,24 @@ def decode_ref(message: pb.CollectionRef) -> CollectionRef:
 
 def encode_write_result(result: WriteResult) -> pb.WriteResponse:
     """An accepted batch as a message."""
-    return pb.WriteResponse(token=encode_token(result.token), first_offset=result.first_offset, records=result.records)
+    return pb.WriteResponse(
+        token=encode_token(result.token),
+        first_offset=result.first_offset,
+        records=result.records,
+        outcomes=result.outcomes,
+        read_offset=result.read_offset,
+    )
 
 
 def decode_write_result(message: pb.WriteResponse) -> WriteResult:
     """The accepted batch."""
-    return WriteResult(decode_token(message.token), message.first_offset, message.records)
+    return WriteResult(
+        token=decode_token(message.token),
+        first_offset=message.first_offset,
+        records=message.records,
+        outcomes=message.outcomes if message.HasField("outcomes") else None,
+        read_offset=message.read_offset if message.HasField("read_offset") else None,
+    )
 
 
 def encode_indexing_status(status: IndexingStatus) -> pb.IndexingStatusResponse:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal_core.contracts import CountRequest, GetRequest, QueryRequest, Target
+from shoal_core.contracts import CountRequest, GetRequest, QueryRequest, SearchRequest, StatisticsRequest, Target
 from shoal_core.errors import InvalidArgument
 from shoal_wire.codec.common import (
     decode_consistency,
@@ -15,6 +15,7 @@ from shoal_wire.codec.common import (
     encode_vectors,
 )
 from shoal_wire.codec.filters import decode_filter, encode_filter
+from shoal_wire.codec.leaves import decode_asks, decode_leaves, encode_ask, encode_leaf
 from shoal_wire.v1 import query_pb2 as pb
 
 
@@ -48,6 +49,7 @@ def encode_get(request: GetRequest) -> pb.ShardGetRequest:
         offset=request.offset,
         include=encode_include(request.include),
         explain=request.explain,
+        after_created=request.after_created,
     )
 
 
@@ -63,6 +65,7 @@ def decode_get(message: pb.ShardGetRequest) -> GetRequest:
         offset=message.offset,
         include=decode_include(message.include),
         explain=message.explain,
+        after_created=message.after_created,
     )
 
 
@@ -109,6 +112,7 @@ def encode_count_request(request: CountRequest) -> pb.ShardCountRequest:
         consistency=encode_consistency(request.consistency),
         snapshot_offset=request.snapshot_offset,
         where=None if request.where is None else encode_filter(request.where),
+        explain=request.explain,
     )
 
 
@@ -119,4 +123,53 @@ def decode_count_request(message: pb.ShardCountRequest) -> CountRequest:
         consistency=decode_consistency(message.consistency),
         snapshot_offset=message.snapshot_offset,
         where=decode_filter(message.where) if message.HasField("where") else None,
+        explain=message.explain,
+    )
+
+
+def encode_search_request(request: SearchRequest) -> pb.ShardSearchRequest:
+    """A search of one shard as a message."""
+    return pb.ShardSearchRequest(
+        target=encode_target(request.target),
+        consistency=encode_consistency(request.consistency),
+        snapshot_offset=request.snapshot_offset,
+        leaves=[encode_leaf(leaf) for leaf in request.leaves],
+        ids=encode_ids(request.ids),
+        where=None if request.where is None else encode_filter(request.where),
+        exact=request.exact,
+        explain=request.explain,
+    )
+
+
+def decode_search_request(message: pb.ShardSearchRequest) -> SearchRequest:
+    """The search of one shard. Raises `InvalidArgument`."""
+    return SearchRequest(
+        target=decode_target(message.target),
+        leaves=decode_leaves(message.leaves),
+        snapshot_offset=message.snapshot_offset,
+        consistency=decode_consistency(message.consistency),
+        ids=decode_ids(message.ids, message.HasField("ids")),
+        where=decode_filter(message.where) if message.HasField("where") else None,
+        exact=message.exact,
+        explain=message.explain,
+    )
+
+
+def encode_statistics_request(request: StatisticsRequest) -> pb.ShardStatisticsRequest:
+    """A request for statistics as a message."""
+    return pb.ShardStatisticsRequest(
+        target=encode_target(request.target),
+        consistency=encode_consistency(request.consistency),
+        snapshot_offset=request.snapshot_offset,
+        asks=[encode_ask(ask) for ask in request.asks],
+    )
+
+
+def decode_statistics_request(message: pb.ShardStatisticsRequest) -> StatisticsRequest:
+    """The request for statistics. Raises `InvalidArgument`."""
+    return StatisticsRequest(
+        target=decode_target(message.target),
+        asks=decode_asks(message.asks),
+        snapshot_offset=message.snapshot_offset,
+        consistency=decode_consistency(message.consistency),
     )

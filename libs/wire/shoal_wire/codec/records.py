@@ -26,6 +26,7 @@ from shoal_wire.codec.metadata import decode_metadata, encode_metadata
 from shoal_wire.v1 import types_pb2 as pb
 
 DISTANCE = "distance"
+SCORE = "score"
 ORIGIN = "origin"
 
 _MAX_DIMENSION = 2**31 - 1  # what Arrow's list size can hold
@@ -66,6 +67,8 @@ def _encode_column(message: pb.RecordColumns, name: str, array: pa.Array) -> Non
             message.created_offsets = columns.encode_numbers(array, np.uint64)
         case "distance":
             message.distances = columns.encode_numbers(array, np.float32)
+        case "score":
+            message.scores = columns.encode_numbers(array, np.float64)
         case "origin":
             message.origins = columns.encode_numbers(array, np.uint8)
         case "deleted_keys":
@@ -133,6 +136,8 @@ def decode_rows(message: pb.RecordColumns) -> pa.Table:
     }
     if message.HasField("distances"):
         found[DISTANCE] = columns.decode_numbers(message.distances, pa.float32(), 4, rows, None, "rows.distances")
+    if message.HasField("scores"):
+        found[SCORE] = columns.decode_numbers(message.scores, pa.float64(), 8, rows, None, "rows.scores")
     if message.HasField("origins"):
         found[ORIGIN] = columns.decode_numbers(message.origins, pa.uint8(), 1, rows, None, "rows.origins")
     found.update(_optional_columns(message, rows))

@@ -1,0 +1,224 @@
+"""Value indexes: for each value of a metadata column the rows that have it. They answer equality, ranges and membership.
+
+Values are sorted, so a comparison is a range of positions and its exact count a subtraction. Values that many rows have also keep
+a bitmap. Which rows have a key at all is not here: the columns' own validity says it.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shoal_core.filters import Comparator, Scalar
+from shoal_core.records import one_chunk
+from shoal_index.postings import Int64s, Mask, MergePart, Postings, group_rows, merge_postings
+from shoal_storage.blocks import TARGET_BLOCK_BYTES
+
+#: Positions of values: a slice of them, or these, ascending and distinct.
+Codes = slice | Int64s
+
+_COMMON_SHARE = 16
+_SCAN_PER_NEEDLE = 500  # looking at so many values in turn costs as much as one bisection
+_PARTS = ("values", "starts", "rows", "common", "bitmaps")
+
+
+@dataclass(frozen=True, slots=True)
+class ValueIndex:
+    """The index of one column.
+
+    Attributes:
+        rows: of the segment.
+        values: (d,) the distinct values, ascending (strings by code point); of lists, their elements. -0.0 is 0.0, and
+            not-a-number, which equals nothing, is left out.
+        postings: the rows of each value.
+        common: (c,) int64 positions of the values that more than 1/16 of the rows have.
+        bitmaps: (c, ⌈rows / 8⌉) uint8, the rows of those, eight to a byte.
+    """
+
+    rows: int
+    values: pa.Array
+    postings: Postings
+    common: Int64s
+    bitmaps: npt.NDArray[np.uint8]
+
+    @classmethod
+    def build(cls, column: pa.Array | pa.ChunkedArray) -> ValueIndex:
+        """The index of a metadata column of any kind but sparse vectors."""
+        if pa.types.is_list(column.type):
+            lists = one_chunk(column)
+            elements, rows = _plain(pc.list_flatten(lists)), pc.list_parent_indices(lists).to_numpy()
+        else:
+            elements, rows = _plain(column), np.arange(len(column))
+        values = _distinct(elements)
+        codes = pc.fill_null(pc.index_in(elements, value_set=values), -1).to_numpy()
+        known = np.flatnonzero(codes >= 0)
+        codes, rows = codes[known], rows[known]
+        if pa.types.is_list(column.type):
+            pairs = np.unique(rows.astype(np.int64) * len(values) + codes)
+            codes, rows = pairs % len(values), pairs // len(values)
+        narrow = codes.astype(np.min_scalar_type(len(values)))  # numpy sorts 16 bits by radix
+        return _with_bitmaps(len(column), values, group_rows(narrow, rows, len(values))[0])
+
+    @classmethod
+    def merge(cls, parts: Sequence[tuple[ValueIndex, Int64s]], rows: int) -> ValueIndex:
+        """The index of ``rows`` rows, from those of segments.
+
+        Args:
+            parts: each index with its map (rows,) int64 from its rows to the new ones, -1 for one that is left behind.
+        """
+        union = _distinct(pa.concat_arrays([index.values for index, _ in parts]))
+        codes = [pc.index_in(index.values, value_set=union).to_numpy().astype(np.int64) for index, _ in parts]
+        merge = [MergePart(index.postings, code, new) for (index, new), code in zip(parts, codes, strict=True)]
+        postings, used, _ = merge_postings(merge)
+        return _with_bitmaps(rows, union.take(pa.array(used)), postings)
+
+    def compared(self, comparator: Comparator, value: Scalar) -> slice:
+        """The values for which the comparison (not ``$ne``) holds, by the rules of `evaluate`.
+
+        ``value`` is of the column's type, where numbers are one type: Python compares int and float exactly, as the rules ask.
+        """
+        first = bisect_left(self.values, value, key=lambda scalar: scalar.as_py())
+        last = first + (first < len(self.values) and self.values[first].as_py() == value)
+        match comparator:
+            case Comparator.LT:
+                return slice(0, first)
+            case Comparator.LTE:
+                return slice(0, last)
+            case Comparator.GT:
+                return slice(last, len(self.values))
+            case Comparator.GTE:
+                return slice(first, len(self.values))
+        return slice(first, last)
+
+    def among(self, needles: Sequence[Scalar]) -> Codes:
+        """The values that equal one of the needles, which are of the column's type."""
+        if len(needles) == 1:
+            return self.compared(Comparator.EQ, needles[0])
+        if len(needles) * _SCAN_PER_NEEDLE < len(self.values):
+            spans = [self.compared(Comparator.EQ, needle) for needle in needles]
+            return np.unique(np.array([span.start for span in spans if span.start < span.stop], dtype=np.int64))
+        found = pc.is_in(self.values, value_set=pa.array(_same(needles, self.values.type), self.values.type))
+        return np.flatnonzero(found.to_numpy(zero_copy_only=False))
+
+    def count(self, codes: Codes) -> int:
+        """How many rows have one of the values; of a column of lists, with repetition."""
+        if isinstance(codes, slice):
+            return self.postings.count(codes.start, codes.stop)
+        starts = self.postings.starts
+        return int((starts[codes + 1] - starts[codes]).sum())
+
+    def mask(self, codes: Codes) -> Mask:
+        """(rows,) bool: those that have one of the values."""
+        if isinstance(codes, slice):
+            at = np.arange(*np.searchsorted(self.common, (codes.start, codes.stop)))
+            bounds = (codes.start - 1, *self.common[at].tolist(), codes.stop)
+            scattered = [self.postings.of(before + 1, after) for before, after in pairwise(bounds)]
+        else:
+            at = np.flatnonzero(np.isin(self.common, codes))
+            scattered = [self._rows_of(codes[~np.isin(codes, self.common)])]
+        mask = self._bitmap(at)
+        for rows in scattered:
+            mask[rows] = True
+        return mask
+
+    def _bitmap(self, at: Int64s) -> Mask:
+        if len(at) == 0:
+            return np.zeros(self.rows, dtype=bool)
+        return np.unpackbits(np.bitwise_or.reduce(self.bitmaps[at]), count=self.rows).view(bool)
+
+    def _rows_of(self, codes: Int64s) -> npt.NDArray[np.uint32]:
+        """Rows of many values without a loop over them."""
+        starts = self.postings.starts
+        counts = starts[codes + 1] - starts[codes]
+        ends = np.cumsum(counts)
+        shift = np.repeat(starts[codes] - (ends - counts), counts)
+        return self.postings.rows[np.arange(len(shift)) + shift]
+
+
+def _with_bitmaps(rows: int, values: pa.Array, postings: Postings) -> ValueIndex:
+    common = np.flatnonzero(postings.counts() * _COMMON_SHARE > rows)
+    bitmaps = np.zeros((len(common), (rows + 7) // 8), dtype=np.uint8)
+    for at, code in enumerate(common.tolist()):
+        mask = np.zeros(rows, dtype=bool)
+        mask[postings.of(code)] = True
+        bitmaps[at] = np.packbits(mask)
+    return ValueIndex(rows, values, postings, common, bitmaps)
+
+
+def _plain(elements: pa.Array | pa.ChunkedArray) -> Any:
+    """Values as they are indexed: one zero, and strings with offsets that cannot overflow."""
+    if pa.types.is_floating(elements.type):
+        return pc.add(elements, 0.0)
+    return elements.cast(pa.large_string()) if pa.types.is_string(elements.type) else elements
+
+
+def _distinct(elements: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Sorted distinct values without null and not-a-number."""
+    found = pc.unique(elements).drop_null()
+    if pa.types.is_floating(found.type):
+        found = found.filter(pc.invert(pc.is_nan(found)))
+    return found.take(pc.sort_indices(found))
+
+
+def _same(needles: Iterable[Scalar], kind: pa.DataType) -> list[Scalar]:
+    """Numbers that a column's type can represent, in that type; other needles as they are."""
+    if pa.types.is_integer(kind):
+        numbers = (value for value in needles if not isinstance(value, str) and math.isfinite(value))
+        return [int(value) for value in numbers if value == int(value) and -(2**63) <= value < 2**63]
+    if pa.types.is_floating(kind):
+        return [float(value) + 0.0 for value in needles if not isinstance(value, str) and float(value) == value]
+    return list(needles)
+
+
+# --- blocks ------------------------------------------------------------------------------------------------------------
+
+
+def pack_indexes(indexes: Mapping[str, ValueIndex]) -> list[pa.Table]:
+    """Indexes by column name as tables of one row of lists, each near the size of a block or of one index."""
+    tables: list[pa.Table] = []
+    open_: dict[str, pa.Array] = {}
+    for name, index in sorted(indexes.items()):
+        arrays = _arrays(name, index)
+        if open_ and _size_bytes(open_) + _size_bytes(arrays) > TARGET_BLOCK_BYTES:
+            tables.append(pa.table(open_))
+            open_ = {}
+        open_ |= arrays
+    return [*tables, pa.table(open_)] if open_ else tables
+
+
+def unpack_indexes(table: pa.Table, rows: int) -> Iterator[tuple[str, ValueIndex]]:
+    """The inverse of `pack_indexes` for one table of a segment of ``rows`` rows, without copying."""
+    for name in table.column_names:
+        part, _, column = name.partition(":")
+        if part != _PARTS[0]:
+            continue
+        values, starts, at, common, bitmaps = (_list(table, f"{part}:{column}") for part in _PARTS)
+        postings = Postings(starts.to_numpy(), at.to_numpy())
+        packed = bitmaps.to_numpy().reshape(len(common), (rows + 7) // 8)
+        yield column, ValueIndex(rows, values, postings, common.to_numpy(), packed)
+
+
+def _arrays(name: str, index: ValueIndex) -> dict[str, pa.Array]:
+    parts = (index.values, index.postings.starts, index.postings.rows, index.common, index.bitmaps.reshape(-1))
+    return {f"{part}:{name}": _one_row(pa.array(values)) for part, values in zip(_PARTS, parts, strict=True)}
+
+
+def _one_row(values: pa.Array) -> pa.Array:
+    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
+
+
+def _list(table: pa.Table, name: str) -> pa.Array:
+    return one_chunk(table.column(name)).flatten()
+
+
+def _size_bytes(arrays: Mapping[str, pa.Array]) -> int:
+    return sum(int(array.nbytes) for array in arrays.values())

@@ -1,0 +1,308 @@
+"""Searches over the shards of a collection. Each call is of one snapshot, whatever the number of shards.
+
+A ranked search: document frequencies of its terms over all shards, the best of each leaf over all shards, scores, groups, one page, its
+columns. A page after the first does it again at the snapshot of the first and skips what was shown. A search without rank is a get,
+and its cursor is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shoal_core.consistency import STRONG, Consistency, ServedAt, as_of
+from shoal_core.contracts import (
+    Answer,
+    Collection,
+    DenseLeaf,
+    GetRequest,
+    Include,
+    Leaf,
+    SearchRequest,
+    SparseLeaf,
+    SparseStatistics,
+    Statistics,
+    StatisticsRequest,
+    TextLeaf,
+    TextStatistics,
+)
+from shoal_core.ranking import SCORE_KEY, DenseQuery, GroupBy, Knn, Rank, Search, Select, SparseQuery, leaves_of
+from shoal_core.records import CREATED_OFFSET, ID
+from shoal_core.schema import Analyzer, Schema
+from shoal_core.scoring import LeafHits, best_first, best_of_groups, score
+from shoal_frontend.cursor import Cursor
+from shoal_frontend.fanout import (
+    SHARD,
+    Fanout,
+    Stages,
+    all_answers,
+    joined,
+    merged_answer,
+    nearest,
+    owners,
+    rows_at,
+    target_of,
+)
+from shoal_text.analysis import analyze_text
+
+SCORE = "score"
+_MANY_ROWS = 5_000  # more are merged and grouped off the event loop
+_LONG_TEXT = 2_000  # as above, in characters to analyse
+
+Ask = TextStatistics | SparseStatistics
+Floats = npt.NDArray[np.float64]
+
+
+async def search(
+    fanout: Fanout,
+    collection: Collection,
+    searches: Sequence[Search],
+    *,
+    consistency: Consistency = STRONG,
+    exact: bool = False,
+    explain: bool = False,
+) -> list[Answer]:
+    """One answer per search, all from one snapshot; those with a cursor are of the cursor's.
+
+    The searches have passed `validate_search`. Raises what query nodes raise, and `InvalidArgument` for what is no cursor.
+    """
+    cursors = [Cursor.parse(item.cursor, collection) if item.cursor else None for item in searches]
+    demands = [consistency if cursor is None else as_of(cursor.offset) for cursor in cursors]
+
+    async def serve(demand: Consistency) -> dict[int, Answer]:
+        numbers = [number for number, other in enumerate(demands) if other == demand]
+
+        async def read(offset: int) -> list[Answer]:
+            at = _Read(fanout, collection, demand, offset, exact, explain)
+            return await all_answers([at.answer(searches[number], cursors[number]) for number in numbers])
+
+        return dict(zip(numbers, await fanout.at_one_snapshot(collection, demand, read), strict=True))
+
+    parts = await all_answers([serve(demand) for demand in dict.fromkeys(demands)])
+    return [part[number] for number in range(len(searches)) for part in parts if number in part]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Searches at one snapshot offset."""
+
+    fanout: Fanout
+    collection: Collection
+    consistency: Consistency
+    offset: int
+    exact: bool
+    explain: bool
+
+    async def answer(self, item: Search, cursor: Cursor | None) -> Answer:
+        if item.rank is None:
+            return await self._listed(item, cursor)
+        return await self._ranked(item, item.rank, cursor)
+
+    async def _listed(self, item: Search, cursor: Cursor | None) -> Answer:
+        """In order of creation. One record more than wanted tells whether there is a next page."""
+        request = GetRequest(
+            target_of(self.collection),
+            self.consistency,
+            ids=item.ids,
+            where=item.where,
+            limit=item.limit + 1 if item.limit else item.limit,
+            offset=item.offset if cursor is None else 0,
+            include=_include(item.select),
+            explain=self.explain,
+            after_created=0 if cursor is None else cursor.position,
+        )
+        answer = await self.fanout.get_at(self.collection, request, self.offset)
+        if not item.limit or answer.rows.num_rows <= item.limit:
+            return answer
+        rows = answer.rows.slice(0, item.limit)
+        following = self._cursor(rows.column(CREATED_OFFSET)[-1].as_py())
+        return replace(answer, rows=rows, row_counts=np.array([item.limit], np.uint32), cursor=following)
+
+    async def _ranked(self, item: Search, rank: Rank, cursor: Cursor | None) -> Answer:
+        stages = Stages(self.fanout.clock)
+        shards = owners(item.ids, self.collection.shards) if self.offset else {}
+        leaves = await self._leaves(list(leaves_of(rank))) if shards else []
+        stages.done("statistics")
+        answers = await self._hits(item, shards, [leaf for leaf in leaves if leaf is not None])
+        stages.done("leaves")
+        many = sum(answer.rows.num_rows for answer in answers) > _MANY_ROWS
+        rows = _no_rows()
+        if answers:
+            arguments = (rank, leaves, joined(shards, answers), answers)
+            rows = await asyncio.to_thread(_scored, *arguments) if many else _scored(*arguments)
+        stages.done("score")
+        if item.group_by is not None and rows.num_rows:
+            rows = await self._grouped(rows, item.group_by)
+            stages.done("group")
+        return await self._page(item, cursor, rows, answers, stages)
+
+    async def _leaves(self, leaves: Sequence[Knn]) -> list[Leaf | None]:
+        """What shards are asked; None where nothing can be found."""
+        schema = self.collection.schema
+        asks = [await _ask(leaf, schema) for leaf in leaves]
+        statistics = iter(await self._statistics([ask for ask, _ in asks if ask is not None]))
+        return [
+            _leaf(leaf, schema, ask, amounts, None if ask is None else next(statistics))
+            for leaf, (ask, amounts) in zip(leaves, asks, strict=True)
+        ]
+
+    async def _statistics(self, asks: Sequence[Ask]) -> list[Statistics]:
+        """Of the whole collection, whatever the search's filter and ids."""
+        if not asks:
+            return []
+        answers = await all_answers(
+            [
+                self.fanout.nodes.statistics(
+                    StatisticsRequest(target_of(self.collection, shard), tuple(asks), self.offset, self.consistency)
+                )
+                for shard in range(self.collection.shards)
+            ]
+        )
+        return [_sum(parts) for parts in zip(*(answer.statistics for answer in answers), strict=True)]
+
+    async def _hits(
+        self, item: Search, shards: dict[int, tuple[str, ...] | None], leaves: Sequence[Leaf]
+    ) -> list[Answer]:
+        if not leaves:
+            return []
+        return await all_answers(
+            [
+                self.fanout.nodes.search(
+                    SearchRequest(
+                        target_of(self.collection, shard),
+                        tuple(leaves),
+                        self.offset,
+                        self.consistency,
+                        ids,
+                        item.where,
+                        self.exact,
+                        self.explain,
+                    )
+                )
+                for shard, ids in shards.items()
+            ]
+        )
+
+    async def _grouped(self, rows: pa.Table, group_by: GroupBy) -> pa.Table:
+        keys = dict.fromkeys(key for key in (*group_by.keys, *group_by.aggregate) if key != SCORE_KEY)
+        known = await self._fetched(rows, Include(keys=tuple(keys)))
+        scores, created = (rows.column(name).to_numpy() for name in (SCORE, CREATED_OFFSET))
+        arguments = (known, group_by, scores, created)
+        many = rows.num_rows > _MANY_ROWS
+        kept = await asyncio.to_thread(best_of_groups, *arguments) if many else best_of_groups(*arguments)
+        return rows_at(rows, np.flatnonzero(kept))
+
+    async def _page(
+        self, item: Search, cursor: Cursor | None, rows: pa.Table, answers: Sequence[Answer], stages: Stages
+    ) -> Answer:
+        total = rows.num_rows
+        start = min(item.offset if cursor is None else cursor.position, total)
+        end = total if item.limit is None else min(start + item.limit, total)
+        page = await self._fetched(rows.slice(start, end - start), _include(item.select))
+        stages.done("fetch")
+        page = page.drop_columns([SHARD] if item.select.scores else [SHARD, SCORE])
+        counts = np.array([page.num_rows], np.uint32)
+        if not answers:
+            return Answer(page, counts, ServedAt(self.offset, 0))
+        more = bool(item.limit) and end < total
+        return replace(merged_answer(page, counts, answers, stages), cursor=self._cursor(end) if more else "")
+
+    async def _fetched(self, rows: pa.Table, include: Include) -> pa.Table:
+        if include == Include():
+            return rows
+        return await self.fanout.hydrated(self.collection, rows, include, self.offset, self.consistency)
+
+    def _cursor(self, position: int) -> str:
+        return str(Cursor(self.collection.id, self.collection.incarnation, self.offset, position))
+
+
+def _include(select: Select) -> Include:
+    return Include(
+        documents=select.documents, metadatas=select.metadatas, embeddings=select.embeddings, keys=select.keys
+    )
+
+
+async def _ask(leaf: Knn, schema: Schema) -> tuple[Ask | None, Floats]:
+    """The statistics that a leaf's weights need, and (n,) what they multiply: occurrences of terms, or query values."""
+    if isinstance(leaf.query, DenseQuery):
+        return None, np.empty(0)
+    if isinstance(leaf.query, SparseQuery):
+        config = schema.sparse.get(leaf.key)
+        weighted = config is not None and config.idf
+        return SparseStatistics(leaf.key, leaf.query.indices) if weighted else None, leaf.query.values.astype(float)
+    occurrences = await _occurrences(leaf.query.text, schema.analyzer)
+    terms = sorted(occurrences)
+    amounts = np.array([occurrences[term] for term in terms], dtype=np.float64)
+    return TextStatistics(tuple(terms), schema.analyzer) if terms else None, amounts
+
+
+async def _occurrences(text: str, analyzer: Analyzer) -> Counter[str]:
+    if len(text) <= _LONG_TEXT:
+        return Counter(analyze_text(text, analyzer))
+    return await asyncio.to_thread(lambda: Counter(analyze_text(text, analyzer)))
+
+
+def _leaf(leaf: Knn, schema: Schema, ask: Ask | None, amounts: Floats, found: Statistics | None) -> Leaf | None:
+    if isinstance(leaf.query, DenseQuery):
+        return DenseLeaf(leaf.query.vector, leaf.limit)
+    if isinstance(leaf.query, SparseQuery):
+        weights = amounts if found is None else amounts * _idf(found)
+        return SparseLeaf(leaf.key, leaf.query.indices, weights, leaf.limit)
+    if not isinstance(ask, TextStatistics) or found is None:
+        return None
+    known = np.flatnonzero(found.frequencies)  # no document has any of the others
+    if not len(known):
+        return None
+    return TextLeaf(
+        tuple(ask.terms[at] for at in known.tolist()),
+        (amounts * _idf(found))[known],
+        leaf.limit,
+        found.length / found.records,
+        schema.bm25.k1,
+        schema.bm25.b,
+        schema.analyzer,
+    )
+
+
+def _idf(found: Statistics) -> Floats:
+    """ln(1 + (N − n + ½) / (n + ½))."""
+    weights: Floats = np.log1p((found.records - found.frequencies + 0.5) / (found.frequencies + 0.5))
+    return weights
+
+
+def _sum(parts: Sequence[Statistics]) -> Statistics:
+    return Statistics(
+        sum(part.records for part in parts),
+        sum(part.length for part in parts),
+        np.sum([part.frequencies for part in parts], axis=0, dtype=np.int64),
+    )
+
+
+def _no_rows() -> pa.Table:
+    fields = [(ID, pa.string()), (CREATED_OFFSET, pa.uint64()), (SHARD, pa.int64()), (SCORE, pa.float64())]
+    return pa.schema(fields).empty_table()
+
+
+def _scored(rank: Rank, leaves: Sequence[Leaf | None], hits: pa.Table, answers: Sequence[Answer]) -> pa.Table:
+    """The records that the expression supports, best first, with the columns of `_no_rows`.
+
+    Args:
+        leaves: of the expression, in its order; None for one that was not asked.
+        hits: of all shards, joined.
+    """
+    rows, counts = nearest(hits, answers, SCORE, [leaf.k for leaf in leaves if leaf is not None])
+    created, first, number = np.unique(rows.column(CREATED_OFFSET).to_numpy(), return_index=True, return_inverse=True)
+    bounds = np.cumsum(counts)[:-1]
+    keys, measures = np.split(number, bounds), np.split(rows.column(SCORE).to_numpy(), bounds)
+    found = iter([LeafHits(*pair) for pair in zip(keys, measures, strict=True)])
+    nothing = LeafHits(np.empty(0, np.int64), np.empty(0))
+    scored = score(rank, [nothing if leaf is None else next(found) for leaf in leaves])
+    order = best_first(scored.scores, created[scored.keys])
+    best = rows_at(rows.select([ID, CREATED_OFFSET, SHARD]), first[scored.keys[order]])
+    return best.append_column(SCORE, pa.array(scored.scores[order], pa.float64()))
