@@ -274,7 +274,7 @@ def best_by_hand(records: Sequence[dict[str, Any]], by: GroupBy, scored: Sequenc
 
 @settings(QUICK, max_examples=300)
 @given(
-    records=st.lists(st.fixed_dictionaries({}, optional={key: VALUES for key in "abc"}), max_size=10),
+    records=st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys("abc", VALUES)), max_size=10),
     keys=st.lists(st.sampled_from("abc"), min_size=1, max_size=2),
     aggregate=st.lists(st.sampled_from(["a", "b", "c", "#score"]), min_size=1, max_size=3),
     k=st.integers(1, 3),

@@ -73,10 +73,16 @@ class OracleState:
         return found[offset:] if limit is None else found[offset : offset + limit]
 
     def pages(
-        self, limit: int, ids: Collection[str] | None = None, where: Json | None = None, offset: int = 0
+        self,
+        ids: Collection[str] | None = None,
+        where: Json | None = None,
+        where_document: Json | None = None,
+        *,
+        limit: int,
+        offset: int = 0,
     ) -> list[list[Record]]:
         """What a cursor turns over: the matching records after the first ``offset``, in full pages but the last."""
-        found = self.get(ids, where, offset=offset)
+        found = self.get(ids, where, where_document, offset=offset)
         return [found[start : start + limit] for start in range(0, len(found), limit)]
 
     def count(self, where: Json | None = None, where_document: Json | None = None) -> int:

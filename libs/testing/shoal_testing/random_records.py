@@ -59,7 +59,7 @@ def draw_plan(number: int, seed: int) -> Plan:
     steps: list[tuple[str, Any]] = []
     wild = number % 7 == 5
     for batch in range(random.randint(4, 8)):
-        steps.append(("write", draw_batch(random, random.randint(1, 30), wild=wild)))
+        steps.append(("write", draw_batch(random, random.randint(5, 40), wild=wild)))
         if batch == 1 and number % 5 == 0:
             steps.append(("write", _identical(random)))
         if layout == "mixed" and random.random() < 0.5:
@@ -97,7 +97,7 @@ def draw_batch(random: Random, size: int, *, wild: bool = False) -> list[Op]:
 
 
 def _operation(random: Random, wild: bool) -> Op:
-    operation = random.choice(("add", "add", "upsert", "upsert", "update", "delete"))
+    operation = random.choice(("add", "add", "add", "upsert", "upsert", "update", "update", "delete"))
     record_id = draw_id(random)
     if operation == "delete":
         return (operation, record_id, None, None, None, None)
@@ -113,8 +113,8 @@ def _identical(random: Random) -> list[Op]:
 
 
 def draw_id(random: Random) -> str:
-    """Of a pool of about seventy."""
-    return random.choice(_ODD_IDS) if random.random() < 0.1 else f"r{random.randrange(60)}"
+    """Of a pool of about ninety."""
+    return random.choice(_ODD_IDS) if random.random() < 0.1 else f"r{random.randrange(80)}"
 
 
 def draw_vector(random: Random, wild: bool = False) -> Vector:

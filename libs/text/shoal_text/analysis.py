@@ -102,7 +102,7 @@ def _pieces(column: pa.Array) -> Iterator[tuple[int, int]]:
 
 def _tokens(documents: pa.Array, first: int, analyzer: Analyzer) -> tuple[pa.DictionaryArray, npt.NDArray[np.int64]]:
     """Tokens and rows of a piece whose first row is ``first``. Empty tokens may be among them."""
-    lines = pc.replace_substring(documents.fill_null(""), "\n", " ")
+    lines = pc.replace_substring(documents.fill_null("").cast(pa.string()), "\n", " ")
     joined = pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "\n")[0].as_py()
     lower = _GAPS[analyzer.tokenizer].sub(" ", joined).lower()
     tokens = pc.ascii_split_whitespace(pc.split_pattern(pa.array([lower]), "\n").flatten())

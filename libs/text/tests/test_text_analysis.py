@@ -83,6 +83,18 @@ def test_pieces_of_a_column_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None
     assert (cut.codes.tolist(), cut.rows.tolist()) == (whole.codes.tolist(), whole.rows.tolist())
 
 
+def test_large_strings_are_strings() -> None:
+    analyzed = analyze_column(pa.array(["a b", None, "b"], pa.large_string()), PLAIN)
+    assert analyzed.terms.to_pylist() == ["a", "b"]
+    assert analyzed.rows.tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize("language", ["none", *import_module("Stemmer").algorithms()])
+def test_every_language_has_terms(language: str) -> None:
+    check_analyzer(Analyzer(language=language))
+    assert analyze_text("Bücher 17", Analyzer(language=language))[-1] == "17"
+
+
 def test_a_slice_starts_at_row_0() -> None:
     assert analyze_column(pa.array(["a b", "c d", "e"])[1:], PLAIN).rows.tolist() == [0, 0, 1]
 

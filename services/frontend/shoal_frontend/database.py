@@ -40,7 +40,7 @@ from shoal_core.schema import Schema
 from shoal_frontend import validate
 from shoal_frontend.cursor import Cursor
 from shoal_frontend.fanout import Fanout, target_of
-from shoal_frontend.indexed import check_selection, check_where
+from shoal_frontend.indexed import check_indexed
 from shoal_frontend.names import Names
 from shoal_frontend.search import search as run_searches
 from shoal_frontend.validate_search import check_searched, check_searches
@@ -213,14 +213,14 @@ class DatabaseService:
         encoded: bool = True,
     ) -> Answer | EncodedAnswer:
         """`get`, whose answer may be the bytes of the one shard that gave it."""
-        check_selection(ids, where, self.limits)
+        validate.check_selection(ids, where, self.limits)
         validate.check_page(limit, offset, self.limits.get_results)
         if cursor is not None and not limit:
             raise InvalidArgument("pages need a limit of at least 1", field="limit")
         wanted = None if ids is None else tuple(ids)
 
         async def read(collection: Collection) -> Answer | EncodedAnswer:
-            check_where(collection, where, allow_scan)
+            check_indexed(where, collection.schema, allow_scan=allow_scan)
             request = GetRequest(target_of(collection), consistency, 0, wanted, where, limit, offset, include, explain)
             if cursor is None:
                 return await self._fanout.get(collection, request, encoded=encoded)
@@ -290,13 +290,13 @@ class DatabaseService:
         encoded: bool = True,
     ) -> Answer | EncodedAnswer:
         """`query`, whose answer may be the bytes of the one shard that gave it."""
-        check_selection(ids, where, self.limits)
+        validate.check_selection(ids, where, self.limits)
         validate.check_page(k, 0, self.limits.query_results, "n_results")
         wanted = None if ids is None else tuple(ids)
 
         async def read(collection: Collection) -> Answer | EncodedAnswer:
             validate.check_vectors(vectors, collection.dimension, self.limits)
-            check_where(collection, where, allow_scan)
+            check_indexed(where, collection.schema, allow_scan=allow_scan)
             effort = ef or collection.schema.vector.ef_search
             request = QueryRequest(
                 target_of(collection), vectors, k, consistency, 0, wanted, where, include, effort, exact, explain
@@ -317,11 +317,11 @@ class DatabaseService:
     ) -> list[Answer]:
         check_searches(searches, self.limits)
         for item in searches:
-            check_selection(item.ids, item.where, self.limits)
+            validate.check_selection(item.ids, item.where, self.limits)
 
         async def read(collection: Collection) -> list[Answer]:
             for item in searches:
-                check_where(collection, item.where, allow_scan)
+                check_indexed(item.where, collection.schema, allow_scan=allow_scan)
             check_searched(searches, collection, self.limits, allow_scan=allow_scan)
             return await run_searches(
                 self._fanout, collection, searches, consistency=consistency, exact=exact, explain=explain
@@ -338,10 +338,10 @@ class DatabaseService:
         explain: bool = False,
         allow_scan: bool = False,
     ) -> CountAnswer:
-        check_selection(None, where, self.limits)
+        validate.check_selection(None, where, self.limits)
 
         async def read(collection: Collection) -> CountAnswer:
-            check_where(collection, where, allow_scan)
+            check_indexed(where, collection.schema, allow_scan=allow_scan)
             return await self._fanout.count(
                 collection, CountRequest(target_of(collection), consistency, 0, where, explain)
             )

@@ -10,12 +10,16 @@ from shoal_core.limits import Limits
 from shoal_core.schema import DOCUMENT_KEY, Index, Schema
 
 
-def check_indexed(tree: Filter | None, schema: Schema) -> None:
-    """Raise `InvalidArgument` for a condition that needs an index which is off. ``#uri`` is a key like others.
+def check_indexed(tree: Filter | None, schema: Schema, *, allow_scan: bool = False) -> None:
+    """Raise `InvalidArgument` for a condition that needs an index which is off, unless the reader allows a scan.
+
+    ``#uri`` is a key like others.
 
     A number needs the int and the float index: it equals numbers of both types. Whether a key exists and which ids there are is
     always known.
     """
+    if allow_scan:
+        return
     for node in _conditions(tree):
         match node:
             case Compare(key, _, value) | ListContains(key, value):

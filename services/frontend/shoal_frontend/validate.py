@@ -34,6 +34,7 @@ from shoal_core.records import (
     embedding_type,
     metadata_fields,
 )
+from shoal_frontend.indexed import check_patterns
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _IPV4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
@@ -252,6 +253,7 @@ def check_selection(ids: Sequence[str] | None, where: Filter | None, limits: Lim
             check_ids(_id_array(ids), limits)
     if where is not None:
         check_size(where, limits)
+        check_patterns(where, limits)
         _check_conditions(where)
 
 

@@ -28,7 +28,7 @@ from shoal_core.ports import Random
 from shoal_core.records import ID, OP, Operation, encode_batch
 from shoal_frontend import validate
 from shoal_frontend.fanout import Fanout, target_of
-from shoal_frontend.indexed import check_selection, check_where
+from shoal_frontend.indexed import check_indexed
 from shoal_frontend.names import Names
 from shoal_frontend.outcomes import outcomes as outcomes_of
 
@@ -111,7 +111,7 @@ class Writes:
         """
         if ids is None and where is None:
             raise InvalidArgument("give ids, a filter or both; nothing deletes everything", field="where")
-        check_selection(ids, where, self.limits)
+        validate.check_selection(ids, where, self.limits)
         validate.check_page(limit, 0, self.limits.get_results)
         validate.check_idempotency_key(idempotency_key, self.limits)
         if where is None and limit is None and ids:
@@ -120,7 +120,7 @@ class Writes:
 
         async def delete(collection: Collection) -> WriteResult:
             # What was read and what is written must be one collection: the name may pass to another in between.
-            check_where(collection, where, allow_scan)
+            check_indexed(where, collection.schema, allow_scan=allow_scan)
             answer = await self.fanout.get(
                 collection, GetRequest(target_of(collection), ids=wanted, where=where, limit=limit)
             )
