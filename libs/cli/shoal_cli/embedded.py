@@ -200,7 +200,7 @@ class EmbeddedSystem:
         )
         self.sweeper = Sweeper(catalog, objects, clock, lambda collection_id: True, settings.compactor.garbage)
         registry = StaticRegistry([Member(role, _NAME, "in this process") for role in ROLES])
-        self.api = DatabaseService(catalog, log, self.node, random, registry.view, settings.limits)
+        self.api = DatabaseService(catalog, log, self.node, random, registry.view, settings.limits, clock=clock)
         background = await stack.enter_async_context(Background())
         background.start("compactor", self.compactor.run())
         background.start("sweeper", self.sweeper.run())

@@ -195,6 +195,7 @@ async def _build_frontend(context: Context) -> None:
         peers.registry.view,
         _limits(config),
         config.frontend.cached_names,
+        SystemClock(),
     )
     ShoalServicer(database).add_to(context.server.grpc_server)
     if config.frontend.http:

@@ -56,9 +56,10 @@ class SparseIndex:
         entries = _entries(column)
         order = np.argsort(entries.indices, kind="stable")
         indices = entries.indices[order]
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(indices)) + 1, [len(indices)]])[min(len(indices), 1) - 1 :]
-        postings = Postings(starts.astype(np.int64), entries.rows[order].astype(np.uint32))
-        return cls._of(indices[starts[:-1]], postings, entries.values[order], entries.present)
+        dimensions = np.unique(indices)
+        starts = np.append(np.searchsorted(indices, dimensions), len(indices))
+        postings = Postings(starts, entries.rows[order].astype(np.uint32))
+        return cls._of(dimensions, postings, entries.values[order], entries.present)
 
     @classmethod
     def merge(cls, parts: Sequence[tuple[SparseIndex, Int64s]], rows: int) -> SparseIndex:

@@ -105,9 +105,10 @@ def test_a_segment_answers_what_evaluate_says(
 @given(data=st.data(), before=st.sampled_from(SCHEMAS), after=st.sampled_from(SCHEMAS))
 def test_so_does_a_merged_one(data: st.DataObject, before: Schema, after: Schema) -> None:
     parts = [to_row_table(rows, 2) for rows in data.draw(st.lists(some_records(), min_size=2, max_size=3))]
-    total = sum(part.num_rows for part in parts)
-    order = np.array(data.draw(st.permutations(range(total))), dtype=np.int64)
-    segment, table = merged(parts, order[: data.draw(st.integers(1, total))], before, after)
+    names = concat_rows(parts).column(ID).to_pylist()
+    alive = [n for n, name in enumerate(names) if name not in names[:n]]
+    order = np.array(data.draw(st.permutations(alive)), dtype=np.int64)
+    segment, table = merged(parts, order[: data.draw(st.integers(1, len(alive)))], before, after)
     assert tables_of(segment) == tables_of(opened(table, after))
     for tree in data.draw(st.lists(filters(), min_size=1, max_size=3)):
         assert segment.matching(tree).tolist() == evaluate(tree, table).tolist()
@@ -136,7 +137,7 @@ def table() -> pa.Table:
         UPDATED_OFFSET: pa.array(numbers.astype(np.uint64) + 1),
         DOCUMENT: pa.array([f"text {n % 5_000} of many" if n % 2 else None for n in numbers]),
         "m:int:half": pa.array(numbers % 2),
-        "m:int:n": pa.array(numbers),
+        "m:int:n": pa.array(numbers, mask=numbers % 4 == 0),
         "m:float:n": pa.array(np.full(ROWS, 0.5), mask=numbers % 4 > 0),
         "m:str:tag": pa.array([f"tag {n % 400}" for n in numbers]),
         EMBEDDING: embedding_array(random.standard_normal((ROWS, 2), dtype=np.float32)),
@@ -168,7 +169,7 @@ def test_conditions_are_tried_from_the_rarest(indexed: Segment) -> None:
     assert [(step.condition, step.how, step.estimated) for step in found] == [
         ('{"tag": {"$eq": "tag 7"}}', "values", 100),
         ('{"half": {"$eq": 1}}', "values", 20_000),
-        ('{"n": {"$gte": 100}}', "values", 39_900),
+        ('{"n": {"$gte": 100}}', "values", 29_925),
     ]
 
 
@@ -203,7 +204,7 @@ def test_keys_and_complements_have_exact_counts(indexed: Segment, bare: Segment)
     for segment in (indexed, bare):
         assert steps(segment, {"n": {"$exists": False}}) == (Step('{"n": {"$exists": false}}', "validity", 0, 0),)
     assert steps(indexed, {"n": {"$ne": 0.5}})[0].estimated == ROWS * 3 // 4
-    assert steps(indexed, {"n": {"$lte": 0.5}})[0].estimated == ROWS // 4 + 1
+    assert steps(indexed, {"n": {"$lte": 1.0}})[0].estimated == ROWS // 4 + 1
     assert steps(indexed, {"absent": 1})[0].matched == 0
 
 
@@ -228,7 +229,7 @@ def test_masks_are_kept_and_read_only(indexed: Segment) -> None:
 
 def test_long_conditions_are_shortened(indexed: Segment) -> None:
     (found,) = steps(indexed, {"n": {"$in": list(range(5_000))}})
-    assert found.matched == 5_000
+    assert found.matched == 3_750
     assert len(found.condition) == 120
 
 

@@ -199,6 +199,20 @@ class LimitsSection(Section):
     """Conditions of a filter."""
     filter_values: Count = _LIMITS.filter_values
     """Values of one `in`."""
+    pattern_size_bytes: Count = _LIMITS.pattern_size_bytes
+    """A text or regular expression to search documents for."""
+    rank_depth: Count = _LIMITS.rank_depth
+    """Nesting of a rank expression."""
+    rank_nodes: Count = _LIMITS.rank_nodes
+    """Nodes of a rank expression."""
+    rank_leaves: Count = _LIMITS.rank_leaves
+    """Ranked lists of one search."""
+    searches: Count = _LIMITS.searches
+    """Searches of one call."""
+    group_by_keys: Count = _LIMITS.group_by_keys
+    """Keys of a group-by, and of its aggregate."""
+    select_keys: Count = _LIMITS.select_keys
+    """Single metadata keys of a search's answer."""
     shards: Count = _LIMITS.shards
     """Shards of a collection."""
     collection_metadata_size_bytes: Count = _LIMITS.collection_metadata_size_bytes

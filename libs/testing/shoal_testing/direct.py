@@ -60,7 +60,7 @@ class DirectSystem:
 
     def new_database(self) -> DatabaseService:
         """Another frontend."""
-        return DatabaseService(self.catalog, self.log, self.node, self.random, self._view)
+        return DatabaseService(self.catalog, self.log, self.node, self.random, self._view, clock=self.clock)
 
     def _view(self) -> MembershipView:
         return MembershipView(1, {"querynode": (Member("querynode", self.node.name, ""),)})

@@ -27,7 +27,7 @@ Record = dict[str, Any]
 Operand = tuple[dict[str, float], float | None]  # scores by id, and what stands in for the others
 
 _ROUNDING = 1e-12
-_NOISE = 1e-15  # at least, relative: the last digit of exp and of longer sums
+_LAST_DIGIT = 1e-15
 _TYPES = ("bool", "number", "string")
 
 
@@ -109,8 +109,9 @@ def _apart(left: Measured, right: Measured) -> bool:
         return False
     if left.grounds == right.grounds or (left.exact and right.exact and left.value == right.value):
         return True
-    reach = left.error + right.error + _ROUNDING * max(abs(left.value), abs(right.value))
-    return not right.value - left.value <= reach  # not-a-number and infinities are apart
+    if not (math.isfinite(left.value) and math.isfinite(right.value)):
+        return True
+    return right.value - left.value > left.error + right.error + _ROUNDING * max(abs(left.value), abs(right.value))
 
 
 # --- scores
@@ -148,9 +149,8 @@ class _Expression:
             return {}, float(operand)
         if operator in _UNARY:
             scores, default = self._evaluate(operand, noise)
-            function = _UNARY[operator]
-            scores = {key: float(function(value)) for key, value in scores.items()}
-            return scores, None if default is None else float(function(default))
+            scores = {key: _applied(operator, value, noise) for key, value in scores.items()}
+            return scores, None if default is None else _applied(operator, default, noise)
         parts = [operand["left"], operand["right"]] if operator in ("$sub", "$div") else operand
         first, *others = [self._evaluate(part, noise) for part in parts]
         for other in others:
@@ -197,10 +197,18 @@ def _rrf(operand: Json) -> Json:
 
 def _noisy(measured: Measured, noise: int) -> float:
     """A value moved by up to its error, the same for the same grounds."""
-    if noise == 0:
+    if noise == 0 or measured.error == 0.0:
         return measured.value
     share = zlib.crc32(repr((measured.grounds, noise)).encode()) / 2**31 - 1.0
-    return measured.value + share * max(measured.error, _NOISE * abs(measured.value))
+    return measured.value + share * measured.error
+
+
+def _applied(operator: str, value: float, noise: int) -> float:
+    """A function of one score; the last digit of those that are not exact differs from library to library."""
+    result = float(_UNARY[operator](value))
+    if operator == "$abs" or not math.isfinite(result):
+        return result
+    return _noisy(Measured(result, _LAST_DIGIT * abs(result), value, exact=False), noise)
 
 
 def _step(left: float, right: float) -> float:

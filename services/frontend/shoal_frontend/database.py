@@ -33,7 +33,7 @@ from shoal_core.contracts import (
 from shoal_core.errors import InvalidArgument
 from shoal_core.filters import Filter
 from shoal_core.limits import Limits
-from shoal_core.ports import MembershipView, Random
+from shoal_core.ports import Clock, MembershipView, Random
 from shoal_core.ranking import Search
 from shoal_core.records import CREATED_OFFSET
 from shoal_core.schema import Schema
@@ -52,7 +52,10 @@ _IDS_ONLY = Include()
 
 @dataclass(slots=True)
 class DatabaseService:
-    """`PublicApi` over the other services. ``members`` is the registry's view, for `status`."""
+    """`PublicApi` over the other services.
+
+    ``members`` is the registry's view, for `status`; with a ``clock`` explained reads say how long each stage took here.
+    """
 
     catalog: Catalog
     log: Log
@@ -61,13 +64,14 @@ class DatabaseService:
     members: Callable[[], MembershipView]
     limits: Limits = field(default_factory=Limits)
     cached_names: int = 10_000
+    clock: Clock | None = None
     _names: Names = field(init=False)
     _fanout: Fanout = field(init=False)
     _writes: Writes = field(init=False)
 
     def __post_init__(self) -> None:
         self._names = Names(self.catalog, self.cached_names)
-        self._fanout = Fanout(self.nodes, self.log, self.catalog)
+        self._fanout = Fanout(self.nodes, self.log, self.catalog, self.clock)
         self._writes = Writes(self.log, self._fanout, self._names, self.random, self.limits)
 
     # --- tenants and databases

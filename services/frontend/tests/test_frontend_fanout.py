@@ -25,7 +25,6 @@ from shoal_core.errors import (
     ShoalError,
     SnapshotGone,
     Unavailable,
-    Unimplemented,
 )
 from shoal_core.filters import parse_where_document
 from shoal_core.hashing import hash_ids, shard_of
@@ -307,18 +306,6 @@ def test_session_and_bounded_reads(shards: int) -> None:
         for consistency in (Consistency(ReadLevel.SESSION, offset), Consistency(ReadLevel.BOUNDED, staleness_ms=100)):
             for read in (cluster.get, cluster.count, cluster.query):
                 assert await read(consistency=consistency) == offset
-
-    play(scenario, shards=shards)
-
-
-@pytest.mark.parametrize("shards", [1, SHARDS])
-def test_as_of_is_refused_and_not_answered_with_something_else(shards: int) -> None:
-    async def scenario(cluster: Cluster) -> None:
-        await cluster.write(put("a"))
-        await cluster.write(put("b"))
-        for read in (cluster.get, cluster.count, cluster.query):
-            with pytest.raises(Unimplemented):
-                await read(consistency=Consistency(ReadLevel.AS_OF, 1))
 
     play(scenario, shards=shards)
 
