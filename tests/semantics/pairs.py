@@ -324,8 +324,12 @@ def _same_nearest(ids: Sequence[str], distances: Sequence[float], measured: dict
     alike: dict[Hashable, list[str]] = defaultdict(list)
     for record_id, one in measured.items():
         alike[one.grounds].append(record_id)
-    for record_id, distance, value in zip(ids, distances, expected, strict=True):
+    reached = -math.inf  # no record is surely nearer than those before it
+    for record_id, distance in zip(ids, distances, strict=True):
         own = measured[record_id]
         _same(record_id, alike[own.grounds].pop(0), f"creation decides between equals in {ids}")
-        if not (_near(distance, own.value, own.error) and _near(distance, value, own.error)):
-            raise Differs(f"distance of {record_id}\nengine: {ids} {distances}\noracle: {order} {expected}")
+        reached = max(reached, own.value - own.error)
+        if own.value + own.error < reached or not _near(distance, own.value, own.error):
+            raise Differs(f"{record_id}\nengine: {ids} {distances}\noracle: {order} {expected}")
+    left_out = [record_id for record_id in measured if record_id not in ids]
+    _same([key for key in left_out if measured[key].value + measured[key].error < reached], [], "left out")

@@ -1,14 +1,27 @@
-"""What a read may ask of its freshness, as users spell it."""
+"""What a read may ask of its freshness, as users spell it, and the condition that ties a write to a read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from shoal_core.consistency import Consistency, ReadLevel, VersionToken
-from shoal_core.contracts import WriteResult
+from shoal._columns import id_column
+from shoal._written import WriteResult
+from shoal_core import consistency
+from shoal_core.consistency import Consistency, ReadLevel, ServedAt, VersionToken
+from shoal_core.contracts import Condition
 from shoal_core.errors import InvalidArgument
 
 INDEX_ONLY = Consistency(ReadLevel.INDEX_ONLY)
+
+
+class Served(Protocol):
+    """A result of a read."""
+
+    @property
+    def served_at(self) -> ServedAt:
+        """The snapshot that served it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +31,14 @@ class Session:
     token: VersionToken
 
 
-Freshness = Consistency | Session
+@dataclass(frozen=True, slots=True)
+class AsOf:
+    """See the same collection as a write left it. Made by `as_of`."""
+
+    token: VersionToken
+
+
+Freshness = Consistency | Session | AsOf
 
 
 def session(token: VersionToken | WriteResult | str) -> Session:
@@ -27,13 +47,10 @@ def session(token: VersionToken | WriteResult | str) -> Session:
     Args:
         token: what a write returned, its ``token``, or the token's text.
     """
-    if isinstance(token, WriteResult):
-        return Session(token.token)
-    if isinstance(token, VersionToken):
-        return Session(token)
-    if isinstance(token, str):
-        return Session(VersionToken.parse(token))
-    raise InvalidArgument(f"expected what a write returned, got {type(token).__name__}", field="token")
+    found = _token(token)
+    if found is None:
+        raise InvalidArgument(f"expected what a write returned, got {type(token).__name__}", field="token")
+    return Session(found)
 
 
 def bounded(staleness_ms: int) -> Consistency:
@@ -43,27 +60,61 @@ def bounded(staleness_ms: int) -> Consistency:
     return Consistency(ReadLevel.BOUNDED, staleness_ms=staleness_ms)
 
 
-def as_of(offset: int) -> Consistency:
-    """See the collection as it was after the batch that ended at log offset ``offset``.
+def as_of(moment: int | ServedAt | Served | VersionToken | WriteResult | str) -> Consistency | AsOf:
+    """See the collection as it was: exactly that snapshot, for as long as it is retained, then `errors.OffsetExpired`.
 
-    Servers do not serve it yet: a read with it raises `Unimplemented`.
+    Args:
+        moment: what a read returned or its ``served_at``, for the same snapshot again; what a write returned, its ``token`` or
+            the token's text, for the state that it left; or a log offset, for the end of the last batch at or below it.
     """
-    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
-        raise InvalidArgument(f"expected a log offset, at least 0, got {offset!r}", field="offset")
-    return Consistency(ReadLevel.AS_OF, offset=offset)
+    token = _token(moment)
+    return AsOf(token) if token is not None else consistency.as_of(_offset(moment, "offset"))
+
+
+def unless_written_since(moment: int | ServedAt | Served | WriteResult, ids: Any) -> Condition:
+    """A write with this condition fails with `errors.WriteConflict` if any of ``ids`` was written after ``moment``.
+
+    It fails with `errors.StaleRead` if the log no longer reaches back to ``moment``. `Collection.conditional` keeps account of
+    what was read by itself.
+
+    Args:
+        moment: what a read or write of the same collection returned, or a log offset.
+        ids: of the records that the write depends on, whether they exist or not.
+    """
+    offset = moment.token.offset if isinstance(moment, WriteResult) else _offset(moment, "moment")
+    return Condition(offset, tuple(id_column([ids] if isinstance(ids, str) else ids).to_pylist()))
 
 
 def consistency_for(collection_id: str, freshness: Freshness) -> Consistency:
-    """The demand on the reads of one collection. Raises `InvalidArgument` for a session of another collection."""
+    """The demand on the reads of one collection. Raises `InvalidArgument` for a token of another collection."""
     if isinstance(freshness, Consistency):
         return freshness
-    if not isinstance(freshness, Session):
+    if not isinstance(freshness, Session | AsOf):
         raise InvalidArgument(
             f"expected shoal.STRONG, INDEX_ONLY, session(...), bounded(...) or as_of(...), got {freshness!r}",
             field="consistency",
         )
-    if freshness.token.collection_id != collection_id:
+    token = freshness.token
+    if token.collection_id != collection_id:
         raise InvalidArgument(
-            f"the token is of collection {freshness.token.collection_id}, this is {collection_id}", field="consistency"
+            f"the token is of collection {token.collection_id}, this is {collection_id}", field="consistency"
         )
-    return Consistency(ReadLevel.SESSION, offset=freshness.token.offset)
+    return Consistency(ReadLevel.SESSION if isinstance(freshness, Session) else ReadLevel.AS_OF, token.offset)
+
+
+def _token(given: object) -> VersionToken | None:
+    if isinstance(given, WriteResult):
+        return given.token
+    if isinstance(given, str):
+        return VersionToken.parse(given)
+    return given if isinstance(given, VersionToken) else None
+
+
+def _offset(moment: object, field: str) -> int:
+    served = getattr(moment, "served_at", moment)
+    offset = served.offset if isinstance(served, ServedAt) else served
+    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+        raise InvalidArgument(
+            f"expected a log offset, at least 0, or what a call returned, got {moment!r:.80}", field=field
+        )
+    return offset

@@ -65,7 +65,7 @@ def draw_query(random: Random, verbs: Sequence[str], head_offset: int, *, as_of:
     if verb == "get":
         given |= {"limit": random.choice((None, None, 0, 1, 3, 20)), "offset": random.choice((0, 0, 1, 4))}
     if verb == "pages":
-        given |= {"limit": random.choice((1, 3, 7, 20)), "offset": random.choice((0, 0, 3))}
+        given |= {"limit": random.choice((6, 20, 40)), "offset": random.choice((0, 0, 3))}
     if verb == "query":
         given["vectors"] = [draw_vector(random) for _ in range(random.choice((1, 1, 1, 3)))]
         given["k"] = random.choice((0, 1, 3, 10, 200))
