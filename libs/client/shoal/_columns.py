@@ -112,16 +112,20 @@ def to_batch(given: Given, limits: Limits) -> pa.RecordBatch:
         if array is not None and array.null_count < count:
             columns[name] = array
     batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-    if count > limits.batch_records:
+    check_size(batch, limits, "use load(), which cuts it into batches of batch_size")
+    return batch
+
+
+def check_size(batch: pa.RecordBatch, limits: Limits, advice: str) -> None:
+    """Raise `InvalidArgument` if the batch has too many records or bytes."""
+    if batch.num_rows > limits.batch_records:
         raise InvalidArgument(
-            f"{count} records, at most {limits.batch_records} in one batch; use load(), which cuts it", field="ids"
+            f"{batch.num_rows} records, at most {limits.batch_records} in one batch; {advice}", field="ids"
         )
     if batch.nbytes > limits.batch_size_bytes:
         raise InvalidArgument(
-            f"the batch has {batch.nbytes} bytes, at most {limits.batch_size_bytes}; use load() with a smaller batch_size",
-            field="ids",
+            f"the batch has {batch.nbytes} bytes, at most {limits.batch_size_bytes}; {advice}", field="ids"
         )
-    return batch
 
 
 def check_complete(given: Given, field: str = "embeddings") -> None:

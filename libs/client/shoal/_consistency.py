@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from shoal._columns import id_column
+from shoal._prepare import id_list
 from shoal._written import WriteResult
 from shoal_core import consistency
 from shoal_core.consistency import Consistency, ReadLevel, ServedAt, VersionToken
@@ -82,7 +82,10 @@ def unless_written_since(moment: int | ServedAt | Served | WriteResult, ids: Any
         ids: of the records that the write depends on, whether they exist or not.
     """
     offset = moment.token.offset if isinstance(moment, WriteResult) else _offset(moment, "moment")
-    return Condition(offset, tuple(id_column([ids] if isinstance(ids, str) else ids).to_pylist()))
+    chosen = id_list(ids)
+    if not chosen:
+        raise InvalidArgument("give the ids that must not have been written", field="ids")
+    return Condition(offset, tuple(dict.fromkeys(chosen)))
 
 
 def consistency_for(collection_id: str, freshness: Freshness) -> Consistency:

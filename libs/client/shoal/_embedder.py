@@ -33,10 +33,10 @@ class Embedder:
     name: str
     implicit: bool = False
 
-    def queries(self, texts: list[str], dimension: int | None) -> Vectors:
+    def queries(self, texts: list[str], dimension: int | None, field: str = "query_texts") -> Vectors:
         """Vectors of query texts, (q, dim). Blocks."""
-        vectors = embedding.embed_queries(self._loaded(), texts)
-        self._check_fits(vectors.shape[1], dimension, "query_texts")
+        vectors = embedding.embed_queries(self._loaded(), texts, field)
+        self._check_fits(vectors.shape[1], dimension, field)
         return vectors
 
     def embed(self, given: Given, dimension: int | None) -> Given:

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeAlias
 import pyarrow as pa
 
 from shoal._results import LoadResult
+from shoal._written import WriteResult
 from shoal_core.consistency import VersionToken
-from shoal_core.contracts import WriteResult
 from shoal_core.errors import InvalidArgument, ShoalError
 from shoal_core.records import Operation
 

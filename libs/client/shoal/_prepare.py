@@ -13,10 +13,12 @@ import pyarrow as pa
 from shoal import _columns as columns
 from shoal._columns import Given, Vectors
 from shoal._embedder import Embedder
+from shoal._sparse import embed_sparse, makes_sparse
 from shoal_core.errors import InvalidArgument
 from shoal_core.filters import Filter, all_of, parse_where, parse_where_document
 from shoal_core.limits import Limits
 from shoal_core.records import Operation, dimension_of
+from shoal_core.schema import Schema
 
 T = TypeVar("T")
 
@@ -65,20 +67,36 @@ class WriteInput:
 
 
 async def write_batch(
-    operation: Operation, given: WriteInput, embedder: Embedder, dimension: int | None, limits: Limits
+    operation: Operation,
+    given: WriteInput,
+    embedder: Embedder,
+    dimension: int | None,
+    limits: Limits,
+    schema: Schema,
 ) -> pa.RecordBatch:
     """The operation batch of a write, embedded where needed. Raises `InvalidArgument`."""
     given.check()
 
     def convert() -> pa.RecordBatch:
-        complete = embedder.embed(given.read(operation), dimension)
+        complete = embed_sparse(embedder.embed(given.read(operation), dimension), schema)
         columns.check_complete(complete)
         batch = columns.to_batch(complete, limits)
         if (found := dimension_of(batch.schema)) is not None:
             columns.check_dimension(found, dimension, "embeddings")
         return batch
 
-    return await _run(convert, apart=given.takes_long)
+    return await run(convert, apart=given.takes_long or makes_sparse(schema))
+
+
+def joined_batch(batches: Sequence[pa.RecordBatch], limits: Limits) -> pa.RecordBatch:
+    """Batches one after another as one, with the columns of all. Raises `InvalidArgument` if it is over a limit."""
+    if len(batches) == 1:
+        return batches[0]
+    tables = [pa.Table.from_batches([batch]) for batch in batches]
+    table = pa.concat_tables(tables, promote_options="default").combine_chunks()
+    batch = table.to_batches()[0]
+    columns.check_size(batch, limits, "make several of it")
+    return batch
 
 
 def delete_batch(ids: Any, limits: Limits) -> pa.RecordBatch:
@@ -98,25 +116,25 @@ async def query_vectors(
     listed = [texts] if isinstance(texts, str) else list(texts)
     if not listed:
         raise InvalidArgument("give at least one text", field="query_texts")
-    return await _run(lambda: embedder.queries(listed, dimension), apart=True)
+    return await run(lambda: embedder.queries(listed, dimension), apart=True)
 
 
 def filter_of(where: Where | None, where_document: Where | None, limits: Limits) -> Filter | None:
     """Both filters as one tree. numpy values count as the Python ones. Raises `InvalidArgument` naming the place."""
     levels = _CONTAINERS_PER_LEVEL * (limits.filter_depth + 1)
-    return all_of(parse_where(_plain(where, levels), limits), parse_where_document(where_document, limits))
+    return all_of(parse_where(plain(where, levels), limits), parse_where_document(where_document, limits))
 
 
-def _plain(value: Any, levels: int) -> Any:
-    """Without numpy, down to a depth at which the parser refuses it anyway."""
+def plain(value: Any, levels: int) -> Any:
+    """A JSON value without numpy, down to a depth at which parsers refuse it anyway."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
     if levels and isinstance(value, Mapping):
-        return {key: _plain(item, levels - 1) for key, item in value.items()}
+        return {key: plain(item, levels - 1) for key, item in value.items()}
     if levels and isinstance(value, list | tuple):
-        return [_plain(item, levels - 1) for item in value]
+        return [plain(item, levels - 1) for item in value]
     return value
 
 
@@ -137,5 +155,6 @@ def whole(number: int, field: str, *, least: int) -> int:
     return int(number)
 
 
-async def _run(function: Callable[[], T], *, apart: bool) -> T:
+async def run(function: Callable[[], T], *, apart: bool) -> T:
+    """The result of ``function``, in a thread if ``apart``."""
     return await asyncio.to_thread(function) if apart else function()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ Vectors = npt.NDArray[np.float32]
 Metadata = dict[str, Any]
 
 DISTANCE = "distance"
+SCORE = "score"
 _ORIGIN = "origin"
 _COLUMNS = ("ids", "documents", "metadatas", "embeddings", "uris", "distances")
 _TAKEN = frozenset({ID, DOCUMENT, EMBEDDING, "uri", DISTANCE, _ORIGIN, "query"})
@@ -46,6 +47,7 @@ class Record:
     embedding: Vectors | None = None
     uri: str | None = None
     distance: float | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,13 @@ def include_of(include: Sequence[str]) -> Include:
     if unknown := names - set(_COLUMNS):
         known = ", ".join(_COLUMNS[1:])
         raise InvalidArgument(f"unknown column {sorted(map(str, unknown))[0]!r}; one of {known}", field="include")
-    return Include(**dict.fromkeys(names - {"ids"}, True))
+    return Include(
+        documents="documents" in names,
+        metadatas="metadatas" in names,
+        embeddings="embeddings" in names,
+        distances="distances" in names,
+        uris="uris" in names,
+    )
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -75,7 +83,10 @@ class GetResult:
         served_at: the snapshot that served it: ``offset`` of the log, ``version`` of the index.
         complete: False when fewer rows came back than match; ``reason`` says why.
         explain: the plan and its cost, if asked for.
+        cursor: for the next page, of the same snapshot; empty if there is none or it was not asked for.
     """
+
+    columns: ClassVar[tuple[str, ...]] = _COLUMNS
 
     rows: pa.Table
     include: Include
@@ -83,6 +94,7 @@ class GetResult:
     complete: bool = True
     reason: str = ""
     explain: Json | None = None
+    cursor: str = ""
 
     @cached_property
     def ids(self) -> list[str]:
@@ -103,7 +115,7 @@ class GetResult:
     @cached_property
     def metadatas(self) -> list[Metadata] | None:
         """A dict per record, empty for none; None altogether if not included."""
-        if not self.include.metadatas:
+        if not self.include.metadatas and not self.include.keys:
             return None
         found: list[Metadata] = [{} for _ in range(len(self))]
         for field in self._metadata_fields():
@@ -131,17 +143,18 @@ class GetResult:
         return found
 
     def to_arrow(self) -> pa.Table:
-        """Columns ``id``, ``document``, ``embedding``, ``uri``, ``distance`` as included, and one per metadata key.
+        """Columns ``id``, ``document``, ``embedding``, ``uri``, ``distance``, ``score`` as included, and one per metadata key.
 
         `Collection.add(table=...)` reads it back. A key with values of several kinds, or named like another column, keeps its
         column's full name ``m:<kind>:<key>``.
         """
-        fields = self._metadata_fields() if self.include.metadatas else []
+        fields = self._metadata_fields() if self.include.metadatas or self.include.keys else []
         keys = [field.key for field in fields]
-        names = {field.column: field.key for field in fields if keys.count(field.key) == 1 and field.key not in _TAKEN}
+        taken = _TAKEN.union(self.rows.column_names)
+        names = {field.column: field.key for field in fields if keys.count(field.key) == 1 and field.key not in taken}
         wanted = [ID, *(name for name in (DOCUMENT, EMBEDDING) if name in self.rows.column_names)]
         wanted += [URI_COLUMN] if self.include.uris and URI_COLUMN in self.rows.column_names else []
-        wanted += [name for name in (DISTANCE, _ORIGIN) if name in self.rows.column_names]
+        wanted += [name for name in (DISTANCE, SCORE, _ORIGIN) if name in self.rows.column_names]
         wanted += [field.column for field in fields]
         return self.rows.select(wanted).rename_columns(
             [{URI_COLUMN: "uri", **names}.get(name, name) for name in wanted]
@@ -149,15 +162,15 @@ class GetResult:
 
     def keys(self) -> tuple[str, ...]:
         """The columns that this result has."""
-        return ("ids", *(name for name in _COLUMNS[1:] if getattr(self, name) is not None))
+        return ("ids", *(name for name in self.columns[1:] if getattr(self, name) is not None))
 
     def to_dict(self) -> dict[str, Any]:
         """The columns by name."""
         return {name: self[name] for name in self.keys()}
 
     def __getitem__(self, name: str) -> Any:
-        if name not in _COLUMNS:
-            raise KeyError(f"{name!r}: a result has {', '.join(_COLUMNS)}")
+        if name not in self.columns:
+            raise KeyError(f"{name!r}: a result has {', '.join(self.columns)}")
         return getattr(self, name)
 
     def __len__(self) -> int:
@@ -178,7 +191,7 @@ class GetResult:
         )
 
     def __repr__(self) -> str:
-        return f"GetResult: {_counted(len(self), 'record')}{self._where()}\n{self._body()}".rstrip("\n")
+        return f"{type(self).__name__}: {_counted(len(self), 'record')}{self._where()}\n{self._body()}".rstrip("\n")
 
     def _where(self) -> str:
         flaw = "" if self.complete else f", INCOMPLETE: {self.reason}"
@@ -187,7 +200,7 @@ class GetResult:
     def _body(self) -> str:
         if not len(self):
             return ""
-        head = GetResult(self.rows.slice(0, _SHOWN_ROWS), self.include, self.served_at)
+        head = replace(self, rows=self.rows.slice(0, _SHOWN_ROWS))
         names = head.keys()
         columns = {name.removesuffix("s"): list(head[name]) for name in names}
         more = len(self) - len(head)
@@ -307,7 +320,9 @@ class QueryResult:
 
 def get_result(answer: Answer, include: Include) -> GetResult:
     """The result of a get."""
-    return GetResult(answer.rows, include, answer.served_at, answer.complete, answer.reason, answer.explain)
+    return GetResult(
+        answer.rows, include, answer.served_at, answer.complete, answer.reason, answer.explain, answer.cursor
+    )
 
 
 def query_result(answer: Answer, include: Include) -> QueryResult:

@@ -11,6 +11,7 @@ from shoal._calls import Caller, SystemClock, SystemRandom
 from shoal._connect import Connection, connect_frontends, open_embedded, parse_addresses
 from shoal._embedder import check_function, configuration_of, embedder_for
 from shoal._prepare import whole
+from shoal._schema import schema_of
 from shoal.aio_collection import AsyncCollection
 from shoal.embedding import EmbeddingFunction
 from shoal_core import contracts
@@ -18,6 +19,7 @@ from shoal_core.contracts import CollectionRef, Database, NewCollection
 from shoal_core.errors import InvalidArgument
 from shoal_core.limits import Limits
 from shoal_core.ports import Clock, Random
+from shoal_core.schema import Schema
 
 if TYPE_CHECKING:
     import grpc
@@ -128,6 +130,7 @@ class AsyncClient:
         shards: int = 1,
         embedding_function: EmbeddingFunction | None = None,
         dimension: int | None = None,
+        schema: Schema | contracts.Json | None = None,
         get_or_create: bool = False,
     ) -> AsyncCollection:
         """A new collection.
@@ -137,6 +140,7 @@ class AsyncClient:
             embedding_function: for documents and query texts; its name is stored. None for the client's, or else the default
                 (all-MiniLM-L6-v2), which nothing is stored of.
             dimension: of its vectors; None for that of the first write.
+            schema: which indexes it keeps, how its text is analysed; None for all indexes and English.
             get_or_create: return the collection of this name as it is, if there is one.
 
         Raises:
@@ -155,6 +159,7 @@ class AsyncClient:
             metadata,
             configuration_of(function),
             None if dimension is None else whole(dimension, "dimension", least=1),
+            schema_of(schema),
         )
         info, _ = await self._caller.call(
             lambda api: api.create_collection(new, get_or_create=get_or_create), write=True, repeatable=get_or_create
@@ -170,6 +175,7 @@ class AsyncClient:
         shards: int = 1,
         embedding_function: EmbeddingFunction | None = None,
         dimension: int | None = None,
+        schema: Schema | contracts.Json | None = None,
     ) -> AsyncCollection:
         """The collection of this name as it is, or a new one; see `create_collection`."""
         return await self.create_collection(
@@ -179,6 +185,7 @@ class AsyncClient:
             shards=shards,
             embedding_function=embedding_function,
             dimension=dimension,
+            schema=schema,
             get_or_create=True,
         )
 

@@ -2,224 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
-import pyarrow as pa
-
-from shoal._calls import Caller
+from shoal._aio_writes import AsyncWrites
+from shoal._conditional import AsyncConditionalWrite
 from shoal._consistency import Freshness, consistency_for
-from shoal._embedder import Embedder
-from shoal._load import Batch, LoadOperation, Progress, Source, cut, operation_of, write_all
-from shoal._prepare import Where, WriteInput, delete_batch, filter_of, id_list, query_vectors, whole, write_batch
-from shoal._results import GetResult, LoadResult, QueryResult, get_result, include_of, query_result
+from shoal._prepare import Where, filter_of, id_list, query_vectors, whole
+from shoal._results import GetResult, QueryResult, get_result, include_of, query_result
+from shoal._schema import changed_schema
+from shoal._search import Search
+from shoal._searches import SearchLike, SearchResult, Texts, read_searches, search_result
 from shoal_core import contracts
 from shoal_core.consistency import STRONG
-from shoal_core.contracts import CollectionRef, CountAnswer, IndexingStatus, WriteResult
+from shoal_core.contracts import CountAnswer, IndexingStatus
 from shoal_core.errors import DeadlineExceeded, InvalidArgument
-from shoal_core.limits import Limits
-from shoal_core.records import Operation, dimension_of
+from shoal_core.schema import Schema
 
 _FIRST_POLL_S = 0.05
 _LAST_POLL_S = 1.0
 
 
-class AsyncCollection:
+class AsyncCollection(AsyncWrites):
     """A handle on one collection; by id, so it survives a rename. Made by `AsyncClient`, usable by many tasks at once."""
 
-    def __init__(self, caller: Caller, info: contracts.Collection, embedder: Embedder, limits: Limits) -> None:
-        self._caller = caller
-        self._info = info
-        self._embedder = embedder
-        self._limits = limits
-        self._ref = CollectionRef(info.tenant, info.database, id=info.id)
+    def conditional(self, *, outcomes: bool = False) -> AsyncConditionalWrite:
+        """Reads of one snapshot, and at the end of the block one atomic write on condition that nothing read has changed.
 
-    @property
-    def id(self) -> str:
-        """UUID text."""
-        return self._info.id
+            async with films.conditional() as txn:
+                [film] = await txn.get(ids=["jaws"])
+                await txn.update(ids=["jaws"], metadatas=[{"seen": film.metadata["seen"] + 1}])
 
-    @property
-    def name(self) -> str:
-        """As of the last look-up or `modify`."""
-        return self._info.name
-
-    @property
-    def metadata(self) -> contracts.Json | None:
-        """The collection's own metadata."""
-        return self._info.metadata
-
-    @property
-    def configuration(self) -> contracts.Json:
-        """Settings as stored."""
-        return self._info.configuration
-
-    @property
-    def dimension(self) -> int | None:
-        """Of its vectors; None before the first write that this handle knows of."""
-        return self._info.dimension
-
-    @property
-    def space(self) -> str:
-        """``l2`` (squared), ``cosine`` or ``ip``."""
-        return self._info.space
-
-    @property
-    def shards(self) -> int:
-        """How many parts its records are spread over."""
-        return self._info.shards
-
-    def __repr__(self) -> str:
-        return f"Collection({self.name!r}, id={self.id!r}, space={self.space!r}, dimension={self.dimension})"
-
-    # --- writes
-
-    async def add(
-        self,
-        ids: Any = None,
-        embeddings: Any = None,
-        documents: Any = None,
-        metadatas: Any = None,
-        uris: Any = None,
-        *,
-        table: pa.Table | pa.RecordBatch | None = None,
-        idempotency_key: str | None = None,
-    ) -> WriteResult:
-        """Add records in one atomic batch; an id that exists already stays as it is.
+        The end of the block raises `errors.WriteConflict` if any record read was written since, and `errors.StaleRead` if that can
+        no longer be told: run the block again. A block that raises writes nothing.
 
         Args:
-            ids: n distinct non-empty strings (list, numpy or Arrow array).
-            embeddings: n vectors: an array (n, dim), float32 C-contiguous is not copied; a list; an Arrow list array. Made from
-                the documents if left out.
-            documents: n texts or None.
-            metadatas: n dicts or None, or a dict of columns ``{"year": array of n}``. Values are str, int (64-bit), float, bool,
-                lists of one of these, or a sparse vector ``{"indices": [...], "values": [...]}``.
-            uris: n texts or None.
-            table: instead of all these, an Arrow table with columns ``id``, ``embedding``, ``document``, ``uri``; further ones
-                are metadata.
-            idempotency_key: repeats a write whose outcome is unknown; made fresh if left out. At most 64 bytes.
-
-        Raises:
-            InvalidArgument: naming the field and row at fault; nothing was written.
-            DimensionMismatch: vectors of another dimension than the collection's.
-            OutcomeUnknown: no answer in time; send it again with the same ``idempotency_key`` to be sure.
-            BackPressure: compaction stayed behind until the deadline.
+            outcomes: also look up what became of each record: ``txn.result.outcomes`` after the block.
         """
-        given = WriteInput(ids, embeddings, documents, metadatas, uris, table)
-        return await self._write(Operation.ADD, given, idempotency_key)
-
-    async def upsert(
-        self,
-        ids: Any = None,
-        embeddings: Any = None,
-        documents: Any = None,
-        metadatas: Any = None,
-        uris: Any = None,
-        *,
-        table: pa.Table | pa.RecordBatch | None = None,
-        idempotency_key: str | None = None,
-    ) -> WriteResult:
-        """Add records, or merge them into those that exist; takes and raises what `add` does.
-
-        A merge replaces what is given and sets metadata by key; in a list of dicts the value None deletes the key.
-        """
-        given = WriteInput(ids, embeddings, documents, metadatas, uris, table)
-        return await self._write(Operation.UPSERT, given, idempotency_key)
-
-    async def update(
-        self,
-        ids: Any = None,
-        embeddings: Any = None,
-        documents: Any = None,
-        metadatas: Any = None,
-        uris: Any = None,
-        *,
-        table: pa.Table | pa.RecordBatch | None = None,
-        idempotency_key: str | None = None,
-    ) -> WriteResult:
-        """Merge into records that exist, as `upsert`; an id that does not exist is left out. None leaves a part as it is.
-
-        New documents without embeddings are embedded again. Only where no embedding function was ever chosen and the default
-        one does not fit the collection's dimension do the vectors stay.
-        """
-        given = WriteInput(ids, embeddings, documents, metadatas, uris, table)
-        return await self._write(Operation.UPDATE, given, idempotency_key)
-
-    async def delete(
-        self,
-        ids: Any = None,
-        where: Where | None = None,
-        where_document: Where | None = None,
-        limit: int | None = None,
-        *,
-        idempotency_key: str | None = None,
-    ) -> WriteResult:
-        """Delete by ids, or what matches at one strong snapshot.
-
-        ``records`` of the result counts the ids given, or the records that matched.
-
-        Args:
-            limit: at most so many of the matches.
-        """
-        tree = filter_of(where, where_document, self._limits)
-        key = idempotency_key or self._caller.new_key()
-        if tree is not None:
-            chosen = id_list(ids)
-            limit = None if limit is None else whole(limit, "limit", least=0)
-            return await self._caller.call(
-                lambda api: api.delete_where(self._ref, ids=chosen, where=tree, limit=limit, idempotency_key=key),
-                write=True,
-            )
-        if limit is not None:
-            raise InvalidArgument("a limit needs where or where_document", field="limit")
-        if ids is None:
-            raise InvalidArgument("give ids, where or where_document; delete_collection() deletes all", field="ids")
-        return await self._send(delete_batch(ids, self._limits), key)
-
-    async def load(
-        self,
-        source: Source,
-        *,
-        operation: LoadOperation = "add",
-        batch_size: int = 1000,
-        in_flight: int = 4,
-        on_progress: Progress | None = None,
-    ) -> LoadResult:
-        """Write a large table, or a stream of tables or of ``{"ids": ..., ...}`` mappings, in batches of ``batch_size``.
-
-        Each batch is atomic, the whole is not. Batches in flight may land in any order: for an id that occurs twice, take
-        ``in_flight=1``. After an error the same load may be repeated: an add leaves what exists.
-
-        Args:
-            source: pulled in a worker thread. Mappings are batches of their own, not cut.
-            on_progress: called on the event loop with (records written, total or None).
-        """
-        batches, total = cut(source, batch_size)
-        kind = operation_of(operation)
-
-        async def write(batch: Batch) -> WriteResult:
-            given = WriteInput(**batch) if isinstance(batch, Mapping) else WriteInput(table=batch)
-            return await self._write(kind, given)
-
-        return await write_all(batches, write, total=total, in_flight=in_flight, on_progress=on_progress)
-
-    async def add_batches(
-        self,
-        batches: Iterable[Batch],
-        *,
-        operation: LoadOperation = "add",
-        in_flight: int = 4,
-        on_progress: Progress | None = None,
-    ) -> LoadResult:
-        """As `load`, every batch as it comes: none is cut."""
-        return await self.load(
-            batches,
-            operation=operation,
-            batch_size=self._limits.batch_records,
-            in_flight=in_flight,
-            on_progress=on_progress,
-        )
+        return AsyncConditionalWrite(self.get, self._batch, self._send, self.dimension, self._limits, outcomes)
 
     # --- reads
 
@@ -234,6 +55,8 @@ class AsyncCollection:
         *,
         consistency: Freshness = STRONG,
         explain: bool = False,
+        allow_scan: bool = False,
+        cursor: str | None = None,
     ) -> GetResult:
         """Records by ids and filters, oldest first.
 
@@ -242,12 +65,17 @@ class AsyncCollection:
             where: such as ``{"year": {"$gte": 2020}}``, see `shoal_core.filters`.
             where_document: such as ``{"$contains": "fish"}``.
             include: of documents, metadatas, embeddings, uris.
-            consistency: `STRONG`, `session`, `bounded` or `INDEX_ONLY`; `as_of` is not served yet.
+            consistency: `STRONG`, `session`, `bounded`, `as_of` or `INDEX_ONLY`.
+            explain: also tell the plan and its cost.
+            allow_scan: read all records for a filter on a key whose index the schema turns off, instead of refusing it.
+            cursor: ``""`` for a first page whose result shall have a cursor; that cursor for the page after it. See `pages`.
         """
         tree, wanted = filter_of(where, where_document, self._limits), include_of(include)
         chosen, freshness = id_list(ids), consistency_for(self.id, consistency)
         limit = None if limit is None else whole(limit, "limit", least=0)
         offset = whole(offset, "offset", least=0)
+        if cursor is not None and not limit:
+            raise InvalidArgument("pages need a limit, at least 1", field="limit")
         answer = await self._caller.call(
             lambda api: api.get(
                 self._ref,
@@ -258,9 +86,49 @@ class AsyncCollection:
                 include=replace(wanted, distances=False),
                 consistency=freshness,
                 explain=explain,
+                allow_scan=allow_scan,
+                cursor=cursor,
             )
         )
         return get_result(answer, wanted)
+
+    async def pages(
+        self,
+        ids: Any = None,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        limit: int = 100,
+        offset: int = 0,
+        include: Sequence[str] = ("documents", "metadatas"),
+        *,
+        consistency: Freshness = STRONG,
+        allow_scan: bool = False,
+    ) -> AsyncIterator[GetResult]:
+        """What one `get` would give, in pages of ``limit`` records from one snapshot. Empty pages are left out.
+
+        Raises `errors.OffsetExpired` when the snapshot is no longer retained.
+
+        Args:
+            offset: so many records are left out before the first page.
+        """
+        cursor = ""
+        while True:
+            page = await self.get(
+                ids,
+                where,
+                where_document,
+                limit,
+                offset,
+                include,
+                consistency=consistency,
+                allow_scan=allow_scan,
+                cursor=cursor,
+            )
+            if len(page):
+                yield page
+            cursor = page.cursor
+            if not cursor:
+                return
 
     async def query(
         self,
@@ -276,6 +144,7 @@ class AsyncCollection:
         ef: int = 0,
         consistency: Freshness = STRONG,
         explain: bool = False,
+        allow_scan: bool = False,
     ) -> QueryResult:
         """The ``n_results`` nearest records of each vector or text, among those that match.
 
@@ -285,6 +154,7 @@ class AsyncCollection:
             include: of documents, metadatas, embeddings, uris, distances.
             exact: compare with every record instead of using an approximate index.
             ef: effort of a graph search; 0 lets the planner choose.
+            consistency, explain, allow_scan: see `get`.
         """
         tree, wanted = filter_of(where, where_document, self._limits), include_of(include)
         chosen, freshness = id_list(ids), consistency_for(self.id, consistency)
@@ -302,9 +172,66 @@ class AsyncCollection:
                 ef=effort,
                 exact=exact,
                 explain=explain,
+                allow_scan=allow_scan,
             )
         )
         return query_result(answer, wanted)
+
+    @overload
+    async def search(
+        self,
+        searches: SearchLike,
+        *,
+        exact: bool = ...,
+        consistency: Freshness = ...,
+        explain: bool = ...,
+        allow_scan: bool = ...,
+    ) -> SearchResult: ...
+
+    @overload
+    async def search(
+        self,
+        searches: Sequence[SearchLike],
+        *,
+        exact: bool = ...,
+        consistency: Freshness = ...,
+        explain: bool = ...,
+        allow_scan: bool = ...,
+    ) -> list[SearchResult]: ...
+
+    async def search(
+        self,
+        searches: SearchLike | Sequence[SearchLike],
+        *,
+        exact: bool = False,
+        consistency: Freshness = STRONG,
+        explain: bool = False,
+        allow_scan: bool = False,
+    ) -> SearchResult | list[SearchResult]:
+        """Records ranked by an expression over vectors, sparse vectors and texts; or several such searches of one snapshot.
+
+            await films.search(shoal.Search(where={"year": {"$gte": 2000}}, rank=shoal.Knn("a lost fish"), limit=10))
+
+        Args:
+            searches: one, for one result, or a list, for a list of results. Each a `shoal.Search` or its JSON form, see
+                `shoal_core.rank_json`, which selects nothing but ids unless told to.
+            exact: compare with every record instead of using an approximate index.
+            consistency, explain, allow_scan: see `get`. A search with a cursor is of the cursor's snapshot.
+
+        Raises:
+            InvalidArgument: naming the place, such as ``searches[0].rank.$sum[1].$knn.limit``.
+            FailedPrecondition: a text would need an embedding function that is not known here.
+        """
+        freshness = consistency_for(self.id, consistency)
+        texts = Texts(self._embedder, self.schema, self.dimension)
+        given = await read_searches(searches, texts, self._limits)
+        answers = await self._caller.call(
+            lambda api: api.search(
+                self._ref, given, consistency=freshness, exact=exact, explain=explain, allow_scan=allow_scan
+            )
+        )
+        results = [search_result(answer, item.select) for answer, item in zip(answers, given, strict=True)]
+        return results[0] if isinstance(searches, Search | Mapping) else results
 
     async def count(
         self,
@@ -312,14 +239,22 @@ class AsyncCollection:
         where_document: Where | None = None,
         *,
         consistency: Freshness = STRONG,
+        allow_scan: bool = False,
     ) -> int:
-        """How many records match; all without a filter."""
-        tree = filter_of(where, where_document, self._limits)
-        freshness = consistency_for(self.id, consistency)
-        answer: CountAnswer = await self._caller.call(
-            lambda api: api.count(self._ref, where=tree, consistency=freshness)
-        )
+        """How many records match; all without a filter. Arguments as of `get`."""
+        answer = await self._count(where, where_document, consistency, explain=False, allow_scan=allow_scan)
         return answer.count
+
+    async def count_explained(
+        self,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        *,
+        consistency: Freshness = STRONG,
+        allow_scan: bool = False,
+    ) -> CountAnswer:
+        """As `count`, with ``served_at`` and ``explain``, the plan and its cost."""
+        return await self._count(where, where_document, consistency, explain=True, allow_scan=allow_scan)
 
     async def peek(self, limit: int = 10) -> GetResult:
         """The oldest records with everything."""
@@ -327,12 +262,25 @@ class AsyncCollection:
 
     # --- the collection itself
 
-    async def modify(self, name: str | None = None, metadata: contracts.Json | None = None) -> None:
-        """Rename, or replace the collection's metadata. Raises `AlreadyExists` (name)."""
-        if name is None and metadata is None:
-            raise InvalidArgument("give a new name or new metadata", field="name")
+    async def modify(
+        self,
+        name: str | None = None,
+        metadata: contracts.Json | None = None,
+        schema: Schema | contracts.Json | None = None,
+    ) -> None:
+        """Rename, or replace the collection's metadata or its whole schema.
+
+        Indexes that a schema turns on are built as segments are rewritten; until then those records are scanned.
+
+        Raises:
+            AlreadyExists: the name is taken.
+            InvalidArgument: also for a schema with another analyzer, which is fixed.
+        """
+        if name is None and metadata is None and schema is None:
+            raise InvalidArgument("give a new name, new metadata or a new schema", field="name")
+        changed = None if schema is None else changed_schema(self.schema, schema)
         info = await self._caller.call(
-            lambda api: api.modify_collection(self._ref, name=name, metadata=metadata),
+            lambda api: api.modify_collection(self._ref, name=name, metadata=metadata, schema=changed),
             write=True,
             repeatable=name is None,
         )
@@ -365,14 +313,17 @@ class AsyncCollection:
             await clock.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _LAST_POLL_S)
 
-    # --- inside
-
-    async def _write(self, operation: Operation, given: WriteInput, idempotency_key: str | None = None) -> WriteResult:
-        batch = await write_batch(operation, given, self._embedder, self.dimension, self._limits)
-        return await self._send(batch, idempotency_key or self._caller.new_key())
-
-    async def _send(self, batch: pa.RecordBatch, key: str) -> WriteResult:
-        result = await self._caller.call(lambda api: api.write(self._ref, batch, idempotency_key=key), write=True)
-        if self._info.dimension is None and (dimension := dimension_of(batch.schema)) is not None:
-            self._info = replace(self._info, dimension=dimension)
-        return result
+    async def _count(
+        self,
+        where: Where | None,
+        where_document: Where | None,
+        consistency: Freshness,
+        *,
+        explain: bool,
+        allow_scan: bool,
+    ) -> CountAnswer:
+        tree = filter_of(where, where_document, self._limits)
+        freshness = consistency_for(self.id, consistency)
+        return await self._caller.call(
+            lambda api: api.count(self._ref, where=tree, consistency=freshness, explain=explain, allow_scan=allow_scan)
+        )

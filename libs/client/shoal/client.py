@@ -14,6 +14,7 @@ from shoal.collection import Collection
 from shoal.embedding import EmbeddingFunction
 from shoal_core import contracts
 from shoal_core.contracts import Database
+from shoal_core.schema import Schema
 
 if TYPE_CHECKING:
     import grpc
@@ -117,6 +118,7 @@ class Client:
         shards: int = 1,
         embedding_function: EmbeddingFunction | None = None,
         dimension: int | None = None,
+        schema: Schema | contracts.Json | None = None,
         get_or_create: bool = False,
     ) -> Collection:
         """A new collection.
@@ -126,6 +128,7 @@ class Client:
             embedding_function: for documents and query texts; its name is stored. None for the client's, or else the default
                 (all-MiniLM-L6-v2), which nothing is stored of.
             dimension: of its vectors; None for that of the first write.
+            schema: which indexes it keeps, how its text is analysed; None for all indexes and English.
             get_or_create: return the collection of this name as it is, if there is one.
 
         Raises:
@@ -140,6 +143,7 @@ class Client:
                 shards=shards,
                 embedding_function=embedding_function,
                 dimension=dimension,
+                schema=schema,
                 get_or_create=get_or_create,
             )
         )
@@ -154,6 +158,7 @@ class Client:
         shards: int = 1,
         embedding_function: EmbeddingFunction | None = None,
         dimension: int | None = None,
+        schema: Schema | contracts.Json | None = None,
     ) -> Collection:
         """The collection of this name as it is, or a new one; see `create_collection`."""
         return self.create_collection(
@@ -163,6 +168,7 @@ class Client:
             shards=shards,
             embedding_function=embedding_function,
             dimension=dimension,
+            schema=schema,
             get_or_create=True,
         )
 

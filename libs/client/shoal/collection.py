@@ -2,209 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, overload
 
-import pyarrow as pa
-
+from shoal._conditional import ConditionalWrite
 from shoal._consistency import Freshness
-from shoal._load import Batch, LoadOperation, Progress, Source
-from shoal._loop import LoopThread
 from shoal._prepare import Where
-from shoal._results import GetResult, LoadResult, QueryResult
-from shoal.aio_collection import AsyncCollection
+from shoal._results import GetResult, QueryResult
+from shoal._searches import SearchLike, SearchResult
+from shoal._writes import Writes
 from shoal_core import contracts
 from shoal_core.consistency import STRONG
-from shoal_core.contracts import IndexingStatus, WriteResult
+from shoal_core.contracts import CountAnswer, IndexingStatus
+from shoal_core.schema import Schema
 
-T = TypeVar("T")
 
-
-class Collection:
+class Collection(Writes):
     """A handle on one collection; by id, so it survives a rename. Made by `Client`, usable by many threads at once."""
 
-    def __init__(self, loop: LoopThread, collection: AsyncCollection) -> None:
-        self._loop = loop
-        self._collection = collection
+    def conditional(self, *, outcomes: bool = False) -> ConditionalWrite:
+        """Reads of one snapshot, and at the end of the block one atomic write on condition that nothing read has changed.
 
-    @property
-    def id(self) -> str:
-        """UUID text."""
-        return self._collection.id
+            with films.conditional() as txn:
+                [film] = txn.get(ids=["jaws"])
+                txn.update(ids=["jaws"], metadatas=[{"seen": film.metadata["seen"] + 1}])
 
-    @property
-    def name(self) -> str:
-        """As of the last look-up or `modify`."""
-        return self._collection.name
-
-    @property
-    def metadata(self) -> contracts.Json | None:
-        """The collection's own metadata."""
-        return self._collection.metadata
-
-    @property
-    def configuration(self) -> contracts.Json:
-        """Settings as stored."""
-        return self._collection.configuration
-
-    @property
-    def dimension(self) -> int | None:
-        """Of its vectors; None before the first write that this handle knows of."""
-        return self._collection.dimension
-
-    @property
-    def space(self) -> str:
-        """``l2`` (squared), ``cosine`` or ``ip``."""
-        return self._collection.space
-
-    @property
-    def shards(self) -> int:
-        """How many parts its records are spread over."""
-        return self._collection.shards
-
-    def __repr__(self) -> str:
-        return repr(self._collection)
-
-    # --- writes
-
-    def add(
-        self,
-        ids: Any = None,
-        embeddings: Any = None,
-        documents: Any = None,
-        metadatas: Any = None,
-        uris: Any = None,
-        *,
-        table: pa.Table | pa.RecordBatch | None = None,
-        idempotency_key: str | None = None,
-    ) -> WriteResult:
-        """Add records in one atomic batch; an id that exists already stays as it is.
+        The end of the block raises `errors.WriteConflict` if any record read was written since, and `errors.StaleRead` if that can
+        no longer be told: run the block again. A block that raises writes nothing.
 
         Args:
-            ids: n distinct non-empty strings (list, numpy or Arrow array).
-            embeddings: n vectors: an array (n, dim), float32 C-contiguous is not copied; a list; an Arrow list array. Made from
-                the documents if left out.
-            documents: n texts or None.
-            metadatas: n dicts or None, or a dict of columns ``{"year": array of n}``. Values are str, int (64-bit), float, bool,
-                lists of one of these, or a sparse vector ``{"indices": [...], "values": [...]}``.
-            uris: n texts or None.
-            table: instead of all these, an Arrow table with columns ``id``, ``embedding``, ``document``, ``uri``; further ones
-                are metadata.
-            idempotency_key: repeats a write whose outcome is unknown; made fresh if left out. At most 64 bytes.
-
-        Raises:
-            InvalidArgument: naming the field and row at fault; nothing was written.
-            DimensionMismatch: vectors of another dimension than the collection's.
-            OutcomeUnknown: no answer in time; send it again with the same ``idempotency_key`` to be sure.
-            BackPressure: compaction stayed behind until the deadline.
+            outcomes: also look up what became of each record: ``txn.result.outcomes`` after the block.
         """
-        return self._run(
-            lambda: self._collection.add(
-                ids, embeddings, documents, metadatas, uris, table=table, idempotency_key=idempotency_key
-            )
-        )
-
-    def upsert(
-        self,
-        ids: Any = None,
-        embeddings: Any = None,
-        documents: Any = None,
-        metadatas: Any = None,
-        uris: Any = None,
-        *,
-        table: pa.Table | pa.RecordBatch | None = None,
-        idempotency_key: str | None = None,
-    ) -> WriteResult:
-        """Add records, or merge them into those that exist; takes and raises what `add` does.
-
-        A merge replaces what is given and sets metadata by key; in a list of dicts the value None deletes the key.
-        """
-        return self._run(
-            lambda: self._collection.upsert(
-                ids, embeddings, documents, metadatas, uris, table=table, idempotency_key=idempotency_key
-            )
-        )
-
-    def update(
-        self,
-        ids: Any = None,
-        embeddings: Any = None,
-        documents: Any = None,
-        metadatas: Any = None,
-        uris: Any = None,
-        *,
-        table: pa.Table | pa.RecordBatch | None = None,
-        idempotency_key: str | None = None,
-    ) -> WriteResult:
-        """Merge into records that exist, as `upsert`; an id that does not exist is left out. None leaves a part as it is.
-
-        New documents without embeddings are embedded again. Only where no embedding function was ever chosen and the default
-        one does not fit the collection's dimension do the vectors stay.
-        """
-        return self._run(
-            lambda: self._collection.update(
-                ids, embeddings, documents, metadatas, uris, table=table, idempotency_key=idempotency_key
-            )
-        )
-
-    def delete(
-        self,
-        ids: Any = None,
-        where: Where | None = None,
-        where_document: Where | None = None,
-        limit: int | None = None,
-        *,
-        idempotency_key: str | None = None,
-    ) -> WriteResult:
-        """Delete by ids, or what matches at one strong snapshot.
-
-        ``records`` of the result counts the ids given, or the records that matched.
-
-        Args:
-            limit: at most so many of the matches.
-        """
-        return self._run(
-            lambda: self._collection.delete(ids, where, where_document, limit, idempotency_key=idempotency_key)
-        )
-
-    def load(
-        self,
-        source: Source,
-        *,
-        operation: LoadOperation = "add",
-        batch_size: int = 1000,
-        in_flight: int = 4,
-        on_progress: Progress | None = None,
-    ) -> LoadResult:
-        """Write a large table, or a stream of tables or of ``{"ids": ..., ...}`` mappings, in batches of ``batch_size``.
-
-        Each batch is atomic, the whole is not. Batches in flight may land in any order: for an id that occurs twice, take
-        ``in_flight=1``. After an error the same load may be repeated: an add leaves what exists.
-
-        Args:
-            source: pulled in a worker thread. Mappings are batches of their own, not cut.
-            on_progress: called with (records written, total or None) on the client's thread; it must not call the client.
-        """
-        return self._run(
-            lambda: self._collection.load(
-                source, operation=operation, batch_size=batch_size, in_flight=in_flight, on_progress=on_progress
-            )
-        )
-
-    def add_batches(
-        self,
-        batches: Iterable[Batch],
-        *,
-        operation: LoadOperation = "add",
-        in_flight: int = 4,
-        on_progress: Progress | None = None,
-    ) -> LoadResult:
-        """As `load`, every batch as it comes: none is cut."""
-        return self._run(
-            lambda: self._collection.add_batches(
-                batches, operation=operation, in_flight=in_flight, on_progress=on_progress
-            )
-        )
+        return ConditionalWrite(self._loop, self._collection.conditional(outcomes=outcomes))
 
     # --- reads
 
@@ -219,6 +48,8 @@ class Collection:
         *,
         consistency: Freshness = STRONG,
         explain: bool = False,
+        allow_scan: bool = False,
+        cursor: str | None = None,
     ) -> GetResult:
         """Records by ids and filters, oldest first.
 
@@ -227,13 +58,63 @@ class Collection:
             where: such as ``{"year": {"$gte": 2020}}``, see `shoal_core.filters`.
             where_document: such as ``{"$contains": "fish"}``.
             include: of documents, metadatas, embeddings, uris.
-            consistency: `STRONG`, `session`, `bounded` or `INDEX_ONLY`; `as_of` is not served yet.
+            consistency: `STRONG`, `session`, `bounded`, `as_of` or `INDEX_ONLY`.
+            explain: also tell the plan and its cost.
+            allow_scan: read all records for a filter on a key whose index the schema turns off, instead of refusing it.
+            cursor: ``""`` for a first page whose result shall have a cursor; that cursor for the page after it. See `pages`.
         """
         return self._run(
             lambda: self._collection.get(
-                ids, where, where_document, limit, offset, include, consistency=consistency, explain=explain
+                ids,
+                where,
+                where_document,
+                limit,
+                offset,
+                include,
+                consistency=consistency,
+                explain=explain,
+                allow_scan=allow_scan,
+                cursor=cursor,
             )
         )
+
+    def pages(
+        self,
+        ids: Any = None,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        limit: int = 100,
+        offset: int = 0,
+        include: Sequence[str] = ("documents", "metadatas"),
+        *,
+        consistency: Freshness = STRONG,
+        allow_scan: bool = False,
+    ) -> Iterator[GetResult]:
+        """What one `get` would give, in pages of ``limit`` records from one snapshot. Empty pages are left out.
+
+        Raises `errors.OffsetExpired` when the snapshot is no longer retained.
+
+        Args:
+            offset: so many records are left out before the first page.
+        """
+        cursor = ""
+        while True:
+            page = self.get(
+                ids,
+                where,
+                where_document,
+                limit,
+                offset,
+                include,
+                consistency=consistency,
+                allow_scan=allow_scan,
+                cursor=cursor,
+            )
+            if len(page):
+                yield page
+            cursor = page.cursor
+            if not cursor:
+                return
 
     def query(
         self,
@@ -249,6 +130,7 @@ class Collection:
         ef: int = 0,
         consistency: Freshness = STRONG,
         explain: bool = False,
+        allow_scan: bool = False,
     ) -> QueryResult:
         """The ``n_results`` nearest records of each vector or text, among those that match.
 
@@ -258,6 +140,7 @@ class Collection:
             include: of documents, metadatas, embeddings, uris, distances.
             exact: compare with every record instead of using an approximate index.
             ef: effort of a graph search; 0 lets the planner choose.
+            consistency, explain, allow_scan: see `get`.
         """
         return self._run(
             lambda: self._collection.query(
@@ -272,14 +155,90 @@ class Collection:
                 ef=ef,
                 consistency=consistency,
                 explain=explain,
+                allow_scan=allow_scan,
             )
         )
 
+    @overload
+    def search(
+        self,
+        searches: SearchLike,
+        *,
+        exact: bool = ...,
+        consistency: Freshness = ...,
+        explain: bool = ...,
+        allow_scan: bool = ...,
+    ) -> SearchResult: ...
+
+    @overload
+    def search(
+        self,
+        searches: Sequence[SearchLike],
+        *,
+        exact: bool = ...,
+        consistency: Freshness = ...,
+        explain: bool = ...,
+        allow_scan: bool = ...,
+    ) -> list[SearchResult]: ...
+
+    def search(
+        self,
+        searches: SearchLike | Sequence[SearchLike],
+        *,
+        exact: bool = False,
+        consistency: Freshness = STRONG,
+        explain: bool = False,
+        allow_scan: bool = False,
+    ) -> SearchResult | list[SearchResult]:
+        """Records ranked by an expression over vectors, sparse vectors and texts; or several such searches of one snapshot.
+
+            films.search(shoal.Search(where={"year": {"$gte": 2000}}, rank=shoal.Knn("a lost fish"), limit=10))
+
+        Args:
+            searches: one, for one result, or a list, for a list of results. Each a `shoal.Search` or its JSON form, see
+                `shoal_core.rank_json`, which selects nothing but ids unless told to.
+            exact: compare with every record instead of using an approximate index.
+            consistency, explain, allow_scan: see `get`. A search with a cursor is of the cursor's snapshot.
+
+        Raises:
+            InvalidArgument: naming the place, such as ``searches[0].rank.$sum[1].$knn.limit``.
+            FailedPrecondition: a text would need an embedding function that is not known here.
+        """
+
+        async def run() -> SearchResult | list[SearchResult]:
+            return await self._collection.search(
+                searches, exact=exact, consistency=consistency, explain=explain, allow_scan=allow_scan
+            )
+
+        return self._run(run)
+
     def count(
-        self, where: Where | None = None, where_document: Where | None = None, *, consistency: Freshness = STRONG
+        self,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        *,
+        consistency: Freshness = STRONG,
+        allow_scan: bool = False,
     ) -> int:
-        """How many records match; all without a filter."""
-        return self._run(lambda: self._collection.count(where, where_document, consistency=consistency))
+        """How many records match; all without a filter. Arguments as of `get`."""
+        return self._run(
+            lambda: self._collection.count(where, where_document, consistency=consistency, allow_scan=allow_scan)
+        )
+
+    def count_explained(
+        self,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        *,
+        consistency: Freshness = STRONG,
+        allow_scan: bool = False,
+    ) -> CountAnswer:
+        """As `count`, with ``served_at`` and ``explain``, the plan and its cost."""
+        return self._run(
+            lambda: self._collection.count_explained(
+                where, where_document, consistency=consistency, allow_scan=allow_scan
+            )
+        )
 
     def peek(self, limit: int = 10) -> GetResult:
         """The oldest records with everything."""
@@ -287,9 +246,21 @@ class Collection:
 
     # --- the collection itself
 
-    def modify(self, name: str | None = None, metadata: contracts.Json | None = None) -> None:
-        """Rename, or replace the collection's metadata. Raises `AlreadyExists` (name)."""
-        self._run(lambda: self._collection.modify(name, metadata))
+    def modify(
+        self,
+        name: str | None = None,
+        metadata: contracts.Json | None = None,
+        schema: Schema | contracts.Json | None = None,
+    ) -> None:
+        """Rename, or replace the collection's metadata or its whole schema.
+
+        Indexes that a schema turns on are built as segments are rewritten; until then those records are scanned.
+
+        Raises:
+            AlreadyExists: the name is taken.
+            InvalidArgument: also for a schema with another analyzer, which is fixed.
+        """
+        self._run(lambda: self._collection.modify(name, metadata, schema))
 
     def indexing_status(self) -> IndexingStatus:
         """How much of the log is in segments."""
@@ -304,6 +275,3 @@ class Collection:
             on_progress: called on the client's thread; it must not call the client.
         """
         return self._run(lambda: self._collection.wait_until_indexed(timeout_s, on_progress))
-
-    def _run(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        return self._loop.run(function)

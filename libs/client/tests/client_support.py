@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from libs.client.tests.client_search_support import search_rows
 from shoal._connect import Connection
 from shoal.aio import AsyncClient
-from shoal_core.consistency import STRONG, Consistency, ServedAt, VersionToken
+from shoal_core.consistency import STRONG, Consistency, ReadLevel, ServedAt, VersionToken
 from shoal_core.contracts import (
     Answer,
     Collection,
@@ -27,11 +28,13 @@ from shoal_core.contracts import (
     IndexingStatus,
     Json,
     NewCollection,
+    Outcome,
     WriteResult,
 )
-from shoal_core.errors import AlreadyExists, NotFound, ShoalError
+from shoal_core.errors import AlreadyExists, NotFound, ShoalError, StaleRead, WriteConflict
 from shoal_core.evaluate import evaluate
 from shoal_core.filters import Filter
+from shoal_core.ranking import Search
 from shoal_core.records import (
     CREATED_OFFSET,
     DELETED_KEYS,
@@ -45,7 +48,8 @@ from shoal_core.records import (
     dimension_of,
     metadata_fields,
 )
-from shoal_testing.oracle import OracleCollection
+from shoal_core.schema import Schema
+from shoal_testing.oracle import OracleCollection, OracleState
 from shoal_testing.strategies import to_row_table
 
 IDS_ONLY = Include()
@@ -61,11 +65,13 @@ class Call:
 
 @dataclass(slots=True)
 class Stored:
-    """A collection, its records and the outcome of every idempotency key."""
+    """A collection, its records, the outcome of every idempotency key, and the offset at which each id was last written."""
 
     info: Collection
     records: OracleCollection | None = None
     outcomes: dict[str, WriteResult] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
+    trim_floor: int = 0
 
 
 @dataclass(slots=True)
@@ -169,6 +175,7 @@ class FakeApi:
                 new.dimension,
                 new.metadata,
                 new.configuration,
+                new.schema,
             )
             self.state[info.id] = Stored(info)
             return info, True
@@ -202,6 +209,7 @@ class FakeApi:
         name: str | None = None,
         metadata: Json | None = None,
         configuration: Json | None = None,
+        schema: Schema | None = None,
     ) -> Collection:
         def work() -> Collection:
             stored = self._find(ref)
@@ -209,11 +217,14 @@ class FakeApi:
                 stored.info,
                 name=name or stored.info.name,
                 metadata=stored.info.metadata if metadata is None else metadata,
+                schema=stored.info.schema if schema is None else schema,
                 epoch=stored.info.epoch + 1,
             )
             return stored.info
 
-        result: Collection = await self._do("modify_collection", work, ref=ref, name=name, metadata=metadata)
+        result: Collection = await self._do(
+            "modify_collection", work, ref=ref, name=name, metadata=metadata, schema=schema
+        )
         return result
 
     async def delete_collection(self, ref: CollectionRef) -> None:
@@ -228,14 +239,18 @@ class FakeApi:
         *,
         idempotency_key: str = "",
         condition: Condition | None = None,
+        outcomes: bool = False,
     ) -> WriteResult:
         def work() -> WriteResult:
             stored = self._find(ref)
             if idempotency_key not in stored.outcomes:
+                _check(stored, condition)
                 stored.outcomes[idempotency_key] = _apply(stored, batch)
-            return stored.outcomes[idempotency_key]
+            result = stored.outcomes[idempotency_key]
+            return result if outcomes else replace(result, outcomes=None)
 
-        result: WriteResult = await self._do("write", work, ref=ref, batch=batch, idempotency_key=idempotency_key)
+        arguments = {"idempotency_key": idempotency_key, "condition": condition, "outcomes": outcomes}
+        result: WriteResult = await self._do("write", work, ref=ref, batch=batch, **arguments)
         return result
 
     async def delete_where(
@@ -246,16 +261,18 @@ class FakeApi:
         where: Filter | None,
         limit: int | None = None,
         idempotency_key: str = "",
+        allow_scan: bool = False,
     ) -> WriteResult:
         def work() -> WriteResult:
             stored = self._find(ref)
-            chosen = [record["id"] for record in _matching(stored, ids, where)][:limit]
+            at = _served_at(stored).offset
+            chosen = [record["id"] for record in _matching(stored, stored.records, ids, where)][:limit]
             ops = pa.array([int(Operation.DELETE)] * len(chosen), pa.uint8())
-            return _apply(stored, pa.record_batch({OP: ops, ID: pa.array(chosen, pa.string())}))
+            result = _apply(stored, pa.record_batch({OP: ops, ID: pa.array(chosen, pa.string())}))
+            return replace(result, outcomes=None, read_offset=at)
 
-        result: WriteResult = await self._do(
-            "delete_where", work, ids=ids, where=where, limit=limit, idempotency_key=idempotency_key
-        )
+        arguments = {"limit": limit, "idempotency_key": idempotency_key, "allow_scan": allow_scan}
+        result: WriteResult = await self._do("delete_where", work, ids=ids, where=where, **arguments)
         return result
 
     async def get(
@@ -269,14 +286,22 @@ class FakeApi:
         include: Include = IDS_ONLY,
         consistency: Consistency = STRONG,
         explain: bool = False,
+        allow_scan: bool = False,
+        cursor: str | None = None,
     ) -> Answer:
         def work() -> Answer:
             stored = self._find(ref)
-            found = _matching(stored, ids, where)[offset:]
-            rows = _rows(stored, found if limit is None else found[:limit], include)
-            return Answer(rows, np.array([rows.num_rows], np.uint32), _served_at(stored))
+            start, at = (offset, consistency) if not cursor else _opened(cursor)
+            state, served_at = _state(stored, at), _served_at(stored, at)
+            found = _matching(stored, state, ids, where)[start:]
+            page = found if limit is None else found[:limit]
+            rows = _rows(stored, page, include)
+            following = f"{served_at.offset}:{start + len(page)}" if cursor is not None and len(page) == limit else ""
+            counts = np.array([rows.num_rows], np.uint32)
+            return Answer(rows, counts, served_at, explain=_plan(explain), cursor=following)
 
         arguments = {"ids": ids, "where": where, "include": include, "consistency": consistency, "explain": explain}
+        arguments |= {"allow_scan": allow_scan, "cursor": cursor}
         result: Answer = await self._do("get", work, limit=limit, offset=offset, **arguments)
         return result
 
@@ -293,11 +318,13 @@ class FakeApi:
         ef: int = 0,
         exact: bool = False,
         explain: bool = False,
+        allow_scan: bool = False,
     ) -> Answer:
         def work() -> Answer:
             stored = self._find(ref)
-            found = {record["id"]: record for record in _matching(stored, ids, where)}
-            hits = [] if stored.records is None else stored.records.query(vectors.tolist(), k, ids=list(found))
+            state = _state(stored, consistency)
+            found = {record["id"]: record for record in _matching(stored, state, ids, where)}
+            hits = [] if state is None else state.query(vectors.tolist(), k, ids=list(found))
             tables = [_rows(stored, [found[hit.id] for hit in page], include) for page in hits]
             if include.distances:
                 tables = [
@@ -306,10 +333,28 @@ class FakeApi:
                 ]
             rows = pa.concat_tables(tables, promote_options="default") if tables else _rows(stored, [], include)
             counts = np.array([len(page) for page in hits] or [0] * len(vectors), np.uint32)
-            return Answer(rows, counts, _served_at(stored), explain={"plan": "exact"} if explain else None)
+            return Answer(rows, counts, _served_at(stored, consistency), explain=_plan(explain))
 
         arguments = {"ids": ids, "where": where, "include": include, "consistency": consistency, "explain": explain}
+        arguments["allow_scan"] = allow_scan
         result: Answer = await self._do("query", work, vectors=vectors, k=k, ef=ef, exact=exact, **arguments)
+        return result
+
+    async def search(
+        self,
+        ref: CollectionRef,
+        searches: Sequence[Search],
+        *,
+        consistency: Consistency = STRONG,
+        exact: bool = False,
+        explain: bool = False,
+        allow_scan: bool = False,
+    ) -> list[Answer]:
+        def work() -> list[Answer]:
+            return [_searched(self._find(ref), search, consistency, explain) for search in searches]
+
+        arguments = {"consistency": consistency, "exact": exact, "explain": explain, "allow_scan": allow_scan}
+        result: list[Answer] = await self._do("search", work, searches=searches, **arguments)
         return result
 
     async def get_encoded(self, ref: CollectionRef, **arguments: Any) -> Answer:
@@ -323,13 +368,21 @@ class FakeApi:
         return await self.query(ref, vectors, k, **arguments)
 
     async def count(
-        self, ref: CollectionRef, *, where: Filter | None = None, consistency: Consistency = STRONG
+        self,
+        ref: CollectionRef,
+        *,
+        where: Filter | None = None,
+        consistency: Consistency = STRONG,
+        explain: bool = False,
+        allow_scan: bool = False,
     ) -> CountAnswer:
         def work() -> CountAnswer:
             stored = self._find(ref)
-            return CountAnswer(len(_matching(stored, None, where)), _served_at(stored))
+            found = _matching(stored, _state(stored, consistency), None, where)
+            return CountAnswer(len(found), _served_at(stored, consistency), _plan(explain))
 
-        result: CountAnswer = await self._do("count", work, where=where, consistency=consistency)
+        arguments = {"consistency": consistency, "explain": explain, "allow_scan": allow_scan}
+        result: CountAnswer = await self._do("count", work, where=where, **arguments)
         return result
 
     async def indexing_status(self, ref: CollectionRef) -> IndexingStatus:
@@ -345,19 +398,34 @@ class FakeApi:
         return result
 
 
+def _check(stored: Stored, condition: Condition | None) -> None:
+    if condition is None:
+        return
+    if condition.read_offset < stored.trim_floor:
+        raise StaleRead(f"the log is kept from offset {stored.trim_floor} on; read again")
+    if any(stored.written.get(name, 0) > condition.read_offset for name in condition.read_ids):
+        raise WriteConflict("a record of the read set was written; read again")
+
+
 def _apply(stored: Stored, batch: pa.RecordBatch) -> WriteResult:
-    dimension = dimension_of(batch.schema)
-    if stored.records is None and dimension is not None:
-        stored.records = OracleCollection(stored.info.space, dimension)
+    dimension, info = dimension_of(batch.schema), stored.info
+    if stored.info.dimension is None and dimension is not None:
         stored.info = replace(stored.info, dimension=dimension)
     if stored.records is None:
-        stored.records = OracleCollection(stored.info.space, stored.info.dimension or 1)
+        stored.records = OracleCollection(info.space, stored.info.dimension or 1, info.schema, keep_history=True)
     first = stored.records.head_offset + 1
-    for operation, row in zip(batch.column(OP).to_pylist(), operation_rows(batch), strict=True):
-        name = Operation(operation).name.lower()
-        stored.records.apply(name, [row["id"]], [row["embedding"]], [row["document"]], [row["uri"]], [row["metadata"]])
-    info = stored.info
-    return WriteResult(VersionToken(info.id, info.incarnation, stored.records.head_offset), first, batch.num_rows)
+    rows = operation_rows(batch)
+    outcomes = stored.records.write(
+        (Operation(operation).name.lower(), row["id"], row["embedding"], row["document"], row["uri"], row["metadata"])
+        for operation, row in zip(batch.column(OP).to_pylist(), rows, strict=True)
+    )
+    stored.written |= {row["id"]: stored.records.head_offset for row in rows}
+    return WriteResult(
+        VersionToken(info.id, info.incarnation, stored.records.head_offset),
+        first,
+        batch.num_rows,
+        bytes(Outcome[name.upper()] for name in outcomes),
+    )
 
 
 def operation_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -373,10 +441,44 @@ def operation_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     return rows
 
 
-def _matching(stored: Stored, ids: Sequence[str] | None, where: Filter | None) -> list[dict[str, Any]]:
-    if stored.records is None:
+def _state(stored: Stored, consistency: Consistency) -> OracleState | None:
+    if stored.records is None or consistency.level is not ReadLevel.AS_OF:
+        return stored.records
+    return stored.records.at(consistency.offset)
+
+
+def _opened(cursor: str) -> tuple[int, Consistency]:
+    """Where the page begins and the snapshot it comes from."""
+    at, start = map(int, cursor.split(":"))
+    return start, Consistency(ReadLevel.AS_OF, at)
+
+
+def _plan(explain: bool) -> Json | None:
+    return {"plan": "exact"} if explain else None
+
+
+def _searched(stored: Stored, search: Search, consistency: Consistency, explain: bool) -> Answer:
+    start, at = _opened(search.cursor) if search.cursor else (search.offset, consistency)
+    state, served_at, scores = _state(stored, at), _served_at(stored, at), None
+    records = {record["id"]: record for record in _matching(stored, state, search.ids, search.where)}
+    found: list[str] = []
+    if state is not None:
+        found, scores = search_rows(state, replace(search, offset=start), list(records))
+    select = search.select
+    include = Include(select.documents, select.metadatas, select.embeddings, keys=select.keys)
+    rows = _rows(stored, [records[name] for name in found], include)
+    if select.scores and scores is not None:
+        rows = rows.append_column("score", scores)
+    following = f"{served_at.offset}:{start + len(found)}" if search.limit and len(found) == search.limit else ""
+    return Answer(rows, np.array([len(found)], np.uint32), served_at, explain=_plan(explain), cursor=following)
+
+
+def _matching(
+    stored: Stored, state: OracleState | None, ids: Sequence[str] | None, where: Filter | None
+) -> list[dict[str, Any]]:
+    if state is None or stored.records is None:
         return []
-    found = stored.records.get(ids)
+    found = state.get(ids)
     if where is None or not found:
         return found
     keep = evaluate(where, to_row_table(found, stored.records.dimension))
@@ -393,12 +495,14 @@ def _rows(stored: Stored, records: list[dict[str, Any]], include: Include) -> pa
 def _included(name: str, include: Include) -> bool:
     metadata = MetadataField.of_column(name)
     if metadata is not None:
-        return include.uris if metadata.key == URI_KEY else include.metadatas
+        named = metadata.key in include.keys
+        return named or (include.uris if metadata.key == URI_KEY else include.metadatas)
     return {EMBEDDING: include.embeddings, DOCUMENT: include.documents}.get(name, name in (ID, CREATED_OFFSET))
 
 
-def _served_at(stored: Stored) -> ServedAt:
-    return ServedAt(0 if stored.records is None else stored.records.head_offset, 1)
+def _served_at(stored: Stored, consistency: Consistency = STRONG) -> ServedAt:
+    state = _state(stored, consistency)
+    return ServedAt(0 if state is None else state.head_offset, 1)
 
 
 @dataclass(slots=True)

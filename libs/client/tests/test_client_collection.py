@@ -140,7 +140,7 @@ async def test_a_table_is_a_batch(films: AsyncCollection) -> None:
         ("query", {"query_embeddings": [[1, 2]], "n_results": True}, "n_results", "whole number"),
         ("query", {"query_embeddings": [[1, 2, 3]]}, "query_embeddings", "dimension 3, the collection has 2"),
         ("query", {"query_texts": []}, "query_texts", "at least one text"),
-        ("modify", {}, "name", "new name or new metadata"),
+        ("modify", {}, "name", "a new name, new metadata or a new schema"),
         ("load", {"source": pa.table({"id": ["x"]}), "batch_size": 0}, "batch_size", "at least 1"),
         ("load", {"source": pa.table({"id": ["x"]}), "in_flight": 0}, "in_flight", "at least 1"),
         ("load", {"source": {"ids": ["x"]}}, "source", "got dict"),

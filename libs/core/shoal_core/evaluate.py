@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import numpy.typing as npt
@@ -198,11 +199,13 @@ def _text(rows: pa.Table, matcher: TextMatcher, pattern: str) -> Mask:
         if DOCUMENT in rows.column_names
         else pa.chunked_array([pa.nulls(rows.num_rows, pa.string())])
     )
-    search = pc.match_substring_regex if regex else pc.match_substring
     try:
         if regex and rows.num_rows == 0:
-            search(pa.array([""]), pattern)  # a bad pattern is an error also where there is nothing to search
-        found = search(documents, pattern)
+            pc.match_substring_regex(pa.array([""]), pattern)  # a bad pattern is an error also where nothing is searched
+        if regex or len(pattern) > 1:  # RE2 finds a literal several times faster than Arrow's own search does
+            found = pc.match_substring_regex(documents, pattern if regex else re.escape(pattern))
+        else:
+            found = pc.match_substring(documents, pattern)
     except pa.ArrowInvalid as error:
         raise InvalidArgument(f"not a regular expression: {error}", field="where_document") from error
     return _true_where(found) ^ negated

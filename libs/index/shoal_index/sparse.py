@@ -25,11 +25,11 @@ Values = npt.NDArray[np.float32]
 BLOCK = 128  # postings that share a bound
 _WORTH_PRUNING = 1 << 16  # postings of a query below which a plain sum is as quick
 _LOOKUP = 12  # what looking up one row in a list costs, in postings read through
-_TINY = 1e-300
+_TINY = 1e-30  # added to 1 it changes nothing
 _ROUNDING = float(np.finfo(np.float32).eps)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SparseIndex:
     """The sparse vectors of one metadata key. All numbers are finite.
 
@@ -94,7 +94,7 @@ class SparseIndex:
 
     def to_table(self) -> pa.Table:
         """As stored in a block: one row of lists."""
-        columns = {
+        columns: dict[str, npt.NDArray[np.generic]] = {
             "dimensions": self.dimensions,
             "starts": self.postings.starts,
             "rows": self.postings.rows,
@@ -167,13 +167,19 @@ class SparseIndex:
 def scan_sparse(column: pa.Array | pa.ChunkedArray, indices: UInt32s, values: Floats) -> tuple[Floats, Mask]:
     """The measure of each row of a column of `SPARSE_TYPE`, (rows,) float64, and which rows have a vector, (rows,) bool."""
     entries = _entries(column)
-    at = np.searchsorted(indices, entries.indices)
-    common = np.flatnonzero(at < len(indices))
-    common = common[indices[at[common]] == entries.indices[common]]
-    products = values[at[common]] * entries.values[common].astype(np.float64)
+    place, common = entries.common(indices)
+    products = values[place] * entries.values[common].astype(np.float64)
     # Adds one product after another, hence in ascending order of index
-    dots = np.bincount(entries.rows[common], weights=products, minlength=len(entries.present))
+    dots = np.bincount(entries.rows[common], weights=products, minlength=len(entries.present)).astype(np.float64)
     return 1.0 - dots, entries.present
+
+
+def count_sparse(column: pa.Array | pa.ChunkedArray, indices: UInt32s, live: Mask) -> Statistics:
+    """`SparseIndex.statistics` of a column of `SPARSE_TYPE` without an index."""
+    entries = _entries(column)
+    place, common = entries.common(indices)
+    frequencies = np.bincount(place[live[entries.rows[common]]], minlength=len(indices))
+    return Statistics(int(np.count_nonzero(entries.present & live)), 0, frequencies)
 
 
 def smallest(measures: Floats, ties: npt.NDArray[np.uint64], k: int) -> Int64s:
@@ -195,6 +201,13 @@ class _Entries:
     indices: UInt32s
     values: Values
     present: Mask
+
+    def common(self, indices: UInt32s) -> tuple[Int64s, Int64s]:
+        """The entries whose index is one of ``indices``, ascending: their places in it, and their numbers."""
+        place = np.searchsorted(indices, self.indices)
+        common = np.flatnonzero(place < len(indices))
+        common = common[indices[place[common]] == self.indices[common]]
+        return place[common], common
 
 
 def _entries(column: pa.Array | pa.ChunkedArray) -> _Entries:

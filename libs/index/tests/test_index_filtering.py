@@ -69,8 +69,11 @@ def some_records() -> st.SearchStrategy[list[Record]]:
     return records(2, nan=True).filter(bool)
 
 
-def filters() -> st.SearchStrategy[Filter | None]:
-    return st.builds(parse_where, wheres()) | st.builds(parse_where_document, where_documents())
+def filters() -> st.SearchStrategy[Filter]:
+    trees: st.SearchStrategy[Any] = st.builds(parse_where, wheres()) | st.builds(
+        parse_where_document, where_documents()
+    )
+    return trees
 
 
 def merged(parts: Sequence[pa.Table], kept: np.ndarray, before: Schema, after: Schema) -> tuple[Segment, pa.Table]:

@@ -129,7 +129,7 @@ class _Expression:
         """By id, what the expression supports; the errors are found by moving the measures by theirs."""
         with np.errstate(all="ignore"):
             scores, _ = self._evaluate(rank, 0)
-            moved = [self._evaluate(rank, noise)[0] for noise in (1, 2)]
+            moved = [self._evaluate(rank, noise)[0] for noise in (1, 2, 3)]
         leaves = self._leaves.values()
         exact = all(measured.exact for leaf in leaves for measured in leaf.values())
         found = {}
@@ -196,11 +196,11 @@ def _rrf(operand: Json) -> Json:
 
 
 def _noisy(measured: Measured, noise: int) -> float:
-    """A value moved by up to its error, the same for the same grounds."""
+    """A value moved by half to all of its error, the same for the same grounds."""
     if noise == 0 or measured.error == 0.0:
         return measured.value
     share = zlib.crc32(repr((measured.grounds, noise)).encode()) / 2**31 - 1.0
-    return measured.value + share * measured.error
+    return measured.value + math.copysign(0.5 + abs(share) / 2, share) * measured.error
 
 
 def _applied(operator: str, value: float, noise: int) -> float:

@@ -27,6 +27,7 @@ Json = dict[str, Any]
 Label = tuple[str, str]
 
 VERBS = ("get", "count", "query", "search", "pages")
+_SHARES = {"get": 3, "count": 2, "query": 3, "search": 4, "pages": 1}
 PATTERNS = (
     *("a", "^a", "an+a", "[ab]+", "é", "日|b", "", "(?i)B", "^$", "p{2}", r"\s", "[^a]", "a.b", "(?s)a.b", "(?m)^b$"),
     *(r"\bruns?\b", r"\w+-\w+", r"\d", r"[\w-]+e$", "(run|apple)s", "(?i)café", r"\Arun", r"\W$", r"\.", "^[^x]*$"),
@@ -55,7 +56,7 @@ class Query:
 
 def draw_query(random: Random, verbs: Sequence[str], head_offset: int, *, as_of: bool) -> Query:
     """One read of a collection whose log ends at ``head_offset``."""
-    verb = random.choice(verbs)
+    [verb] = random.choices(verbs, [_SHARES[verb] for verb in verbs])
     given: Json = {"at": random.randint(1, head_offset) if as_of and random.random() < 0.2 else None}
     if verb != "search":
         given["where"] = draw_where(random) if random.random() < 0.7 else None

@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,10 @@ import pyarrow as pa
 from shoal_core.contracts import TailEntry
 from shoal_core.errors import Corrupt
 from shoal_core.materialize import fold, join_operations
-from shoal_core.records import CREATED_OFFSET, ID, concat_rows, decode_batch
+from shoal_core.records import CREATED_OFFSET, DOCUMENT, ID, Kind, MetadataField, concat_rows, decode_batch
+from shoal_core.schema import Analyzer
 from shoal_index.segment import Pieces, VectorPieces
+from shoal_index.terms import TermIndex
 from shoal_index.vector.engine import Mask, Rows
 from shoal_index.version import Located, ShardVersion
 
@@ -97,6 +100,30 @@ class _Growing:
         return self._data[: self.count]
 
 
+class Piece:
+    """One of the overlay's row tables, with the ranked indexes of its documents, made when first asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self.created: npt.NDArray[np.uint64] = table.column(CREATED_OFFSET).to_numpy()
+        self._term_indexes: dict[Analyzer, TermIndex] = {}
+        self._building = Lock()
+
+    def term_index(self, analyzer: Analyzer) -> TermIndex:
+        """The ranked index of the documents."""
+        with self._building:
+            if analyzer not in self._term_indexes:
+                absent = DOCUMENT not in self.table.column_names
+                documents = pa.nulls(self.table.num_rows, pa.string()) if absent else self.table.column(DOCUMENT)
+                self._term_indexes[analyzer] = TermIndex.build(documents, analyzer)
+            return self._term_indexes[analyzer]
+
+    def sparse(self, key: str) -> pa.ChunkedArray | None:
+        """The column of a sparse key."""
+        name = MetadataField(key, Kind.SPARSE).column
+        return self.table.column(name) if name in self.table.column_names else None
+
+
 @dataclass(frozen=True, slots=True)
 class Frozen:
     """The overlay as it was after one fold.
@@ -107,6 +134,7 @@ class Frozen:
         vectors: their embeddings.
         valid_from, valid_to: (n,) uint64; a row is its id's row at offsets ``valid_from <= offset < valid_to``.
         hidden: per segment position, the rows that the tail replaced or removed, (m,) int64, and since when, (m,) uint64 ascending.
+        parts: the pieces again, for ranked reads.
     """
 
     offset: int
@@ -116,6 +144,7 @@ class Frozen:
     valid_to: npt.NDArray[np.uint64]
     created: npt.NDArray[np.uint64]
     hidden: dict[int, tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]
+    parts: tuple[Piece, ...]
 
     def visible(self, offset: int) -> Mask:
         """(n,) bool: rows that are the row of their id at ``offset``."""
@@ -139,6 +168,7 @@ class Overlay:
     _latest: dict[str, int] = field(default_factory=dict)
     _pieces: Pieces | None = None
     _vectors: VectorPieces | None = None
+    _parts: tuple[Piece, ...] = ()
     _valid_from: _Growing = field(default_factory=lambda: _Growing(np.uint64))
     _valid_to: _Growing = field(default_factory=lambda: _Growing(np.uint64))
     _created: _Growing = field(default_factory=lambda: _Growing(np.uint64))
@@ -217,6 +247,8 @@ class Overlay:
             last = tables.pop()  # sizes halve from piece to piece, so there are few and each row moves seldom
             tables[-1] = concat_rows([tables[-1], last]).combine_chunks()
         pieces, vectors = Pieces(tables), VectorPieces(tables)
+        kept = [part for part, table in zip(self._parts, tables, strict=False) if part.table.num_rows]
+        self._parts = (*kept, *map(Piece, tables[len(kept) :]))
         self._pieces, self._vectors = pieces, vectors
         count = rows.num_rows
         self._valid_from.extend(np.full(count, to_offset, dtype=np.uint64))
@@ -240,6 +272,7 @@ class Overlay:
             self._valid_to.view(),
             self._created.view(),
             hidden,
+            self._parts,
         )
 
 

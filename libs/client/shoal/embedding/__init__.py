@@ -1,7 +1,7 @@
 """Embedding functions: texts in, vectors out, in the client.
 
-`default_embedding_function()` is what collections use unless told otherwise; `CallableEmbedding` adapts any callable. `Bm25` makes
-sparse vectors, which are metadata.
+`default_embedding_function()` is what collections use unless told otherwise; `CallableEmbedding` adapts any callable, `Bounded`
+keeps its calls within bounds. `Bm25` makes sparse vectors, which are metadata.
 Importing this package loads no model and no inference runtime.
 """
 
@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from shoal.embedding.bm25 import Bm25, SparseVector
+from shoal.embedding.bounded import Bounded
 from shoal.embedding.minilm import NAME as MINILM_NAME
 from shoal.embedding.minilm import MiniLM
 from shoal.embedding.protocol import (
@@ -26,6 +27,7 @@ from shoal_core.errors import InvalidArgument
 
 __all__ = [
     "Bm25",
+    "Bounded",
     "CallableEmbedding",
     "EmbeddingFunction",
     "MiniLM",

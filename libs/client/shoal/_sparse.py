@@ -1,0 +1,97 @@
+"""Sparse vectors that the client makes of texts, with the function that a collection's schema names for a key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shoal import embedding
+from shoal._columns import Given
+from shoal._metadata import column_of
+from shoal_core.errors import FailedPrecondition, InvalidArgument
+from shoal_core.records import DELETED_KEYS, Kind, MetadataField, metadata_key
+from shoal_core.schema import DOCUMENT_KEY, Schema
+
+
+def embed_sparse(given: Given, schema: Schema) -> Given:
+    """With vectors for the sparse keys that name a source and a function. Blocks.
+
+    Made for records that have the source's text, and neither set nor delete the key themselves.
+    """
+    for key, config in schema.sparse.items():
+        if config.source_key is None or config.embedding_function is None:
+            continue
+        source_column = MetadataField(config.source_key, Kind.STRING).column
+        source = given.documents if config.source_key == DOCUMENT_KEY else given.metadata.get(source_column)
+        if source is not None:
+            given = _with_vectors(given, key, source, schema)
+    return given
+
+
+def makes_sparse(schema: Schema) -> bool:
+    """Whether writes may run a function for a sparse key."""
+    return any(config.source_key is not None for config in schema.sparse.values())
+
+
+def sparse_queries(texts: list[str], key: str, schema: Schema) -> list[dict[str, Any]]:
+    """A vector of each query text. Blocks. Raises what `sparse_vectors` does."""
+    found: list[dict[str, Any]] = sparse_vectors(pa.array(texts, pa.string()), key, schema).to_pylist()
+    return found
+
+
+def sparse_vectors(texts: pa.Array, key: str, schema: Schema) -> pa.Array:
+    """Sparse vectors of texts, null for null, by ``schema.sparse[key].embedding_function``.
+
+    That is ``{"name": "chroma_bm25", "config": {...}}``, as Chroma's clients store it.
+
+    Raises:
+        FailedPrecondition: none is stored, or one that is not built in.
+        InvalidArgument: its configuration is none of the function's; or what it returned are not as many sparse vectors with
+            ascending indices and finite values.
+    """
+    config = schema.sparse.get(key)
+    stored = None if config is None else config.embedding_function
+    field = f"schema.sparse.{key}.embedding_function"
+    if stored is None:
+        raise FailedPrecondition("not set; give sparse vectors instead of texts", field=field)
+    settings = stored.get("config") or {}
+    if stored.get("name") != embedding.Bm25.NAME:
+        raise FailedPrecondition(
+            f"{stored.get('name')!r} is not built in; give sparse vectors, made by the function itself", field=field
+        )
+    if not isinstance(settings, Mapping):
+        raise InvalidArgument("expected an object", field=f"{field}.config")
+    made = embedding.Bm25.from_config(settings).encode(texts).vectors
+    return column_of(key, made, len(texts), field).get(_column(key), pa.nulls(len(texts), made.type))
+
+
+def _with_vectors(given: Given, key: str, source: pa.Array, schema: Schema) -> Given:
+    count = len(given.ids)
+    wanted = np.asarray(source.is_valid()) & ~_mentioned(given, key)
+    if not wanted.any():
+        return given
+    made = sparse_vectors(source, key, schema)
+    own = given.metadata.get(_column(key), pa.nulls(count, made.type))
+    chosen = pa.concat_arrays([own, made]).take(pa.array(np.arange(count) + count * wanted))
+    return replace(given, metadata={**given.metadata, _column(key): chosen})
+
+
+def _mentioned(given: Given, key: str) -> npt.NDArray[np.bool_]:
+    """Which records set or delete the key."""
+    found = np.zeros(len(given.ids), dtype=bool)
+    for name, column in given.metadata.items():
+        if metadata_key(name) == key:
+            found |= np.asarray(column.is_valid())
+    deleted = given.metadata.get(DELETED_KEYS)
+    if deleted is not None:
+        found |= np.array([key in (keys or ()) for keys in deleted.to_pylist()])
+    return found
+
+
+def _column(key: str) -> str:
+    return MetadataField(key, Kind.SPARSE).column
