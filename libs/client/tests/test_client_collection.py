@@ -163,7 +163,7 @@ async def test_bad_arguments_never_leave_the_client(
 
 async def test_consistency_reaches_the_api(films: AsyncCollection, api: FakeApi) -> None:
     written = await films.add(ids=["x"], embeddings=[[1, 1]])
-    levels: list[Consistency | shoal.Session] = [
+    levels: list[Consistency | shoal.Session | shoal.AsOf] = [
         shoal.STRONG,
         shoal.session(written),
         shoal.session(written.token),

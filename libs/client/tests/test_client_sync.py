@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import shoal
-from libs.client.tests.client_support import FakeApi, connection_to
+from libs.client.tests.client_support import FakeApi, Words, connection_to
 from shoal import _connect, errors
 from shoal._connect import open_embedded, parse_addresses
 from shoal._loop import LoopThread
@@ -75,8 +75,65 @@ def test_everything_once(client: shoal.Client) -> None:
     assert "fake" in repr(client)
 
 
+def test_searches_pages_and_conditional_writes(client: shoal.Client) -> None:
+    films = client.create_collection("films", embedding_function=Words(), schema={"bm25": {"b": 0.5}})
+    assert films.schema == shoal.Schema(bm25=shoal.Bm25(b=0.5))
+    added = films.add(ids=["a", "b", "c"], documents=["x", "x y", "zz"], metadatas={"n": [1, 2, 3]}, outcomes=True)
+    assert added.outcomes == ["added"] * 3
+    assert [page.ids for page in films.pages(limit=2)] == [["a", "b"], ["c"]]
+    one = shoal.Search(rank=shoal.Knn("x"), limit=1)
+    assert films.search(one, explain=True).ids == ["a"]
+    assert [found.ids for found in films.search([one, {"rank": shoal.Knn("zz").to_json()}])] == [["a"], ["c", "a", "b"]]
+    with films.conditional(outcomes=True) as txn:
+        [record] = txn.get(["a"])
+        assert record.metadata is not None
+        txn.update(ids=["a"], metadatas=[{"n": record.metadata["n"] + 1}])
+        txn.add(ids=["d"], documents=["w"])
+        txn.upsert(ids=["d"], documents=["w w"])
+        txn.delete(["c"])
+    assert txn.result is not None
+    assert txn.result.outcomes == ["updated", "added", "updated", "deleted"]
+    assert films.get(consistency=shoal.as_of(added)).ids == ["a", "b", "c"]
+    assert films.delete(["a", "x"], outcomes=True, condition=shoal.unless_written_since(txn.result, "a")).records == 2
+    assert films.count_explained(allow_scan=True).count == films.count(allow_scan=True) == 2
+    films.modify(schema={})
+    assert films.schema == shoal.Schema()
+
+
+def test_a_conflict_or_an_error_ends_a_block(client: shoal.Client, api: FakeApi) -> None:
+    films = client.create_collection("films")
+    films.add(ids=["a"], embeddings=[[1]])
+    sent, txn = len(api.seen("write")), films.conditional()
+
+    def overtaken() -> None:
+        with films.conditional() as late:
+            late.get("a")
+            films.upsert(ids=["a"], embeddings=[[2]])
+            late.delete("a")
+
+    def broken() -> None:
+        with txn:
+            txn.delete("a")
+            raise RuntimeError("changed my mind")
+
+    with pytest.raises(errors.WriteConflict):
+        overtaken()
+    with pytest.raises(RuntimeError, match="changed my mind"):
+        broken()
+    with pytest.raises(errors.FailedPrecondition, match="has ended"):
+        txn.delete("a")
+    assert len(api.seen("write")) == sent + 2
+    assert films.count() == 1
+
+
 @pytest.mark.parametrize(
-    ("sync", "twin"), [(shoal.Client, AsyncClient), (shoal.Collection, AsyncCollection)], ids=["client", "collection"]
+    ("sync", "twin"),
+    [
+        (shoal.Client, AsyncClient),
+        (shoal.Collection, AsyncCollection),
+        (shoal.ConditionalWrite, shoal.AsyncConditionalWrite),
+    ],
+    ids=["client", "collection", "conditional"],
 )
 def test_the_twins_have_the_same_verbs_and_arguments(sync: type, twin: type) -> None:
     def verbs(cls: type) -> dict[str, Any]:

@@ -156,31 +156,43 @@ async def test_a_record_read_and_written_since_is_a_conflict(films: AsyncCollect
         await other.add(ids=["new"], embeddings=[[1, 1]])
         await films.upsert(ids=["alien"], embeddings=[[1, 1]], metadatas=[{"year": 2003}])
     assert other.result is not None, "a record that comes to match a filter is no conflict"
-    with pytest.raises(errors.WriteConflict):
-        async with films.conditional() as txn:
+    txn = films.conditional()
+
+    async def overtaken() -> None:
+        async with txn:
             await txn.get(["jaws", "nobody"])
             await txn.get(where={"year": 2003})
             await txn.add(ids=["newer"], embeddings=[[1, 1]])
             await films.upsert(ids=[written], embeddings=[[1, 1]])
+
+    with pytest.raises(errors.WriteConflict):
+        await overtaken()
     assert txn.result is None
     assert (await films.get("newer")).ids == []
 
 
 async def test_a_read_older_than_the_log_is_stale(films: AsyncCollection, api: FakeApi) -> None:
-    with pytest.raises(errors.StaleRead):
+    async def late() -> None:
         async with films.conditional() as txn:
             await txn.get(["jaws"])
             await txn.delete("jaws")
             api.state[films.id].trim_floor = 3
+
+    with pytest.raises(errors.StaleRead):
+        await late()
     assert await films.count() == 2
 
 
 async def test_a_block_that_raises_or_only_reads_writes_nothing(films: AsyncCollection, api: FakeApi) -> None:
-    sent = len(api.seen("write"))
-    with pytest.raises(RuntimeError, match="changed my mind"):
-        async with films.conditional() as txn:
+    sent, txn = len(api.seen("write")), films.conditional()
+
+    async def broken() -> None:
+        async with txn:
             await txn.delete("jaws")
             raise RuntimeError("changed my mind")
+
+    with pytest.raises(RuntimeError, match="changed my mind"):
+        await broken()
     async with films.conditional() as reader:
         await reader.get()
     assert len(api.seen("write")) == sent
@@ -224,21 +236,20 @@ async def test_bad_operations_raise_where_they_are_made(films: AsyncCollection, 
 async def test_the_first_vectors_of_a_block_fix_its_dimension(api: FakeApi) -> None:
     async with client_of(api) as client:
         new = await client.create_collection("new")
-        with pytest.raises(errors.DimensionMismatch, match="dimension 2, the collection has 3"):
-            async with new.conditional() as txn:
-                await txn.add(ids=["a"], embeddings=[[1, 2, 3]])
-                await txn.add(ids=["b"], embeddings=[[1, 2]])
         async with new.conditional() as txn:
             await txn.update(ids=["b"], metadatas=[{"n": 1}])
             await txn.add(ids=["a"], embeddings=[[1, 2, 3]])
+            with pytest.raises(errors.DimensionMismatch, match="dimension 2, the collection has 3"):
+                await txn.add(ids=["b"], embeddings=[[1, 2]])
         assert new.dimension == 3
 
 
 async def test_a_block_is_within_the_limits_of_one_batch(api: FakeApi) -> None:
     async with client_of(api, limits=Limits(batch_records=3)) as client:
         collection = await client.create_collection("c")
+        txn = collection.conditional()
+        await txn.delete(["a", "b"])
+        await txn.delete(["c", "d"])
         with pytest.raises(errors.InvalidArgument, match="4 records, at most 3 in one batch; make several of it"):
-            async with collection.conditional() as txn:
-                await txn.delete(["a", "b"])
-                await txn.delete(["c", "d"])
+            await txn.__aexit__(None, None, None)
         assert api.seen("write") == []

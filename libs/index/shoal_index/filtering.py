@@ -44,7 +44,7 @@ _VALIDITY_NS = 0.3
 _ID_NS = 500
 _TRIGRAMS_NS = 300_000
 _SCAN_NS = 2.0
-_TEXT_NS = 1_000
+_TEXT_NS = 300
 _TAKE_NS = 25.0
 _TAKE_TEXT_NS = 100.0
 _VERIFY_NS = 50_000
@@ -113,7 +113,8 @@ class _Plan:
     """A condition with its estimate (see `Step`; of several joined, an upper bound) and what it costs to find its rows.
 
     Attributes:
-        hits: the values that match, by index; the condition is their union or, ``negated``, the complement.
+        children: of ``and`` and ``or``.
+        hits: of ``values``, those that match, by index; the condition is their union or, ``negated``, the complement.
     """
 
     tree: Filter
@@ -128,7 +129,7 @@ class _Plan:
 def _plan(tree: Filter, source: Source) -> _Plan:
     match tree:
         case And(children) | Or(children):
-            return _plan_joined(tree, tuple(_plan(child, source) for child in children), source.rows)
+            return _plan_joined(tree, [_plan(child, source) for child in children], source.rows)
         case IdIn(ids, negated):
             return _Plan(tree, "ids", source.rows if negated else min(len(ids), source.rows), _ID_NS * len(ids))
         case Exists(_, expected):
@@ -144,23 +145,53 @@ def _plan(tree: Filter, source: Source) -> _Plan:
             return _plan_values(tree, source)
 
 
-def _plan_joined(tree: And | Or, children: tuple[_Plan, ...], rows: int) -> _Plan:
-    known = [child.estimate for child in children if child.estimate is not None]
-    cost_ns = sum(child.cost_ns for child in children)
-    if isinstance(tree, And):
-        return _Plan(tree, "and", min(known, default=None), cost_ns, children)
-    return _Plan(tree, "or", min(rows, sum(known)) if len(known) == len(children) else None, cost_ns, children)
+def _plan_joined(tree: And | Or, children: Sequence[_Plan], rows: int) -> _Plan:
+    how = "and" if isinstance(tree, And) else "or"
+    flat = [inner for child in children for inner in (child.children if child.how == how else (child,))]
+    joined = _joined_ranges(flat, rows) if how == "and" else tuple(flat)
+    known = [child.estimate for child in joined if child.estimate is not None]
+    cost_ns = sum(child.cost_ns for child in joined)
+    if how == "and":
+        return _Plan(tree, how, min(known, default=None), cost_ns, joined)
+    return _Plan(tree, how, min(rows, sum(known)) if len(known) == len(joined) else None, cost_ns, joined)
+
+
+def _joined_ranges(children: Sequence[_Plan], rows: int) -> tuple[_Plan, ...]:
+    """The same conditions with comparisons of one key as one range, whose count is exact."""
+    groups: dict[object, list[_Plan]] = {}
+    for child in children:
+        groups.setdefault(_range_of(child) or id(child), []).append(child)
+    return tuple(group[0] if len(group) == 1 else _one_range(group, rows) for group in groups.values())
+
+
+def _range_of(plan: _Plan) -> tuple[object, ...] | None:
+    """What two comparisons have in common that are ranges of the same values; None for other conditions."""
+    if not isinstance(plan.tree, Compare) or plan.how != "values" or plan.negated:
+        return None
+    return (plan.tree.key, *(id(index) for index, _ in plan.hits))
+
+
+def _one_range(group: Sequence[_Plan], rows: int) -> _Plan:
+    spans: list[tuple[ValueIndex, Codes]] = []
+    for column in zip(*(plan.hits for plan in group), strict=True):
+        slices = [codes for _, codes in column if isinstance(codes, slice)]
+        first, last = max(codes.start for codes in slices), min(codes.stop for codes in slices)
+        spans.append((column[0][0], slice(first, max(first, last))))
+    return _values_plan(And(tuple(plan.tree for plan in group)), spans, rows)
 
 
 def _plan_values(tree: Compare | Membership | ListContains, source: Source) -> _Plan:
-    negated = _is_negated(tree)
     columns = [name for kind in _kinds(tree) if (name := MetadataField(tree.key, kind).column) in source.schema.names]
     if not all(name in source.values for name in columns):
         return _Plan(tree, "scan", None, _SCAN_NS * source.rows * len(columns))
     hits = [(index, _hits(tree, index)) for index in (source.values[name] for name in columns)]
+    return _values_plan(tree, hits, source.rows, _is_negated(tree))
+
+
+def _values_plan(tree: Filter, hits: Sequence[tuple[ValueIndex, Codes]], rows: int, negated: bool = False) -> _Plan:
     found = sum(index.count(codes) for index, codes in hits)
-    cost_ns = _POSTING_NS * found + sum(_BITMAP_NS * source.rows * len(index.common) for index, _ in hits)
-    return _Plan(tree, "values", source.rows - found if negated else found, cost_ns, (), tuple(hits), negated)
+    cost_ns = _POSTING_NS * found + sum(_BITMAP_NS * rows * len(index.common) for index, _ in hits)
+    return _Plan(tree, "values", rows - found if negated else found, cost_ns, (), tuple(hits), negated)
 
 
 def _is_negated(tree: Compare | Membership | ListContains) -> bool:
@@ -193,9 +224,9 @@ def _hits(tree: Compare | Membership | ListContains, index: ValueIndex) -> Codes
 
 def _run(plan: _Plan, source: Source, within: Mask | None, steps: list[Step]) -> Mask:
     """The rows that match. Those outside ``within`` may be answered wrongly: the caller drops them."""
-    if isinstance(plan.tree, And):
+    if plan.how == "and":
         return _run_all(plan, source, steps)
-    if isinstance(plan.tree, Or):
+    if plan.how == "or":
         return np.logical_or.reduce([_run(child, source, within, steps) for child in plan.children])
     how, estimate = plan.how, plan.estimate
     if isinstance(plan.tree, Text) and source.trigrams is not None:

@@ -176,6 +176,18 @@ def test_conditions_are_tried_from_the_rarest(indexed: Segment) -> None:
     ]
 
 
+def test_comparisons_of_one_key_are_one_range(indexed: Segment) -> None:
+    lower = {"$and": [{"n": {"$gt": 100}}, {"tag": {"$ne": "tag 7"}}]}
+    found = steps(indexed, {"$and": [{"n": {"$lt": 201.5}}, lower, {"n": {"$ne": 150}}]})
+    assert [(step.condition, step.estimated) for step in found] == [
+        ('{"$and": [{"n": {"$lt": 201.5}}, {"n": {"$gt": 100}}]}', 76),
+        ('{"tag": {"$ne": "tag 7"}}', 39_900),
+        ('{"n": {"$ne": 150}}', 39_999),
+    ]
+    (found_none,) = steps(indexed, {"$and": [{"n": {"$lt": 5}}, {"n": {"$gt": 7}}]})
+    assert (found_none.estimated, found_none.matched) == (0, 0)
+
+
 def test_the_few_that_are_left_are_looked_at(indexed: Segment, bare: Segment) -> None:
     where = {
         "$and": [

@@ -78,8 +78,14 @@ def metadata_values(nan: bool = False) -> st.SearchStrategy[Any]:
     """Scalars, lists of one type (an empty list counts as strings) and sparse vectors."""
     floats = st.sampled_from([*FLOATS, *INFINITIES, *((float("nan"),) if nan else ())])
     lists = [st.sampled_from(INTS), floats, st.sampled_from(STRINGS), st.booleans()]
-    sparse = st.just({"indices": [1, 4_294_967_295], "values": [0.5, -1.0]})
-    return scalars(nan) | scalars(nan) | st.one_of([st.lists(item, max_size=3) for item in lists]) | sparse
+    return scalars(nan) | scalars(nan) | st.one_of([st.lists(item, max_size=3) for item in lists]) | sparse_vectors()
+
+
+def sparse_vectors() -> st.SearchStrategy[dict[str, Any]]:
+    """Sparse vectors over a few dimensions, so that they overlap; some are empty, some values negative or zero."""
+    values = st.sampled_from((0.5, -1.0, 2.25, 0.0))
+    entries = st.dictionaries(st.sampled_from((0, 1, 7, 2**31, 2**32 - 1)), values, max_size=4)
+    return entries.map(lambda given: {"indices": sorted(given), "values": [given[index] for index in sorted(given)]})
 
 
 def metadatas(deletes: bool, nan: bool = False) -> st.SearchStrategy[dict[str, Any] | None]:
