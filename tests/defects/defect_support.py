@@ -30,7 +30,7 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 every_sharding = pytest.mark.parametrize("shards", SHARDS)
 
 
-def settings(graph_rows: int = 10**9, **others: Any) -> CompactorSettings:
+def compactor_settings(graph_rows: int = 10**9, **others: Any) -> CompactorSettings:
     """A compactor that finds everything due; segments above ``graph_rows`` rows get a graph."""
     flush = FlushSettings(graph_rows=graph_rows, threads=1)
     return CompactorSettings(min_records=1, flush=flush, policy=MergePolicy(fanout=2), **others)
@@ -93,7 +93,7 @@ async def collection(
     **others: Any,
 ) -> AsyncIterator[Laid]:
     """An empty collection."""
-    system = DirectSystem(settings=settings(graph_rows, **others))
+    system = DirectSystem(settings=compactor_settings(graph_rows, **others))
     new = NewCollection(
         DEFAULT_TENANT, DEFAULT_DATABASE, "things", space=space, shards=shards, schema=schema or Schema()
     )

@@ -14,7 +14,7 @@ from shoal import embedding
 from shoal._columns import Given
 from shoal._metadata import column_of
 from shoal_core.errors import FailedPrecondition, InvalidArgument
-from shoal_core.records import DELETED_KEYS, Kind, MetadataField, metadata_key
+from shoal_core.records import DELETED_KEYS, SPARSE_TYPE, Kind, MetadataField, metadata_key
 from shoal_core.schema import DOCUMENT_KEY, Schema
 
 
@@ -67,7 +67,8 @@ def sparse_vectors(texts: pa.Array, key: str, schema: Schema) -> pa.Array:
     if not isinstance(settings, Mapping):
         raise InvalidArgument("expected an object", field=f"{field}.config")
     made = embedding.Bm25.from_config(settings).encode(texts).vectors
-    return column_of(key, made, len(texts), field).get(_column(key), pa.nulls(len(texts), made.type))
+    found = column_of(key, made, len(texts), field)
+    return found[_column(key)] if found else pa.nulls(len(texts), SPARSE_TYPE)
 
 
 def _with_vectors(given: Given, key: str, source: pa.Array, schema: Schema) -> Given:
@@ -76,7 +77,7 @@ def _with_vectors(given: Given, key: str, source: pa.Array, schema: Schema) -> G
     if not wanted.any():
         return given
     made = sparse_vectors(source, key, schema)
-    own = given.metadata.get(_column(key), pa.nulls(count, made.type))
+    own = given.metadata.get(_column(key), pa.nulls(count, SPARSE_TYPE))
     chosen = pa.concat_arrays([own, made]).take(pa.array(np.arange(count) + count * wanted))
     return replace(given, metadata={**given.metadata, _column(key): chosen})
 

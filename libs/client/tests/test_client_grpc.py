@@ -95,6 +95,40 @@ async def test_everything_over_the_wire() -> None:
         assert await client.status() == {"members": {}}
 
 
+async def test_searches_pages_and_conditions_over_the_wire() -> None:
+    async with serving(FakeApi()) as address, connected(address) as client:
+        schema = shoal.Schema(keys={"n": {shoal.Index.INT: False}}, analyzer=shoal.Analyzer(stop_words=("a",)))
+        films = await client.create_collection("films", schema=schema, embedding_function=Words())
+        assert (await client.get_collection("films", embedding_function=Words())).schema == schema
+        vectors = [{"indices": [1, 5], "values": [1.0, 2.0]}, {"indices": [5], "values": [0.5]}, None]
+        added = await films.add(
+            ids=["a", "b", "c"],
+            documents=["a fish", "a red fish", "none"],
+            metadatas=[{"n": n} | ({"s": vector} if vector else {}) for n, vector in enumerate(vectors)],
+            outcomes=True,
+        )
+        assert added.outcomes == ["added"] * 3
+        ranks = [shoal.Knn("none"), shoal.Knn("fish", key="#document"), shoal.Knn(vectors[1], key="s", default=9.0)]
+        searches = [shoal.Search(rank=rank) for rank in ranks]
+        found = await films.search([*searches, shoal.Search(rank=(ranks[0] + ranks[2]) / 2, limit=2)], explain=True)
+        assert [result.ids for result in found] == [["c", "a", "b"], ["a", "b"], ["a", "b"], ["a", "c"]]
+        assert [(result.scores is not None, result.explain) for result in found] == [(True, {"plan": "exact"})] * 4
+        with pytest.raises(errors.WriteConflict):
+            await films.delete("b", condition=shoal.unless_written_since(0, ["a"]))
+        async with films.conditional(outcomes=True) as txn:
+            assert (await txn.get("x")).ids == []
+            await txn.add(ids=["x"], documents=["new"])
+            await txn.delete("b")
+        assert txn.result is not None
+        assert txn.result.outcomes == ["added", "deleted"]
+        pages = [page.ids async for page in films.pages(limit=2, consistency=shoal.as_of(added))]
+        assert pages == [["a", "b"], ["c"]]
+        deleted = await films.delete(where={"n": {"$gte": 0}}, allow_scan=True, outcomes=True)
+        assert (deleted.outcomes, deleted.read_offset) == (["deleted"] * 2, 5)
+        counted = await films.count_explained(allow_scan=True)
+        assert (counted.count, counted.explain, counted.served_at.offset) == (1, {"plan": "exact"}, 7)
+
+
 async def test_failover_over_the_wire() -> None:
     first = FakeApi()
     second = FakeApi(first.state)

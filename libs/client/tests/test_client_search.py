@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import shoal
@@ -16,6 +18,7 @@ from shoal._search import Rank
 from shoal.aio import AsyncClient, AsyncCollection
 from shoal_core.rank_json import parse_rank
 from shoal_core.ranking import DenseQuery, Max, Min, SparseQuery, Sum, TextQuery, leaves_of
+from shoal_core.records import SPARSE_TYPE
 
 DENSE = Knn([1.0, 2.0])
 LEAF = DENSE.to_json()
@@ -216,7 +219,7 @@ async def test_several_ranks_make_one_score(films: AsyncCollection) -> None:
     assert set(found.ids) == {"jaws", "nemo", "alien", "abyss"}
     assert found.scores.tolist() == sorted(found.scores.tolist())
     ranked = [Knn([0, 0], return_rank=True), Knn("fish", key="#document", return_rank=True, default=100)]
-    fused = await films.search(Search(rank=rrf(ranked, weights=[1, np.float32(3)]), limit=1))
+    fused = await films.search(Search(rank=rrf(ranked, weights=[1, np.float64(3)]), limit=1))
     assert fused.ids in (["nemo"], ["alien"])
     plain = await films.search({"rank": {"$sum": [ranked[0], {"$val": np.float32(1)}]}, "select": {"keys": ["#score"]}})
     assert plain.scores is not None
@@ -267,6 +270,28 @@ async def test_a_bad_configuration_of_a_function_is_refused(client: AsyncClient)
         collection = await client.create_collection(f"c{config}", schema=schema)
         with pytest.raises(errors.InvalidArgument):
             await collection.search(Search(rank=Knn("fish", key="s")))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ([], "0 values for 1"),
+        ([{"indices": [2, 1], "values": [1.0, 1.0]}], "ascend strictly"),
+        ([{"indices": [1], "values": [float("nan")]}], "finite"),
+        ([{"indices": [1], "values": []}], "as many values"),
+    ],
+)
+async def test_what_a_sparse_function_returns_is_checked(
+    films: AsyncCollection, api: FakeApi, monkeypatch: pytest.MonkeyPatch, vectors: list[Any], message: str
+) -> None:
+    column = SimpleNamespace(vectors=pa.array(vectors, SPARSE_TYPE))
+    monkeypatch.setattr(shoal.embedding.Bm25, "encode", lambda self, texts: column)
+    sent = len(api.calls)
+    with pytest.raises(errors.InvalidArgument, match=message):
+        await films.search(Search(rank=Knn("fish", key="bm25")))
+    with pytest.raises(errors.InvalidArgument, match=message):
+        await films.upsert(ids=["x"], documents=["fish"])
+    assert len(api.calls) == sent
 
 
 async def test_writes_make_the_sparse_vectors_of_their_texts(films: AsyncCollection) -> None:

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 # Nanoseconds, measured over 117,000 rows (`bench/`); only their proportions matter.
 _POSTING_NS = 1.5
-_BITMAP_NS = 0.06
 _VALIDITY_NS = 0.3
 _ID_NS = 500
 _TRIGRAMS_NS = 300_000
@@ -190,7 +189,7 @@ def _plan_values(tree: Compare | Membership | ListContains, source: Source) -> _
 
 def _values_plan(tree: Filter, hits: Sequence[tuple[ValueIndex, Codes]], rows: int, negated: bool = False) -> _Plan:
     found = sum(index.count(codes) for index, codes in hits)
-    cost_ns = _POSTING_NS * found + sum(_BITMAP_NS * rows * len(index.common) for index, _ in hits)
+    cost_ns = _POSTING_NS * min(found, rows // 4)  # where more match, bitmaps or the complement are at hand
     return _Plan(tree, "values", rows - found if negated else found, cost_ns, (), tuple(hits), negated)
 
 

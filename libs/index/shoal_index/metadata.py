@@ -113,6 +113,9 @@ class ValueIndex:
     def mask(self, codes: Codes) -> Mask:
         """(rows,) bool: those that have one of the values."""
         if isinstance(codes, slice):
+            if self._is_most(codes):
+                others = slice(0, codes.start), slice(codes.stop, len(self.values))
+                return ~(self.mask(others[0]) | self.mask(others[1]))
             at = np.arange(*np.searchsorted(self.common, (codes.start, codes.stop)))
             bounds = (codes.start - 1, *self.common[at].tolist(), codes.stop)
             scattered = [self.postings.of(before + 1, after) for before, after in pairwise(bounds)]
@@ -123,6 +126,11 @@ class ValueIndex:
         for rows in scattered:
             mask[rows] = True
         return mask
+
+    def _is_most(self, codes: slice) -> bool:
+        """Whether the rows outside a range are fewer, every row having a value. Lists are not asked for ranges."""
+        every = len(self.postings.rows) == self.rows and codes.stop - codes.start > 1
+        return every and 2 * self.count(codes) > self.rows
 
     def _bitmap(self, at: Int64s) -> Mask:
         if len(at) == 0:

@@ -247,7 +247,7 @@ class Overlay:
             last = tables.pop()  # sizes halve from piece to piece, so there are few and each row moves seldom
             tables[-1] = concat_rows([tables[-1], last]).combine_chunks()
         pieces, vectors = Pieces(tables), VectorPieces(tables)
-        kept = [part for part, table in zip(self._parts, tables, strict=False) if part.table.num_rows]
+        kept = [part for part, table in zip(self._parts, tables, strict=False) if part.table is table]
         self._parts = (*kept, *map(Piece, tables[len(kept) :]))
         self._pieces, self._vectors = pieces, vectors
         count = rows.num_rows
