@@ -35,7 +35,6 @@ from shoal_core.errors import (
     SnapshotGone,
     StaleEpoch,
     Unavailable,
-    Unimplemented,
 )
 from shoal_core.filters import parse_where_document
 from shoal_core.records import ID, encode_batch
@@ -429,16 +428,6 @@ def test_a_token_of_something_else_is_refused() -> None:
     play(scenario)
 
 
-def test_as_of_is_refused() -> None:
-    async def scenario(cluster: Cluster) -> None:
-        await cluster.write(put("a"))
-        with pytest.raises(Unimplemented) as caught:
-            await cluster.get(cluster.node(), Consistency(ReadLevel.AS_OF, 1))
-        assert caught.value.field == "consistency"
-
-    play(scenario)
-
-
 # --- pinned snapshots
 
 
@@ -700,8 +689,10 @@ def test_explain_tells_where_the_rows_came_from() -> None:
         assert answer.rows.column("origin").to_pylist() == [0, 0, 1]
         assert answer.explain is not None
         shard = answer.explain["shards"][0]
-        assert shard["tail"] == {"records": 1, "after": 2, "up_to": 3}
-        assert [(part["rows"], part["allowed"]) for part in shard["segments"]] == [(2, 2)]
+        assert shard["tail"] == {"records": 1, "matched": 1, "after": 2, "up_to": 3}
+        assert [(part["rows"], part["live"], part["matched"]) for part in shard["segments"]] == [(2, 2, 2)]
+        assert shard["answered"] == {"segments": 2, "tail": 1}
+        assert shard["bytes"]["memory"] > 0
 
     play(scenario)
 

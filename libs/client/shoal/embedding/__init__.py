@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
-from shoal.embedding.bm25 import Bm25, SparseVector
 from shoal.embedding.bounded import Bounded
 from shoal.embedding.minilm import NAME as MINILM_NAME
 from shoal.embedding.minilm import MiniLM
@@ -24,6 +23,9 @@ from shoal.embedding.protocol import (
     embed_queries,
 )
 from shoal_core.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from shoal.embedding.bm25 import Bm25, SparseVector
 
 __all__ = [
     "Bm25",
@@ -43,6 +45,15 @@ __all__ = [
 _BUILT_IN: Final[Mapping[str, Callable[[], EmbeddingFunction]]] = MappingProxyType(
     {"default": MiniLM, MINILM_NAME: MiniLM}
 )
+
+
+def __getattr__(name: str) -> Any:
+    """``Bm25`` and ``SparseVector`` on first use: most programs need no text analysis, and it takes a while to load."""
+    if name not in ("Bm25", "SparseVector"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from shoal.embedding import bm25
+
+    return getattr(bm25, name)
 
 
 def default_embedding_function() -> EmbeddingFunction:
