@@ -139,9 +139,9 @@ def _part(rank: Rank, hits: Iterator[LeafHits], records: int) -> _Part:
         case Mul(children):
             return joined(np.multiply, *children)
         case Max(children):
-            return joined(np.fmax, *children)
+            return joined(_larger, *children)
         case Min(children):
-            return joined(np.fmin, *children)
+            return joined(_smaller, *children)
         case Sub(left, right):
             return joined(np.subtract, left, right)
         case Div(left, right):
@@ -255,3 +255,13 @@ def _string_order(values: pa.Array) -> Ints:
     places = np.empty(len(encoded.dictionary), dtype=np.int64)
     places[pc.sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(places))
     return places[encoded.indices.to_numpy()]
+
+
+def _larger(left: Floats, right: Floats) -> Floats:
+    """The larger, passing over not-a-number. +0 is larger than −0: numpy's choice depends on the place in the array."""
+    found: Floats = np.where((left == 0) & (right == 0), left + right, np.fmax(left, right))
+    return found
+
+
+def _smaller(left: Floats, right: Floats) -> Floats:
+    return -_larger(-left, -right)

@@ -154,7 +154,7 @@ class _Expression:
         parts = [operand["left"], operand["right"]] if operator in ("$sub", "$div") else operand
         first, *others = [self._evaluate(part, noise) for part in parts]
         for other in others:
-            first = _combined(_BINARY[operator], first, other)
+            first = _combined(operator, first, other, noise)
         return first
 
     def _leaf(self, knn: Json) -> dict[str, Measured]:
@@ -219,7 +219,7 @@ def _step(left: float, right: float) -> float:
     return step if math.isfinite(step) else math.nan
 
 
-def _combined(function: Callable[[float, float], float], left: Operand, right: Operand) -> Operand:
+def _combined(operator: str, left: Operand, right: Operand, noise: int) -> Operand:
     (left_scores, left_default), (right_scores, right_default) = left, right
     keys = set(left_scores) | set(right_scores)
     if left_default is None:
@@ -227,12 +227,19 @@ def _combined(function: Callable[[float, float], float], left: Operand, right: O
     if right_default is None:
         keys &= set(right_scores)
     scores = {
-        key: float(function(left_scores.get(key, left_default or 0.0), right_scores.get(key, right_default or 0.0)))
+        key: _joined(operator, left_scores.get(key, left_default), right_scores.get(key, right_default), noise)
         for key in keys
     }
     if left_default is None or right_default is None:
         return scores, None
-    return scores, float(function(left_default, right_default))
+    return scores, _joined(operator, left_default, right_default, noise)
+
+
+def _joined(operator: str, left: float | None, right: float | None, noise: int) -> float:
+    assert left is not None and right is not None, "a default stands in for every record that is missing"
+    if operator in ("$max", "$min") and left == right:
+        return left if noise else right  # 0 and -0: which is larger is left open
+    return float(_BINARY[operator](left, right))
 
 
 _UNARY: Mapping[str, Callable[[float], Any]] = {"$abs": np.abs, "$exp": np.exp, "$log": np.log}
