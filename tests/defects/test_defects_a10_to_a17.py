@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,41 +258,53 @@ async def test_a13_a_deleted_collection_is_refused_at_once_through_another_front
     """
     async with laid_out("mixed", halves([put(f"id-{n}") for n in range(6)]), shards=shards) as at:
         by_name = CollectionRef(DEFAULT_TENANT, DEFAULT_DATABASE, name="things")
-        other = at.system.new_database()
-        for ref in (by_name, at.ref):  # both frontends know it, by both
-            assert (await other.count(ref)).count == (await at.database.count(ref)).count == 6
-            await other.write(ref, to_operation_batch([put("id-0")], 1))
+        knowing = [(at.system.new_database(), ref, verb) for ref in (by_name, at.ref) for verb in VERBS]
+        for frontend, ref, _ in knowing:  # each of them knows it, and is asked one thing
+            assert (await frontend.count(ref)).count == 6
         head = at.system.catalog.state(at.ref.id).head_offset
         await at.database.delete_collection(by_name)
-        for ref in (by_name, at.ref):
-            await expect_gone(other, ref)
+        for frontend, ref, verb in knowing:
+            with pytest.raises(NotFound):
+                await verb(frontend, ref)
         assert at.system.catalog.any_state(at.ref.id).head_offset == head
+        assert [ref.id for ref in await at.database.list_collections(DEFAULT_TENANT, DEFAULT_DATABASE)] == []
+
+
+@every_sharding
+async def test_a13_a_collection_made_again_under_the_same_name_is_another_one(shards: int) -> None:
+    """As above, where a name has a successor: nothing of the old one shows, and nothing meant for the old one reaches the new."""
+    async with laid_out("mixed", halves([put(f"id-{n}") for n in range(6)]), shards=shards) as at:
+        by_name = CollectionRef(DEFAULT_TENANT, DEFAULT_DATABASE, name="things")
+        knowing = [(at.system.new_database(), verb) for verb in VERBS]
+        other = at.system.new_database()
+        for frontend in (other, *(frontend for frontend, _ in knowing)):
+            assert (await frontend.count(at.ref)).count == (await frontend.count(by_name)).count == 6
+        await at.database.delete_collection(by_name)
         new = NewCollection(DEFAULT_TENANT, DEFAULT_DATABASE, "things", shards=shards)
         made = (await at.database.create_collection(new))[0]
         assert made.id != at.ref.id
         assert (await other.count(by_name)).count == 0
         await other.write(by_name, to_operation_batch([put("new", (1.0, 2.0))], 2))  # with a dimension of its own
+        for frontend, verb in knowing:
+            with pytest.raises(NotFound):
+                await verb(frontend, at.ref)
         assert (await at.database.get(by_name)).rows.column("id").to_pylist() == ["new"]
-        await expect_gone(other, at.ref)
-        await expect_gone(at.database, at.ref)
+        assert (await knowing[0][0].get(by_name)).rows.column("id").to_pylist() == ["new"]
 
 
-async def expect_gone(database: DatabaseService, ref: CollectionRef) -> None:
-    """Every verb refuses."""
-    verbs = (
-        lambda: database.get(ref),
-        lambda: database.count(ref),
-        lambda: database.query(ref, np.zeros((1, 1), np.float32), 1),
-        lambda: database.search(ref, [Search(limit=1)]),
-        lambda: database.write(ref, to_operation_batch([put("lost")], 1)),
-        lambda: database.delete_where(ref, ids=["id-0"], where=None),
-        lambda: database.delete_where(ref, ids=None, where=parse_where({"k": {"$exists": False}})),
-        lambda: database.get_collection(ref),
-        lambda: database.delete_collection(ref),
-    )
-    for verb in verbs:
-        with pytest.raises(NotFound):
-            await verb()
+Verb = Callable[[DatabaseService, CollectionRef], Awaitable[Any]]
+VERBS: tuple[Verb, ...] = (
+    lambda database, ref: database.get(ref),
+    lambda database, ref: database.count(ref),
+    lambda database, ref: database.query(ref, np.zeros((1, 1), np.float32), 1),
+    lambda database, ref: database.search(ref, [Search(limit=1)]),
+    lambda database, ref: database.write(ref, to_operation_batch([put("lost")], 1)),
+    lambda database, ref: database.delete_where(ref, ids=["id-0"], where=None),
+    lambda database, ref: database.delete_where(ref, ids=None, where=parse_where({"k": {"$exists": False}})),
+    lambda database, ref: database.get_collection(ref),
+    lambda database, ref: database.modify_collection(ref, metadata={"a": 1}),
+    lambda database, ref: database.indexing_status(ref),
+)
 
 
 RED = parse_where({"color": "red"})

@@ -29,6 +29,7 @@ from shoal_storage.objects import S3Config, S3ObjectStore
 from shoal_storage.postgres import open_pool
 from shoal_sysdb import CatalogService, PostgresCatalogStore, migrate
 from shoal_testing.processes import S3Settings
+from shoal_testing.random_records import draw_plan
 from tests.semantics.pairs import Coverage, build, compare_reads
 
 pytestmark = pytest.mark.integration
@@ -87,7 +88,7 @@ async def system(fresh_database: str, s3_settings: S3Settings, tmp_path: Path) -
 async def test_reads_on_real_stores_agree(system: System) -> None:
     compared = Coverage()  # not of the run: its table is about the bulk over the fakes
     for number in range(STATES):
-        state = await build(number, system.database, system.compact, seed=SEED)
+        state = await build(draw_plan(number, SEED), system.database, system.compact)
         await compare_reads(state, READS, compared, seed=SEED)
     assert compared.pairs == STATES * READS
     assert {(layout, shards) for _, layout, shards in compared.counts} == {

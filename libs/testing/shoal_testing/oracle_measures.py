@@ -45,13 +45,14 @@ def distance(space: str, left: Sequence[float], right: Sequence[float]) -> float
 
 def measure_dense(space: str, query: Sequence[float], embedding: Sequence[float]) -> Measured:
     """By distance."""
+    query, embedding = tuple(query), tuple(embedding)
     value = distance(space, query, embedding)
     if space == "cosine":
-        return Measured(value, _FLOAT32_ERROR, embedding, exact=False)
+        return Measured(value, _FLOAT32_ERROR, (query, embedding), exact=False)
     if all(number.is_integer() and abs(number) <= 256 for number in (*query, *embedding)):
         return Measured(value, 0.0, value, exact=True)
     norms = _dot(query, query) + _dot(embedding, embedding)
-    return Measured(value, _FLOAT32_ERROR * (1.0 + norms), embedding, exact=False)
+    return Measured(value, _FLOAT32_ERROR * (1.0 + norms), (query, embedding), exact=False)
 
 
 def _dot(left: Sequence[float], right: Sequence[float]) -> float:

@@ -236,7 +236,8 @@ def _combined(operator: str, left: Operand, right: Operand, noise: int) -> Opera
 
 
 def _joined(operator: str, left: float | None, right: float | None, noise: int) -> float:
-    assert left is not None and right is not None, "a default stands in for every record that is missing"
+    assert left is not None, "a default stands in for every record that is missing"
+    assert right is not None, "on either side"
     if operator in ("$max", "$min") and left == right:
         return left if noise else right  # 0 and -0: which is larger is left open
     return float(_BINARY[operator](left, right))

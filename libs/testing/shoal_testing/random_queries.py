@@ -27,7 +27,7 @@ Json = dict[str, Any]
 Label = tuple[str, str]
 
 VERBS = ("get", "count", "query", "search", "pages")
-_SHARES = {"get": 3, "count": 2, "query": 3, "search": 4, "pages": 1}
+_SHARES = {"get": 4, "count": 4, "query": 3, "search": 4, "pages": 1}
 PATTERNS = (
     *("a", "^a", "an+a", "[ab]+", "é", "日|b", "", "(?i)B", "^$", "p{2}", r"\s", "[^a]", "a.b", "(?s)a.b", "(?m)^b$"),
     *(r"\bruns?\b", r"\w+-\w+", r"\d", r"[\w-]+e$", "(run|apple)s", "(?i)café", r"\Arun", r"\W$", r"\.", "^[^x]*$"),

@@ -31,6 +31,7 @@ STOP_WORDS = ("the", "of")
 ODD_TEXTS = ("", " ", "a", "\n", "a\nb\n", "日", "aaaa", "\u2028x", "ab\tab", "AbAb")
 _SEPARATORS = (" ", " ", " ", ", ", "\n", "  ")
 _ODD_IDS = ("é", "日本語", "x" * 300, "a\0", " ", "12345678", "r", "R1")
+_POOL = 80  # ids
 _WILD = (0.0, 1.0, -1.0, 0.5, 2.0**-120, 2.0**60, -(2.0**60))
 _FILTER_INDEXES = (Index.INT, Index.FLOAT, Index.BOOL, Index.STRING, Index.SUBSTRING, Index.RANKED, Index.SPARSE)
 
@@ -52,14 +53,15 @@ class Plan:
     steps: tuple[tuple[str, Any], ...]
 
 
-def draw_plan(number: int, seed: int) -> Plan:
-    """State ``number`` of a run: shards, layouts and spaces go round, the rest is drawn."""
+def draw_plan(number: int, seed: int, *, scale: int = 1) -> Plan:
+    """State ``number`` of a run: shards, layouts and spaces go round, the rest is drawn. It has some 90 · ``scale`` records at most."""
     random = Random(f"{seed}/{number}")
+    pool = _POOL * scale
     layout = LAYOUTS[number % 3]
     steps: list[tuple[str, Any]] = []
     wild = number % 7 == 5
     for batch in range(random.randint(4, 8)):
-        steps.append(("write", draw_batch(random, random.randint(5, 40), wild=wild)))
+        steps.append(("write", draw_batch(random, scale * random.randint(5, 40), wild=wild, pool=pool)))
         if batch == 1 and number % 5 == 0:
             steps.append(("write", _identical(random)))
         if layout == "mixed" and random.random() < 0.5:
@@ -67,9 +69,9 @@ def draw_plan(number: int, seed: int) -> Plan:
         if random.random() < 0.3:
             steps.append(("delete", _small_where(random)))
     if layout == "mixed":
-        steps += [("flush", None), ("write", draw_batch(random, random.randint(1, 20), wild=wild))]
+        steps += [("flush", None), ("write", draw_batch(random, scale * random.randint(1, 20), wild=wild, pool=pool))]
     if layout == "compacted":
-        steps += [("flush", None), ("write", draw_batch(random, 5, wild=wild)), ("merge", None)]
+        steps += [("flush", None), ("write", draw_batch(random, scale * 5, wild=wild, pool=pool)), ("merge", None)]
     return Plan(number, SHARDS[number // 3 % 3], layout, SPACES[number // 9 % 3], draw_schema(random), tuple(steps))
 
 
@@ -91,14 +93,14 @@ def draw_schema(random: Random) -> Schema:
 # --- operations
 
 
-def draw_batch(random: Random, size: int, *, wild: bool = False) -> list[Op]:
-    """One batch of mixed operations that validation accepts; ``wild`` for vectors of any norm."""
-    return [_operation(random, wild) for _ in range(size)]
+def draw_batch(random: Random, size: int, *, wild: bool = False, pool: int = _POOL) -> list[Op]:
+    """One batch of mixed operations that validation accepts; ``wild`` for vectors of any norm, ``pool`` ids."""
+    return [_operation(random, wild, pool) for _ in range(size)]
 
 
-def _operation(random: Random, wild: bool) -> Op:
+def _operation(random: Random, wild: bool, pool: int) -> Op:
     operation = random.choice(("add", "add", "add", "upsert", "upsert", "update", "update", "delete"))
-    record_id = draw_id(random)
+    record_id = draw_id(random, pool)
     if operation == "delete":
         return (operation, record_id, None, None, None, None)
     needed = operation != "update" or random.random() < 0.4
@@ -112,9 +114,9 @@ def _identical(random: Random) -> list[Op]:
     return [("upsert", f"same{n}", vector, draw_document(random), None, draw_metadata(random)) for n in range(60)]
 
 
-def draw_id(random: Random) -> str:
-    """Of a pool of about ninety."""
-    return random.choice(_ODD_IDS) if random.random() < 0.1 else f"r{random.randrange(80)}"
+def draw_id(random: Random, pool: int = _POOL) -> str:
+    """Of a pool, or an odd one."""
+    return random.choice(_ODD_IDS) if random.random() < 0.1 else f"r{random.randrange(pool)}"
 
 
 def draw_vector(random: Random, wild: bool = False) -> Vector:
