@@ -18,7 +18,7 @@ def coverage(pytestconfig: pytest.Config) -> Coverage:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Written by the reporter, so that it is in the log whatever the verbosity."""
     counted = config.stash.get(_COVERAGE, None)
-    if counted is None:
+    if counted is None or not counted.pairs:
         return
     terminalreporter.section("engine and oracle")
     for line in counted.table():

@@ -191,7 +191,11 @@ async def compare(state: State, query: Query, *, wide: bool = True) -> None:
     consistency = STRONG if at is None else Consistency(ReadLevel.AS_OF, at)
     oracle = state_at(state.oracle, query)
     verb = {"get": _get, "count": _count, "query": _query, "search": _search, "pages": _pages}[query.verb]
-    await verb(state, oracle, given, {"consistency": consistency, "allow_scan": True}, wide)
+    try:
+        await verb(state, oracle, given, {"consistency": consistency, "allow_scan": True}, wide)
+    except Exception as error:
+        error.add_note(f"{query.verb} {json.dumps(given, ensure_ascii=False)}")
+        raise
 
 
 async def _get(state: State, oracle: OracleState, given: Any, options: Any, wide: bool) -> None:

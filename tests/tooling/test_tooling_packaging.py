@@ -37,7 +37,7 @@ def pins() -> dict[str, str]:
 def test_every_package_of_the_workspace_has_a_project() -> None:
     folders = {path.parent.parent for path in [*ROOT.glob("libs/*/*/py.typed"), *ROOT.glob("services/*/*/py.typed")]}
     assert folders == {project.parent for project in PROJECTS}
-    assert len(PROJECTS) == 14
+    assert len(PROJECTS) == 15
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.parent.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ class LatencyTracker:
         stale_after_s: an average this old says nothing any more, so that a member once slow gets another chance.
         tolerance: how many times slower than the best a member may be and keep its place in `order`.
         slack_ms: a difference below this never matters.
+        members: how many are known; those not called for longest are forgotten. Every start of a process is another member.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class LatencyTracker:
         stale_after_s: float = 10.0,
         tolerance: float = 2.0,
         slack_ms: float = 2.0,
+        members: int = 1_000,
     ) -> None:
         self._window = window
         self._smoothing = smoothing
@@ -48,11 +50,15 @@ class LatencyTracker:
         self._stale_after_s = stale_after_s
         self._tolerance = tolerance
         self._slack_ms = slack_ms
+        self._kept = members
         self._members: dict[str, _Window] = {}
 
     def record(self, member_id: str, latency_ms: float, ok: bool, now: float) -> None:
         """Note one call. Failures move the average only; the percentiles are of answers."""
-        window = self._members.setdefault(member_id, _Window(deque(maxlen=self._window)))
+        window = self._members.pop(member_id, None) or _Window(deque(maxlen=self._window))
+        self._members[member_id] = window  # in order of the last call
+        while len(self._members) > self._kept:
+            del self._members[next(iter(self._members))]
         cost_ms = latency_ms if ok else latency_ms + self._failure_penalty_ms
         fresh = now - window.recorded_at < self._stale_after_s
         window.ewma_ms = window.ewma_ms + self._smoothing * (cost_ms - window.ewma_ms) if fresh else cost_ms
@@ -99,7 +105,3 @@ class LatencyTracker:
         slow = [average is not None and average > limit for average in averages]
         ranked = sorted(range(len(candidates)), key=lambda i: (slow[i], (averages[i] or 0.0) if slow[i] else 0.0, i))
         return tuple(candidates[i] for i in ranked)
-
-    def retain(self, member_ids: Collection[str]) -> None:
-        """Forget all members but these."""
-        self._members = {key: window for key, window in self._members.items() if key in member_ids}

@@ -77,8 +77,8 @@ def test_a_slow_member_gets_another_chance() -> None:
     assert order(tracker, "a", "b", now=11) == ("a", "b")
 
 
-def test_retain_forgets_the_others() -> None:
-    tracker = tracked(a=1, b=1)
-    tracker.retain({"a"})
-    assert tracker.ewma_ms("a", now=0) is not None
-    assert tracker.ewma_ms("b", now=0) is None
+def test_those_not_called_for_longest_are_forgotten() -> None:
+    tracker = LatencyTracker(members=2)
+    for name in ("a", "b", "a", "c"):
+        tracker.record(name, 1.0, True, now=0.0)
+    assert [tracker.ewma_ms(name, 0.0) for name in ("a", "b", "c")] == [1.0, None, 1.0]

@@ -201,7 +201,9 @@ def _text(rows: pa.Table, matcher: TextMatcher, pattern: str) -> Mask:
     )
     try:
         if regex and rows.num_rows == 0:
-            pc.match_substring_regex(pa.array([""]), pattern)  # a bad pattern is an error also where nothing is searched
+            pc.match_substring_regex(
+                pa.array([""]), pattern
+            )  # a bad pattern is an error also where nothing is searched
         if regex or len(pattern) > 1:  # RE2 finds a literal several times faster than Arrow's own search does
             found = pc.match_substring_regex(documents, pattern if regex else re.escape(pattern))
         else:

@@ -231,6 +231,10 @@ class CompactorSection(ServiceSection):
     """or one that is older than this."""
     orphan_age_ms: TimeMs = 15_000
     """A backlog that its owner left alone for longer is taken by any compactor."""
+    retry_ms: TimeMs = 2_000
+    """A collection that cannot be compacted is left alone for so long, twice as long after each further failure."""
+    longest_retry_ms: TimeMs = 300_000
+    """But for no longer than this."""
     lease_ms: Count = 15_000
     """A lease on a collection; renewed three times within this."""
     parallel_jobs: Count = 1

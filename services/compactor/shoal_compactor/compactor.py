@@ -39,6 +39,8 @@ class CompactorSettings:
         min_records, max_age_ms: a collection is flushed when it has so many un-compacted records or an older one.
         orphan_age_ms: a backlog older than this is taken by any compactor.
         lease_ms: a lease is renewed three times within this.
+        retry_ms, longest_retry_ms: a collection that cannot be compacted is left alone for so long, twice as long after each
+            further failure.
         parallel_jobs: flushes at a time, and merges at a time.
         garbage: for the sweeper beside it.
     """
@@ -48,6 +50,8 @@ class CompactorSettings:
     max_age_ms: int = 3_000
     orphan_age_ms: int = 15_000
     lease_ms: int = 15_000
+    retry_ms: int = 2_000
+    longest_retry_ms: int = 300_000
     parallel_jobs: int = 1
     page: int = 100
     flush: FlushSettings = FlushSettings()
@@ -63,6 +67,14 @@ class Job:
     kind: str
     stage: str = "running"
     records: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """A collection that could not be compacted so many times in a row, and when it is tried again (monotonic seconds)."""
+
+    failures: int
+    retry_at: float
 
 
 @dataclass(slots=True)
@@ -94,6 +106,7 @@ class Compactor:
     counters: Counters = field(default_factory=Counters)
     _jobs: dict[tuple[str, str], Job] = field(default_factory=dict)
     _flushed: dict[str, Collection] = field(default_factory=dict)
+    _failing: dict[str, Failing] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Work until cancelled. A failure of one collection is logged and does not stop the others.
@@ -111,12 +124,16 @@ class Compactor:
         return worked
 
     async def flush_due(self) -> int:
-        """Flush what a look at the backlog shows; how many collections were tried."""
+        """Flush what a look at the backlog shows; how many collections were tried.
+
+        Those that failed lately are passed over and leave their places on the page to others.
+        """
         settings = self.settings
+        waiting = self._waiting()
         backlog = await self.catalog.backlog(
-            limit=settings.page, min_records=settings.min_records, min_age_ms=settings.max_age_ms
+            limit=settings.page + len(waiting), min_records=settings.min_records, min_age_ms=settings.max_age_ms
         )
-        chosen = [item.collection for item in backlog if self._takes(item)]
+        chosen = [item.collection for item in backlog if self._takes(item) and item.collection.id not in waiting]
         await self._work(chosen, self._flush)
         return len(chosen)
 
@@ -143,6 +160,20 @@ class Compactor:
             pass
         return await self.catalog.get_version(collection_id)
 
+    def _waiting(self) -> set[str]:
+        """Collections that failed and are not to be tried yet. What was due long ago and is not seen any more is forgotten."""
+        now = self.clock.monotonic()
+        longest_s = self.settings.longest_retry_ms / 1000
+        self._failing = {name: known for name, known in self._failing.items() if now < known.retry_at + longest_s}
+        return {name for name, known in self._failing.items() if now < known.retry_at}
+
+    def _failed(self, collection: Collection) -> None:
+        self.counters.failures += 1
+        known = self._failing.get(collection.id)
+        failures = known.failures + 1 if known else 1
+        pause_ms = min(self.settings.retry_ms * 2 ** min(failures - 1, 30), self.settings.longest_retry_ms)
+        self._failing[collection.id] = Failing(failures, self.clock.monotonic() + pause_ms / 1000)
+
     def _takes(self, item: Backlog) -> bool:
         return self.mine(item.collection.id) or item.age_ms > self.settings.orphan_age_ms
 
@@ -168,16 +199,17 @@ class Compactor:
     async def _try(self, collection: Collection, job: Callable[[Collection], Awaitable[object]]) -> None:
         try:
             await job(collection)
+            self._failing.pop(collection.id, None)
         except Conflict as error:
             self.counters.lost_races += 1
             _log.info("lost a race over collection %s: %s", collection.id, error)
         except ShoalError as error:
             if isinstance(error, NotFound) and await self._is_gone(collection):
                 return
-            self.counters.failures += 1
+            self._failed(collection)
             _log.warning("cannot compact collection %s: %s", collection.id, error)
         except Exception:
-            self.counters.failures += 1
+            self._failed(collection)
             _log.exception("cannot compact collection %s", collection.id)
 
     async def _is_gone(self, collection: Collection) -> bool:

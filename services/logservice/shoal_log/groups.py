@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from shoal_core.errors import ResourceExhausted
 
 MAIN = ""
+_KEPT_APART = 256  # collections that stay apart with nothing to do
 
 
 class Queued(Protocol):
@@ -116,6 +117,10 @@ class GroupQueue(Generic[T]):
         queue = self._waiting.pop(lane)
         if queue or stuck:
             self._waiting[lane] = queue
+        idle = [name for name, waiting in self._waiting.items() if name != MAIN and not waiting]
+        for name in idle[: max(len(idle) - _KEPT_APART, 0)]:
+            if name not in self._running:
+                del self._waiting[name]
 
     def drain(self) -> list[T]:
         """Everything that waits, taken out."""

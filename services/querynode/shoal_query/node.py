@@ -26,7 +26,7 @@ from shoal_core.contracts import (
     StatisticsRequest,
     Target,
 )
-from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound, SnapshotGone
+from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound, ShoalError, SnapshotGone
 from shoal_core.filters import Filter
 from shoal_index.planner import SegmentPlan
 from shoal_query.admission import Admission
@@ -243,6 +243,7 @@ class Node:
             await self._look_now_and_then(shard, target)
             return await shard.as_of(snapshot_offset or consistency.offset, target.epoch)
         if snapshot_offset:
+            await self._look_now_and_then(shard, target)  # another's offset does not tell of new versions
             return await self._pinned(shard, view, snapshot_offset)
         match consistency.level:
             case ReadLevel.INDEX_ONLY:
@@ -288,6 +289,10 @@ class Node:
                 yield shard
             except NotFound:
                 await self._drop(key, shard)
+                raise
+            except ShoalError:
+                if shard.is_idle:  # there may be any number of collections that cannot be loaded
+                    await self._drop(key, shard)
                 raise
             await self._shrink(key)
 

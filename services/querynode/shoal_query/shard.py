@@ -140,6 +140,11 @@ class Shard:
             return 0
         return _SHARD_BYTES + self.view.size_bytes + sum(view.size_bytes for view in self._past.values())
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is loaded nor being loaded."""
+        return self.view is None and self._loading is None
+
     async def loaded(self) -> View:
         """The newest view loaded; loads the current version the first time."""
         if self.view is None:
@@ -215,14 +220,15 @@ class Shard:
         while (await self.loaded()).raw.through < head.head_offset:
             await self._fetch_next(head.head_offset)  # the rest of a long tail, or all of it if a new version took over
         self.caught_up_at = self.looked_at = started_at
-        self._notice(head)
         return head
 
     async def _fetch_next(self, up_to: int) -> Tail | None:
         """Fetch what follows the newest view's raw tail; None where the log was trimmed beyond it and a newer version loaded."""
         view = await self.loaded()
         try:
-            return await self._fetch(view.raw, up_to)
+            tail = await self._fetch(view.raw, up_to)
+            self._notice(tail.head)
+            return tail
         except OffsetExpired:
             for _ in range(2):  # a load under way may have asked too early
                 if self.view is view:

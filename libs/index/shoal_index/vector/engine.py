@@ -69,6 +69,13 @@ def exact_distances(space: str, query: Vectors, vectors: Vectors) -> npt.NDArray
     return (1.0 - cosines).astype(np.float32)
 
 
+def unit_vectors(vectors: Vectors) -> Vectors:
+    """(n, dim) float32 vectors of the same directions and length 1, by way of float64. Zero stays zero."""
+    wide = vectors.astype(np.float64)
+    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
+    return np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0).astype(np.float32)
+
+
 def order_by_distance(
     distances: npt.NDArray[np.float32], ties: npt.NDArray[np.uint64], k: int
 ) -> npt.NDArray[np.int64]:

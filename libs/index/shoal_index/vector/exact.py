@@ -10,7 +10,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, VectorSource, exact_distances, order_by_distance
+from shoal_index.vector.engine import (
+    Mask,
+    Neighbours,
+    Rows,
+    Vectors,
+    VectorSource,
+    exact_distances,
+    order_by_distance,
+    unit_vectors,
+)
 
 _BLOCK_SCORES = 4 << 20  # scores held at once
 _SHORT = np.float32(1e-30)  # a squared length below this has lost its digits, or all of it
@@ -83,7 +92,7 @@ def _search(
     unsure = _too_short(source, allowed) if space == "cosine" else np.empty(0, np.int64)
     for start in range(0, len(queries), step):
         block = queries[start : start + step]
-        scores, errors = _scores(source, space, _unit(block) if space == "cosine" else block)
+        scores, errors = _scores(source, space, unit_vectors(block) if space == "cosine" else block)
         if allowed is not None:
             scores[:, ~allowed] = np.inf
         scores[:, unsure] = np.inf
@@ -109,13 +118,6 @@ def _too_short(source: VectorSource, allowed: Mask | None) -> Rows:
     """Rows, among the allowed ones, whose direction float32 cannot tell from their squared length."""
     short = np.concatenate([squares < _SHORT for squares in source.squares()])
     return np.flatnonzero(short if allowed is None else short & allowed)
-
-
-def _unit(queries: Vectors) -> Vectors:
-    """Queries of length 1: what cosine answers does not depend on their length. Zero stays zero."""
-    wide = queries.astype(np.float64)
-    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
-    return np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0).astype(np.float32)
 
 
 def _scores(source: VectorSource, space: str, queries: Vectors) -> tuple[Vectors, npt.NDArray[np.float64]]:

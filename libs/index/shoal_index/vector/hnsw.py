@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from shoal_index.vector.engine import Rows, Vectors
+from shoal_index.vector.engine import Rows, Vectors, unit_vectors
 
 M = 16
 EF_CONSTRUCTION = 100
+_ADDED_ROWS = 16_384  # at a time: normalising needs a copy in float64
 
 
 def build_graph(
@@ -32,8 +33,10 @@ def build_graph(
     index.init_index(max_elements=rows, ef_construction=ef_construction, M=m)
     start = 0
     for part in vectors:
-        index.add_items(part, np.arange(start, start + len(part)), num_threads=threads)
-        start += len(part)
+        for first in range(0, len(part), _ADDED_ROWS):
+            added = _normal(part[first : first + _ADDED_ROWS], space)
+            index.add_items(added, np.arange(start, start + len(added)), num_threads=threads)
+            start += len(added)
     with _memory_file() as (descriptor, path):
         index.save_index(path)
         size = os.fstat(descriptor).st_size
@@ -46,6 +49,7 @@ class Graph:
     def __init__(self, data: pa.Buffer, space: str, dimension: int, rows: int) -> None:
         self.rows = rows
         self.size_bytes = data.size
+        self._space = space
         self._turns = _Turns()
         self._index = _new_index(space, dimension)
         with _memory_file() as (descriptor, path):
@@ -58,11 +62,16 @@ class Graph:
         effort = max(ef, k)
         with self._turns.taking(effort, lambda: self._index.set_ef(effort)):
             try:
-                labels, _ = self._index.knn_query(queries, k=k, num_threads=threads)
+                labels, _ = self._index.knn_query(_normal(queries, self._space), k=k, num_threads=threads)
             except RuntimeError:
                 return None  # fewer than k rows reachable: the caller scans
         found: npt.NDArray[np.int64] = labels.astype(np.int64)
         return found
+
+
+def _normal(vectors: Vectors, space: str) -> Vectors:
+    """For cosine, vectors of length 1: hnswlib's own normalisation is in float32, which loses the direction of short vectors."""
+    return unit_vectors(vectors) if space == "cosine" else vectors
 
 
 class _Turns:
