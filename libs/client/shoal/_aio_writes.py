@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from shoal._aio_handle import AsyncHandle
 from shoal._load import Batch, LoadOperation, Progress, Source, cut, operation_of, write_all
-from shoal._prepare import Where, WriteInput, delete_batch, filter_of, id_list, whole, write_batch
+from shoal._prepare import Where, WriteInput, delete_batch, filter_of, id_list, text, whole, write_batch
 from shoal._results import LoadResult
 from shoal._written import WriteResult, write_result
 from shoal_core.contracts import Condition
@@ -117,7 +117,7 @@ class AsyncWrites(AsyncHandle):
         """Delete by ids, or what matches at one strong snapshot: of the matches none was written since, what matches later stays.
 
         Args:
-            limit: at most so many of the matches.
+            limit: at most so many of the matches. More than 10,000 matches are refused without one: repeat with ``limit=10_000``.
             condition: for ids only; see `add`.
             outcomes: see `add`.
             allow_scan: see `get`.
@@ -201,7 +201,7 @@ class AsyncWrites(AsyncHandle):
         condition: Condition | None = None,
         outcomes: bool = False,
     ) -> WriteResult:
-        key = idempotency_key or self._caller.new_key()
+        key = text(idempotency_key or self._caller.new_key(), "idempotency_key")
         result = await self._caller.call(
             lambda api: api.write(self._ref, batch, idempotency_key=key, condition=condition, outcomes=outcomes),
             write=True,
@@ -213,7 +213,7 @@ class AsyncWrites(AsyncHandle):
     async def _delete_where(
         self, ids: Any, tree: Filter, limit: int | None, idempotency_key: str | None, allow_scan: bool
     ) -> WriteResult:
-        key, chosen = idempotency_key or self._caller.new_key(), id_list(ids)
+        key, chosen = text(idempotency_key or self._caller.new_key(), "idempotency_key"), id_list(ids)
         limit = None if limit is None else whole(limit, "limit", least=0)
         result = await self._caller.call(
             lambda api: api.delete_where(

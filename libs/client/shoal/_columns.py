@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from shoal._metadata import Columns, check_key, column_of, metadata_columns
 from shoal_core.errors import DimensionMismatch, InvalidArgument
 from shoal_core.limits import Limits
+from shoal_core.metadata import Columns, check_key, column_of, metadata_columns
 from shoal_core.records import (
     DOCUMENT,
     EMBEDDING,
@@ -183,8 +183,9 @@ def text_column(texts: Any, count: int | None, field: str) -> pa.Array:
     try:
         return pa.array(values, pa.string())
     except UnicodeEncodeError as error:
-        row = next(row for row, value in enumerate(values) if value is not None and not _encodes(value))
-        raise InvalidArgument("holds a lone surrogate, which UTF-8 cannot encode", field=f"{field}[{row}]") from error
+        for row, value in enumerate(values):
+            check_unicode(value or "", f"{field}[{row}]")
+        raise InvalidArgument(f"not texts: {error}", field=field) from error
 
 
 def _text_array(array: pa.Array, field: str) -> pa.Array:
@@ -198,12 +199,12 @@ def _text_array(array: pa.Array, field: str) -> pa.Array:
     return array.cast(pa.string())
 
 
-def _encodes(text: str) -> bool:
+def check_unicode(text: str, field: str) -> None:
+    """Raise `InvalidArgument` for a text that has no UTF-8."""
     try:
         text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError as error:
+        raise InvalidArgument("holds a lone surrogate, which UTF-8 cannot encode", field=field) from error
 
 
 def _uri_column(uris: pa.Array) -> Columns:

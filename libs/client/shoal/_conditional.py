@@ -16,7 +16,7 @@ from shoal._results import GetResult
 from shoal._written import WriteResult
 from shoal_core.consistency import STRONG
 from shoal_core.contracts import Condition
-from shoal_core.errors import FailedPrecondition
+from shoal_core.errors import FailedPrecondition, InvalidArgument
 from shoal_core.limits import Limits
 from shoal_core.records import Operation, dimension_of
 
@@ -97,6 +97,12 @@ class AsyncConditionalWrite:
             )
             self._snapshot = found.served_at.offset
         self._read_ids |= dict.fromkeys((*(asked or ()), *found.ids))
+        if len(self._read_ids) > self._limits.batch_records:
+            raise InvalidArgument(
+                f"the block has read {len(self._read_ids)} records, at most {self._limits.batch_records} can be watched; "
+                "read fewer, or read outside of the block what the write does not depend on",
+                field="ids",
+            )
         return found
 
     async def add(

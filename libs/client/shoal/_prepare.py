@@ -148,6 +148,14 @@ def id_list(ids: Any) -> tuple[str, ...] | None:
     return tuple(column.to_pylist())
 
 
+def text(given: str, field: str) -> str:
+    """The text. Raises `InvalidArgument` for anything else, and for what UTF-8 cannot encode."""
+    if not isinstance(given, str):
+        raise InvalidArgument(f"expected a text, got {type(given).__name__}", field=field)
+    columns.check_unicode(given, field)
+    return given
+
+
 def whole(number: int, field: str, *, least: int) -> int:
     """A count as an int. Raises `InvalidArgument` unless it is whole and at least ``least``."""
     if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:

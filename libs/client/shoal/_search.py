@@ -9,7 +9,7 @@ Lower scores are better. What an expression scores, and how operands combine whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -153,7 +153,7 @@ class MinK:
 
     def to_json(self) -> dict[str, Any]:
         """See `shoal_core.rank_json`."""
-        return {"$min_k": {"keys": _names(self.keys), "k": self.k}}
+        return {"$min_k": {"keys": _names(self.keys, "group_by.aggregate.$min_k.keys"), "k": self.k}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class MaxK:
 
     def to_json(self) -> dict[str, Any]:
         """See `shoal_core.rank_json`."""
-        return {"$max_k": {"keys": _names(self.keys), "k": self.k}}
+        return {"$max_k": {"keys": _names(self.keys, "group_by.aggregate.$max_k.keys"), "k": self.k}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class GroupBy:
 
     def to_json(self) -> dict[str, Any]:
         """See `shoal_core.rank_json`."""
-        return {"keys": _names(self.keys), "aggregate": self.aggregate.to_json()}
+        return {"keys": _names(self.keys, "group_by.keys"), "aggregate": self.aggregate.to_json()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -215,7 +215,7 @@ class Search:
             "rank": None if self.rank is None else _json_of(self.rank),
             "group_by": group_by,
             "limit": {"limit": self.limit, "offset": self.offset},
-            "select": {"keys": _names(self.select)},
+            "select": {"keys": _names(self.select, "select")},
             "cursor": self.cursor,
         }
 
@@ -223,7 +223,10 @@ class Search:
         ids = id_list(self.ids)
         if ids is None:
             return self.where
-        conditions = {"$and": [self.where]} if self.where else {}  # a key may be called query_ids too
+        if not self.where or not isinstance(self.where, Mapping):
+            return self.where if self.where else {"query_ids": list(ids)}
+        # A key may be called query_ids too.
+        conditions = {"$and": [self.where]} if "query_ids" in self.where else self.where
         return {**conditions, "query_ids": list(ids)}
 
 
@@ -249,5 +252,9 @@ def _sides(operator: str, left: Operand, right: Operand) -> Expression:
     return Expression({operator: {"left": _json_of(left), "right": _json_of(right)}})
 
 
-def _names(keys: Sequence[str] | str) -> list[str]:
-    return [keys] if isinstance(keys, str) else list(keys)
+def _names(keys: Sequence[str] | str, field: str) -> list[str]:
+    if isinstance(keys, str):
+        return [keys]
+    if not isinstance(keys, Iterable):
+        raise InvalidArgument(f"expected keys, got {type(keys).__name__}", field=field)
+    return list(keys)

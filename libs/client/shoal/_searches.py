@@ -114,7 +114,10 @@ def _payload(item: SearchLike, place: str, limits: Limits, leaves: list[dict[str
     """A copy without numpy's types, but for query vectors. What the client has to embed is added to ``leaves``."""
     if not isinstance(item, Search | Mapping):
         raise InvalidArgument(f"expected a search, got {type(item).__name__}", field=place)
-    payload = item.to_json() if isinstance(item, Search) else item
+    try:
+        payload = item.to_json() if isinstance(item, Search) else item
+    except InvalidArgument as error:
+        raise InvalidArgument(error.message, field=f"{place}.{error.field}") from error
     levels = _CONTAINERS_PER_LEVEL * (max(limits.rank_depth, limits.filter_depth) + 1)
     return {
         name: _copied(value, levels, leaves) if name == "rank" else plain(value, levels)

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from shoal import embedding
 from shoal._columns import Given
-from shoal._metadata import column_of
 from shoal_core.errors import FailedPrecondition, InvalidArgument
+from shoal_core.metadata import column_of
 from shoal_core.records import DELETED_KEYS, SPARSE_TYPE, Kind, MetadataField, metadata_key
 from shoal_core.schema import DOCUMENT_KEY, Schema
 

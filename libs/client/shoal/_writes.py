@@ -198,7 +198,7 @@ class Writes:
         """Delete by ids, or what matches at one strong snapshot: of the matches none was written since, what matches later stays.
 
         Args:
-            limit: at most so many of the matches.
+            limit: at most so many of the matches. More than 10,000 matches are refused without one: repeat with ``limit=10_000``.
             condition: for ids only; see `add`.
             outcomes: see `add`.
             allow_scan: see `get`.

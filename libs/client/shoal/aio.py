@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shoal._calls import Caller, SystemClock, SystemRandom
 from shoal._connect import Connection, connect_frontends, open_embedded, parse_addresses
 from shoal._embedder import check_function, configuration_of, embedder_for
-from shoal._prepare import whole
+from shoal._prepare import text, whole
 from shoal._schema import schema_of
 from shoal.aio_collection import AsyncCollection
 from shoal.embedding import EmbeddingFunction
@@ -153,7 +153,7 @@ class AsyncClient:
         new = NewCollection(
             self.tenant,
             self.database,
-            name,
+            text(name, "name"),
             space,
             whole(shards, "shards", least=1),
             metadata,
@@ -201,7 +201,7 @@ class AsyncClient:
             NotFound: there is none.
             InvalidArgument: the stored embedding function is another one.
         """
-        ref = CollectionRef(self.tenant, self.database, name)
+        ref = CollectionRef(self.tenant, self.database, text(name, "name"))
         return self._handle(await self._caller.call(lambda api: api.get_collection(ref)), embedding_function)
 
     async def list_collections(self, limit: int = 100, offset: int = 0) -> list[AsyncCollection]:
@@ -218,27 +218,29 @@ class AsyncClient:
 
     async def delete_collection(self, name: str) -> None:
         """Delete it with its records. Raises `NotFound`."""
-        ref = CollectionRef(self.tenant, self.database, name)
+        ref = CollectionRef(self.tenant, self.database, text(name, "name"))
         await self._caller.call(lambda api: api.delete_collection(ref), write=True, repeatable=False)
 
     # --- tenants and databases
 
     async def create_tenant(self, name: str) -> None:
         """Raises `AlreadyExists`."""
+        text(name, "name")
         await self._caller.call(lambda api: api.create_tenant(name), write=True, repeatable=False)
 
     async def get_tenant(self, name: str) -> str:
         """Its name. Raises `NotFound`."""
+        text(name, "name")
         return await self._caller.call(lambda api: api.get_tenant(name))
 
     async def create_database(self, name: str, *, tenant: str | None = None) -> Database:
         """In the client's tenant or another. Raises `NotFound` (tenant), `AlreadyExists`."""
-        owner = tenant or self.tenant
+        owner, _ = text(tenant or self.tenant, "tenant"), text(name, "name")
         return await self._caller.call(lambda api: api.create_database(owner, name), write=True, repeatable=False)
 
     async def get_database(self, name: str, *, tenant: str | None = None) -> Database:
         """Raises `NotFound`."""
-        owner = tenant or self.tenant
+        owner, _ = text(tenant or self.tenant, "tenant"), text(name, "name")
         return await self._caller.call(lambda api: api.get_database(owner, name))
 
     async def list_databases(self, limit: int = 100, offset: int = 0, *, tenant: str | None = None) -> list[Database]:
@@ -248,7 +250,7 @@ class AsyncClient:
 
     async def delete_database(self, name: str, *, tenant: str | None = None) -> None:
         """Delete it with its collections. Raises `NotFound`."""
-        owner = tenant or self.tenant
+        owner, _ = text(tenant or self.tenant, "tenant"), text(name, "name")
         await self._caller.call(lambda api: api.delete_database(owner, name), write=True, repeatable=False)
 
     # --- the system

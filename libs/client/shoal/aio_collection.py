@@ -9,7 +9,7 @@ from typing import Any, overload
 from shoal._aio_writes import AsyncWrites
 from shoal._conditional import AsyncConditionalWrite
 from shoal._consistency import Freshness, consistency_for
-from shoal._prepare import Where, filter_of, id_list, query_vectors, whole
+from shoal._prepare import Where, filter_of, id_list, query_vectors, text, whole
 from shoal._results import GetResult, QueryResult, get_result, include_of, query_result
 from shoal._schema import changed_schema
 from shoal._search import Search
@@ -35,7 +35,7 @@ class AsyncCollection(AsyncWrites):
                 await txn.update(ids=["jaws"], metadatas=[{"seen": film.metadata["seen"] + 1}])
 
         The end of the block raises `errors.WriteConflict` if any record read was written since, and `errors.StaleRead` if that can
-        no longer be told: run the block again. A block that raises writes nothing.
+        no longer be told: run the block again. A block that raises writes nothing. It may read 10,000 records.
 
         Args:
             outcomes: also look up what became of each record: ``txn.result.outcomes`` after the block.
@@ -76,6 +76,7 @@ class AsyncCollection(AsyncWrites):
         offset = whole(offset, "offset", least=0)
         if cursor is not None and not limit:
             raise InvalidArgument("pages need a limit, at least 1", field="limit")
+        opened = None if cursor is None else text(cursor, "cursor")
         answer = await self._caller.call(
             lambda api: api.get(
                 self._ref,
@@ -87,7 +88,7 @@ class AsyncCollection(AsyncWrites):
                 consistency=freshness,
                 explain=explain,
                 allow_scan=allow_scan,
-                cursor=cursor,
+                cursor=opened,
             )
         )
         return get_result(answer, wanted)
@@ -279,6 +280,8 @@ class AsyncCollection(AsyncWrites):
         if name is None and metadata is None and schema is None:
             raise InvalidArgument("give a new name, new metadata or a new schema", field="name")
         changed = None if schema is None else changed_schema(self.schema, schema)
+        if name is not None:
+            text(name, "name")
         info = await self._caller.call(
             lambda api: api.modify_collection(self._ref, name=name, metadata=metadata, schema=changed),
             write=True,

@@ -28,7 +28,7 @@ class Collection(Writes):
                 txn.update(ids=["jaws"], metadatas=[{"seen": film.metadata["seen"] + 1}])
 
         The end of the block raises `errors.WriteConflict` if any record read was written since, and `errors.StaleRead` if that can
-        no longer be told: run the block again. A block that raises writes nothing.
+        no longer be told: run the block again. A block that raises writes nothing. It may read 10,000 records.
 
         Args:
             outcomes: also look up what became of each record: ``txn.result.outcomes`` after the block.

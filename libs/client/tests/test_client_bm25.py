@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from shoal._metadata import metadata_columns
 from shoal.embedding import Bm25
 from shoal_core.errors import InvalidArgument
+from shoal_core.metadata import metadata_columns
 from shoal_core.records import SPARSE_TYPE
 
 TEXTS = ["The foxes are running after a fox", "the", ""]

@@ -189,6 +189,24 @@ async def test_consistency_reaches_the_api(films: AsyncCollection, api: FakeApi)
     assert api.seen("count")[-1]["consistency"] == api.seen("query")[-1]["consistency"] == session
 
 
+@pytest.mark.parametrize("name", [5, None, b"name", "\ud800"])
+async def test_what_is_no_name_never_leaves_the_client(client: AsyncClient, name: Any) -> None:
+    verbs: list[Any] = [
+        client.create_collection,
+        client.get_collection,
+        client.delete_collection,
+        client.create_tenant,
+        client.get_tenant,
+        client.create_database,
+        client.get_database,
+        client.delete_database,
+    ]
+    for verb in verbs:
+        with pytest.raises(errors.InvalidArgument) as caught:
+            await verb(name)
+        assert caught.value.field == "name"
+
+
 async def test_a_session_of_another_collection_is_refused(client: AsyncClient, films: AsyncCollection) -> None:
     other = await client.create_collection("other")
     written = await other.add(ids=["x"], embeddings=[[1]])

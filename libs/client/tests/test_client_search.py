@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -136,13 +136,15 @@ def test_rrf_and_searches_write_the_json_form() -> None:
         cursor="c",
     )
     assert search.to_json() == {
-        "where": {"$and": [{"year": 1}], "query_ids": ["a"]},
+        "where": {"year": 1, "query_ids": ["a"]},
         "rank": fused.to_json(),
         "group_by": {"keys": ["kind"], "aggregate": {"$max_k": {"keys": ["year", "#score"], "k": 2}}},
         "limit": {"limit": 3, "offset": 1},
         "select": {"keys": ["#score"]},
         "cursor": "c",
     }
+    both = Search(where={"query_ids": 1}, ids=["a"]).to_json()  # a key may be called so
+    assert both["where"] == {"$and": [{"query_ids": 1}], "query_ids": ["a"]}
     assert GroupBy(["a"]).to_json() == {"keys": ["a"], "aggregate": {"$min_k": {"keys": ["#score"], "k": 1}}}
     assert MinK("a", 2).to_json() == {"$min_k": {"keys": ["a"], "k": 2}}
 
@@ -340,6 +342,12 @@ async def test_writes_make_the_sparse_vectors_of_their_texts(films: AsyncCollect
         (Search(group_by={"keys": ["a"]}), "searches[0].group_by.aggregate", "expected an object"),
         ({"rank": {"$knn": {"query": [1, 2], "key": 3}}}, "searches[0].rank.$knn.key", "expected a string"),
         ({"oops": 1}, "searches[0].oops", "unknown"),
+        ([Search(), Search(ids=["a", 2])], "searches[1].ids[1]", "expected a text"),
+        (Search(rank=cast(Any, "x")), "searches[0].rank", "expected a rank expression"),
+        (Search(select=cast(Any, None)), "searches[0].select", "expected keys"),
+        (Search(rank=Knn([1, 2]), group_by=GroupBy(cast(Any, 3))), "searches[0].group_by.keys", "expected keys"),
+        (Search(where=cast(Any, [1]), ids="a"), "searches[0].where", "expected an object"),
+        (Search(where={"#year": 1}), "searches[0].where.#year", "no such key"),
     ],
 )
 async def test_bad_searches_never_leave_the_client(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -169,6 +169,37 @@ async def test_a_record_read_and_written_since_is_a_conflict(films: AsyncCollect
         await overtaken()
     assert txn.result is None
     assert (await films.get("newer")).ids == []
+
+
+async def test_a_block_says_so_when_it_has_read_more_than_can_be_watched(
+    films: AsyncCollection, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(films, "_limits", Limits(batch_records=3))
+    sent = len(api.seen("write"))
+    async with films.conditional() as txn:
+        assert len(await txn.get(["nobody"])) == 0
+        assert len(await txn.get()) == 2
+        with pytest.raises(errors.InvalidArgument, match="has read 4 records, at most 3") as caught:
+            await txn.get(["somebody"])
+        assert caught.value.field == "ids"
+    assert len(api.seen("write")) == sent
+
+
+@pytest.mark.parametrize("key", [5, b"key", "\ud800"])
+async def test_what_is_no_key_never_leaves_the_client(films: AsyncCollection, api: FakeApi, key: Any) -> None:
+    sent = len(api.calls)
+    writes: list[Callable[[], Any]] = [
+        lambda: films.add(ids=["x"], embeddings=[[1, 1]], idempotency_key=key),
+        lambda: films.delete(where={"a": 1}, idempotency_key=key),
+    ]
+    for write in writes:
+        with pytest.raises(errors.InvalidArgument) as caught:
+            await write()
+        assert caught.value.field == "idempotency_key"
+    with pytest.raises(errors.InvalidArgument) as caught:
+        await films.get(limit=1, cursor=key)
+    assert caught.value.field == "cursor"
+    assert len(api.calls) == sent
 
 
 async def test_a_read_older_than_the_log_is_stale(films: AsyncCollection, api: FakeApi) -> None:

@@ -3,7 +3,7 @@
     where:           {"key": value} · {"key": {"$op": operand}} · {"$and": [...]} · {"$or": [...]}
     where_document:  {"$contains": text} and $not_contains, $regex, $not_regex, $and, $or
 
-Keys ``#id`` and ``#document`` reach the id and the document. `evaluate` gives the tree its meaning.
+Keys ``#id``, ``#uri`` and ``#document`` reach the id, the uri and the document. `evaluate` gives the tree its meaning.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from shoal_core.errors import InvalidArgument
 from shoal_core.limits import Limits
+from shoal_core.records import URI_KEY
 
 Scalar = str | int | float | bool
 
@@ -176,6 +177,18 @@ def check_size(tree: Filter, limits: Limits) -> None:
         level = [child for node in level if isinstance(node, And | Or) for child in node.children]
 
 
+def check_key(key: str, place: str) -> None:
+    """Raise `InvalidArgument` unless conditions on values may name the key: no record has another one that is reserved."""
+    if not key:
+        raise InvalidArgument("keys are non-empty strings", field=place)
+    if key.startswith("$"):
+        raise InvalidArgument(f"unknown operator {key[:64]}", field=place)
+    if key.startswith("#") and key != URI_KEY:
+        raise InvalidArgument(
+            f"no such key; {ID_KEY}, {URI_KEY} and {DOCUMENT_KEY} are those that start with #", field=place
+        )
+
+
 def _single(where: Any, place: str) -> tuple[str, Any]:
     if not isinstance(where, Mapping):
         raise InvalidArgument(f"expected an object, got {type(where).__name__}", field=place)
@@ -210,8 +223,8 @@ def _parse_where(where: Any, place: str, depth: int, limits: Limits) -> Filter:
     place = f"{place}.{key}"
     if key == DOCUMENT_KEY:
         return _parse_document(operand, place, depth, limits)
-    if key.startswith("$"):
-        raise InvalidArgument(f"unknown operator {key}", field=place)
+    if key != ID_KEY:
+        check_key(key, place)
     if not isinstance(operand, Mapping):
         return _compare(key, Comparator.EQ, operand, place)
     operator, value = _single(operand, place)

@@ -31,6 +31,7 @@ class Limits:
     filter_nodes: int = 1024
     filter_values: int = 10_000
     pattern_size_bytes: int = 4096
+    query_text_size_bytes: int = 32768
     rank_depth: int = 16
     rank_nodes: int = 256
     rank_leaves: int = 32

@@ -140,16 +140,16 @@ def _select(value: Any, place: str, limits: Limits) -> Select:
     flags = {DOCUMENT_KEY: "documents", EMBEDDING_KEY: "embeddings", "#metadata": "metadatas", SCORE_KEY: "scores"}
     keys = tuple(dict.fromkeys(name for name in names if name not in flags))
     select = Select(**{flags[name]: True for name in names if name in flags}, keys=keys)
-    check_select(select, limits, place)
+    check_selected(keys, limits, f"{place}.keys")
     return select
 
 
-def check_select(select: Select, limits: Limits, place: str) -> None:
-    """Raise `InvalidArgument` for columns that no record has."""
-    if len(select.keys) > limits.select_keys:
-        raise InvalidArgument(f"{len(select.keys)} keys, at most {limits.select_keys}", field=f"{place}.keys")
-    for key in select.keys:
-        check_metadata_key(key, limits, f"{place}.keys")
+def check_selected(keys: Sequence[str], limits: Limits, place: str) -> None:
+    """Raise `InvalidArgument` for too many single columns, or one that no record has."""
+    if len(keys) > limits.select_keys:
+        raise InvalidArgument(f"{len(keys)} keys, at most {limits.select_keys}", field=place)
+    for key in keys:
+        check_metadata_key(key, limits, place)
 
 
 # --- rank expressions
@@ -226,8 +226,8 @@ def _check_leaf(leaf: Knn, limits: Limits, place: str) -> None:
         case TextQuery() if leaf.key != DOCUMENT_KEY:
             message = f"a text is ranked against {DOCUMENT_KEY}; for another key the client embeds it"
             raise InvalidArgument(message, field=f"{place}.query")
-        case TextQuery(text) if len(text.encode(errors="replace")) > limits.document_size_bytes:
-            raise InvalidArgument(f"at most {limits.document_size_bytes} bytes", field=f"{place}.query")
+        case TextQuery(text) if (size := len(text.encode(errors="replace"))) > limits.query_text_size_bytes:
+            raise InvalidArgument(f"{size} bytes, at most {limits.query_text_size_bytes}", field=f"{place}.query")
         case SparseQuery():
             check_metadata_key(leaf.key, limits, f"{place}.key")
             _check_sparse(leaf.query, limits, f"{place}.query")

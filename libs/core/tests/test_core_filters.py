@@ -88,6 +88,8 @@ def test_where_document(where: Where, expected: Filter) -> None:
         ({"": 1}, "where"),
         ({1: 1}, "where"),
         ({"$not": [{"a": 1}]}, "where.$not"),
+        ({"#documents": "x"}, "where.#documents"),
+        ({"#embedding": {"$exists": True}}, "where.#embedding"),
         ({"$and": []}, "where.$and"),
         ({"$and": {"a": 1}}, "where.$and"),
         ({"$or": "ab"}, "where.$or"),

@@ -8,6 +8,7 @@ verified on those rows only. What was done is part of the answer.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -50,6 +51,7 @@ _VERIFY_NS = 50_000
 _CANDIDATE_NS = 0.5
 
 _CONDITION_CHARACTERS = 120
+_ID_BYTES = 12  # a hash and a row number
 _POSITIVE = {TextMatcher.NOT_CONTAINS: TextMatcher.CONTAINS, TextMatcher.NOT_REGEX: TextMatcher.REGEX}
 
 
@@ -62,21 +64,27 @@ class Step:
             rows that were left).
         estimated: rows expected to match; None where only looking tells. Exact for ``values`` and ``validity``.
         matched: rows that did, among those looked at.
+        read_bytes: of the postings and bitmaps, the columns or the rows looked at.
     """
 
     condition: str
     how: str
     estimated: int | None
     matched: int
+    read_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """The rows of a segment that match a filter: (n,) bool, not to be changed, and how they were found."""
+    """The rows of a segment that match a filter: (n,) bool, not to be changed, and how they were found.
+
+    ``size_bytes``: of the mask and of the filter, for those who keep both.
+    """
 
     mask: Mask
     estimated: int
     steps: tuple[Step, ...]
+    size_bytes: int
 
 
 class Source(Protocol):
@@ -101,7 +109,21 @@ def select_matching(tree: Filter, source: Source) -> Matching:
     steps: list[Step] = []
     mask = _run(plan, source, None, steps)
     mask.flags.writeable = False
-    return Matching(mask, source.rows if plan.estimate is None else plan.estimate, tuple(steps))
+    estimated = source.rows if plan.estimate is None else plan.estimate
+    return Matching(mask, estimated, tuple(steps), mask.nbytes + _size_bytes(tree))
+
+
+def _size_bytes(tree: Filter) -> int:
+    """About what the values of a filter take in memory."""
+    match tree:
+        case And(children) | Or(children):
+            return sum(map(_size_bytes, children))
+        case Membership(_, values) | IdIn(values):
+            return sum(map(sys.getsizeof, values))
+        case Compare(_, _, value) | ListContains(_, value) | Text(_, value):
+            return sys.getsizeof(value)
+        case Exists(key):
+            return sys.getsizeof(key)
 
 
 # --- planning ----------------------------------------------------------------------------------------------------------
@@ -229,17 +251,19 @@ def _run(plan: _Plan, source: Source, within: Mask | None, steps: list[Step]) ->
         return np.logical_or.reduce([_run(child, source, within, steps) for child in plan.children])
     how, estimate = plan.how, plan.estimate
     if isinstance(plan.tree, Text) and source.trigrams is not None:
-        mask, how, estimate = _run_text(plan.tree, source, source.trigrams, within)
+        mask, how, estimate, read_bytes = _run_text(plan.tree, source, source.trigrams, within)
     elif how == "values":
         masks = [index.mask(codes) for index, codes in plan.hits]
         mask = np.logical_or.reduce(masks) if masks else np.zeros(source.rows, dtype=bool)
         mask = ~mask if plan.negated else mask
+        read_bytes = sum(index.read_bytes(codes) for index, codes in plan.hits)
     elif isinstance(plan.tree, IdIn):
         rows = source.locate(pa.array(plan.tree.ids, pa.string()))
         mask = _mask_of(rows[rows >= 0], source.rows) ^ plan.tree.negated
+        read_bytes = _ID_BYTES * len(plan.tree.ids)
     else:
-        mask = _scan(plan.tree, source)
-    steps.append(Step(_condition(plan.tree), how, estimate, int(np.count_nonzero(mask))))
+        mask, read_bytes = _scan(plan.tree, source)
+    steps.append(Step(_condition(plan.tree), how, estimate, int(np.count_nonzero(mask)), read_bytes))
     return mask
 
 
@@ -251,8 +275,8 @@ def _run_all(plan: _Plan, source: Source, steps: list[Step]) -> Mask:
         if mask is None:
             mask = _run(child, source, None, steps)
         elif _verify_ns(child.tree, left, source) < child.cost_ns:
-            rows = _verified(child.tree, np.flatnonzero(mask), source)
-            steps.append(Step(_condition(child.tree), "verify", child.estimate, len(rows)))
+            rows, read_bytes = _verified(child.tree, np.flatnonzero(mask), source)
+            steps.append(Step(_condition(child.tree), "verify", child.estimate, len(rows), read_bytes))
             mask = _mask_of(rows, source.rows)
         else:
             mask = mask & _run(child, source, mask, steps)
@@ -265,27 +289,40 @@ def _by_rarity(plan: _Plan) -> tuple[bool, float]:
     return (True, plan.cost_ns) if plan.estimate is None else (False, plan.estimate)
 
 
-def _run_text(tree: Text, source: Source, trigrams: TrigramIndex, within: Mask | None) -> tuple[Mask, str, int | None]:
-    """Mask, how it was found and the number of candidates."""
+def _run_text(
+    tree: Text, source: Source, trigrams: TrigramIndex, within: Mask | None
+) -> tuple[Mask, str, int | None, int]:
+    """Mask, how it was found, the number of candidates and the bytes read."""
     matcher = _POSITIVE.get(tree.matcher, tree.matcher)
     candidates = trigrams.candidates(matcher, tree.pattern)
     if candidates is None:
-        return _scan(tree, source), "scan", None
-    rows = candidates.rows.astype(np.int64)
+        mask, read_bytes = _scan(tree, source)
+        return mask, "scan", None, read_bytes
+    rows, read_bytes = candidates.rows.astype(np.int64), candidates.read_bytes
     if not candidates.exact:
         rows = rows if within is None else rows[within[rows]]
-        rows = _verified(Text(matcher, tree.pattern), rows, source)
+        rows, taken_bytes = _verified(Text(matcher, tree.pattern), rows, source)
+        read_bytes += taken_bytes
     mask = _mask_of(rows, source.rows)
-    return ~mask if matcher is not tree.matcher else mask, "trigrams", candidates.count
+    return ~mask if matcher is not tree.matcher else mask, "trigrams", candidates.count, read_bytes
 
 
-def _scan(tree: Filter, source: Source) -> Mask:
-    return np.array(evaluate(tree, source.columns(_columns(tree, source))))
+def _scan(tree: Filter, source: Source) -> tuple[Mask, int]:
+    """The rows that match, of all, and the bytes read."""
+    table = source.columns(_columns(tree, source))
+    return np.array(evaluate(tree, table)), _read_bytes(tree, table)
 
 
-def _verified(tree: Filter, rows: npt.NDArray[np.int64], source: Source) -> npt.NDArray[np.int64]:
-    """Those of the rows that match."""
-    return rows[evaluate(tree, source.take(rows, _columns(tree, source)))]
+def _verified(tree: Filter, rows: npt.NDArray[np.int64], source: Source) -> tuple[npt.NDArray[np.int64], int]:
+    """Those of the rows that match, and the bytes read."""
+    table = source.take(rows, _columns(tree, source))
+    return rows[evaluate(tree, table)], _read_bytes(tree, table)
+
+
+def _read_bytes(tree: Filter, table: pa.Table) -> int:
+    """Bytes of the columns that `evaluate` reads, or only of their validity."""
+    names = sorted(columns_of(tree, table.schema))
+    return len(names) * (table.num_rows // 8 + 1) if isinstance(tree, Exists) else int(table.select(names).nbytes)
 
 
 def _columns(tree: Filter, source: Source) -> list[str]:

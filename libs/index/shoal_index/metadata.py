@@ -114,18 +114,36 @@ class ValueIndex:
         """(rows,) bool: those that have one of the values."""
         if isinstance(codes, slice):
             if self._is_most(codes):
-                others = slice(0, codes.start), slice(codes.stop, len(self.values))
-                return ~(self.mask(others[0]) | self.mask(others[1]))
-            at = np.arange(*np.searchsorted(self.common, (codes.start, codes.stop)))
+                below, above = self._others(codes)
+                return ~(self.mask(below) | self.mask(above))
+            at = self._common_among(codes)
             bounds = (codes.start - 1, *self.common[at].tolist(), codes.stop)
             scattered = [self.postings.of(before + 1, after) for before, after in pairwise(bounds)]
         else:
-            at = np.flatnonzero(np.isin(self.common, codes))
+            at = self._common_among(codes)
             scattered = [self._rows_of(codes[~np.isin(codes, self.common)])]
         mask = self._bitmap(at)
         for rows in scattered:
             mask[rows] = True
         return mask
+
+    def read_bytes(self, codes: Codes) -> int:
+        """Bytes of bitmaps and postings that `mask` reads."""
+        if isinstance(codes, slice) and self._is_most(codes):
+            return sum(map(self.read_bytes, self._others(codes)))
+        at = self._common_among(codes)
+        scattered = self.count(codes) - self.count(self.common[at])
+        return len(at) * self.bitmaps.shape[1] + scattered * self.postings.rows.itemsize
+
+    def _common_among(self, codes: Codes) -> Int64s:
+        """Positions in ``common`` of those of the values that are there."""
+        if isinstance(codes, slice):
+            return np.arange(*np.searchsorted(self.common, (codes.start, codes.stop)))
+        return np.flatnonzero(np.isin(self.common, codes))
+
+    def _others(self, codes: slice) -> tuple[slice, slice]:
+        """The values below and above a range."""
+        return slice(0, codes.start), slice(codes.stop, len(self.values))
 
     def _is_most(self, codes: slice) -> bool:
         """Whether the rows outside a range are fewer, every row having a value. Lists are not asked for ranges."""

@@ -67,10 +67,10 @@ def _against_graph(allowed: int, fetch: int, *, has_graph: bool, exact: bool) ->
     return ""
 
 
-def deepen(plan: SegmentPlan, *, rows: int) -> SegmentPlan:
+def deepen(plan: SegmentPlan, *, rows: int, allowed: int) -> SegmentPlan:
     """The next plan after too few of the rows fetched were allowed."""
     fetch = plan.fetch * 4
     if fetch > min(_LARGEST_FETCH, rows):
         reason = f"{plan.fetch} rows of it were not enough"
-        return SegmentPlan(Strategy.SCAN, plan.fetch, 0, ((Strategy.GRAPH, reason),), rows)
+        return SegmentPlan(Strategy.SCAN, plan.fetch, 0, ((Strategy.GRAPH, reason),), allowed)
     return SegmentPlan(Strategy.GRAPH, fetch, max(plan.ef, fetch), plan.rejected, fetch)

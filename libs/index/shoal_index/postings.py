@@ -40,22 +40,6 @@ class Postings:
         return np.diff(self.starts)
 
 
-def group_rows(codes: npt.NDArray[np.integer], rows: npt.NDArray[np.integer], count: int) -> tuple[Postings, Int64s]:
-    """Postings of pairs of code and row.
-
-    Args:
-        codes: (n,) within 0 … ``count`` − 1.
-        rows: (n,) ascending; no pair occurs twice.
-
-    Returns:
-        The postings, and for each posting the position of its pair, (n,) int64: to arrange what goes with it.
-    """
-    order = np.argsort(codes, kind="stable")
-    starts = np.zeros(count + 1, dtype=np.int64)
-    np.cumsum(np.bincount(codes, minlength=count), out=starts[1:])
-    return Postings(starts, rows[order].astype(np.uint32)), order
-
-
 @dataclass(frozen=True, slots=True)
 class MergePart:
     """The postings of one segment, for merging.

@@ -114,7 +114,7 @@ class _Frame:
     def repeat(self, operator: str, least: str | None) -> None:
         """Replace the last item by its repetition."""
         item = self._last
-        if operator == "+" or (least is not None and int(least) > 0):
+        if operator == "+" or (least is not None and least.strip("0")):
             self._last = _Part(item.start, item.end, item.inner)
         elif operator == "?" and item.exact:
             self._last = _exactly(item.start | _ANYTHING)

@@ -17,7 +17,17 @@ import pyarrow as pa
 
 from shoal_core.filters import Filter
 from shoal_core.hashing import hash_ids
-from shoal_core.records import CREATED_OFFSET, DOCUMENT, EMBEDDING, ID, Kind, MetadataField, embedding_matrix
+from shoal_core.records import (
+    CREATED_OFFSET,
+    DOCUMENT,
+    EMBEDDING,
+    ID,
+    Kind,
+    MetadataField,
+    concat_rows,
+    embedding_matrix,
+    one_chunk,
+)
 from shoal_core.schema import Analyzer
 from shoal_index.filtering import Matching, select_matching
 from shoal_index.ids import IdIndex
@@ -55,7 +65,7 @@ class BlockReader(Protocol):
 
 
 class Pieces:
-    """Rows of tables one after another, taken by row number without joining the tables first."""
+    """Rows of tables one after another, taken by row number without joining the tables first. Their columns may differ."""
 
     def __init__(self, tables: Sequence[pa.Table]) -> None:
         self.tables = tuple(tables)
@@ -69,17 +79,27 @@ class Pieces:
         touched = np.unique(piece)
         return [(int(n), rows[at] - self.starts[n], at) for n in touched for at in [np.flatnonzero(piece == n)]]
 
-    def take(self, rows: Rows, columns: Sequence[str]) -> pa.Table:
-        """The named columns of the rows, in their order."""
-        parts = self.split(rows)
-        taken = [self.tables[n].select(columns).take(pa.array(within)) for n, within, _ in parts]
-        if len(taken) == 1:
-            return taken[0]
-        if not taken:
-            return self.tables[0].select(columns).slice(0, 0)
-        back = np.empty(len(rows), dtype=np.int64)
-        back[np.concatenate([at for _, _, at in parts])] = np.arange(len(rows))
-        return pa.concat_tables(taken).combine_chunks().take(pa.array(back))
+    def take(self, rows: Rows, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows, in their order: of all columns, or of those named, one of which every table has; null where one has none."""
+        parts = self.split(rows) or [(0, rows, rows)]  # of no rows
+        taken = [self._chosen(n, columns).take(pa.array(within)) for n, within, _ in parts]
+        return in_order(taken, [at for _, _, at in parts])
+
+    def _chosen(self, number: int, columns: Sequence[str] | None) -> pa.Table:
+        table = self.tables[number]
+        present = set(table.schema.names)
+        return table if columns is None else table.select([name for name in columns if name in present])
+
+
+def in_order(parts: Sequence[pa.Table], positions: Sequence[npt.NDArray[np.int64]]) -> pa.Table:
+    """Rows that were taken part by part, each put at its position: together these are 0 … n − 1."""
+    joined = concat_rows(parts)
+    at = np.concatenate(positions)
+    if bool((at[1:] > at[:-1]).all()):
+        return joined
+    back = np.empty(len(at), dtype=np.int64)
+    back[at] = np.arange(len(at))
+    return joined.combine_chunks().take(pa.array(back))
 
 
 class VectorPieces:
@@ -141,9 +161,16 @@ class Segment:
         self._table = pa.concat_tables(pieces.tables)
         self._matchings: OrderedDict[Filter, Matching] = OrderedDict()
         self._matchings_lock = Lock()
+        self._matchings_bytes = 0
         self._built_terms: dict[Analyzer, TermIndex] = {}
         self._built_sparse: dict[str, SparseIndex] = {}
         self._building = Lock()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of what reads made and left here: matchings, and indexes that are not stored."""
+        terms = sum(index.size_bytes for index in tuple(self._built_terms.values()))
+        return self._matchings_bytes + terms + sum(index.size_bytes for index in tuple(self._built_sparse.values()))
 
     @property
     def values(self) -> Mapping[str, ValueIndex]:
@@ -191,11 +218,11 @@ class Segment:
     def locate(self, ids: pa.Array, hashes: npt.NDArray[np.uint64] | None = None) -> Rows:
         """(m,) int64 rows of the ids, or -1."""
         known = hash_ids(ids) if hashes is None else hashes
-        return self._ids.locate(ids, known, lambda rows: _chunk(self._pieces.take(rows, [ID]), ID))
+        return self._ids.locate(ids, known, lambda rows: one_chunk(self._pieces.take(rows, [ID]).column(ID)))
 
     def take(self, rows: Rows, columns: Sequence[str]) -> pa.Table:
         """The named columns (those it has, ``embedding`` among them) of the rows, in their order."""
-        table = self._pieces.take(rows, [name for name in columns if name in self.schema.names])
+        table = self._pieces.take(rows, columns)
         if EMBEDDING not in columns:
             return table
         flat = pa.array(self.vectors.gather(rows).reshape(-1))
@@ -217,6 +244,7 @@ class Segment:
             self._matchings[tree] = matching
             while len(self._matchings) > _KEPT_MATCHINGS:
                 self._matchings.popitem(last=False)
+            self._matchings_bytes = sum(kept.size_bytes for kept in self._matchings.values())
         return matching
 
     def matching(self, tree: Filter) -> Mask:
@@ -236,7 +264,7 @@ class Segment:
             found = self._search_graph(queries, min(k, count), plan, allowed, threads)
             if found is not None:
                 return found, plan
-            plan = deepen(plan, rows=self.rows)
+            plan = deepen(plan, rows=self.rows, allowed=count)
         if plan.strategy is Strategy.NOTHING:
             nothing = Neighbours(np.empty(0, np.int64), np.empty(0, np.float32), np.zeros(len(queries), np.int64))
             return nothing, plan
@@ -283,8 +311,3 @@ def _open(ref: SegmentRef, space: str, data: dict[str, list[pa.Buffer]]) -> Segm
     dimension = vectors.chunks()[0].shape[1]
     graph = Graph(graphs[0], space, dimension, ref.rows) if graphs else None
     return Segment(ref, space, ids, Pieces(tables["rows"]), vectors, graph, Indexes.of_tables(tables, ref.rows))
-
-
-def _chunk(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from shoal_core.contracts.query import Statistics
 from shoal_core.records import one_chunk
 from shoal_index.postings import Int64s, Mask, MergePart, Postings, merge_postings
+from shoal_index.vector.engine import order_by_distance
 
 Floats = npt.NDArray[np.float64]
 UInt32s = npt.NDArray[np.uint32]
@@ -106,6 +107,12 @@ class SparseIndex:
         }
         return pa.table({name: pa.ListArray.from_arrays([0, len(part)], part) for name, part in columns.items()})
 
+    @property
+    def size_bytes(self) -> int:
+        """In memory."""
+        parts = (self.dimensions, self.postings.starts, self.postings.rows, self.values, self.blocks, self.least)
+        return sum(part.nbytes for part in (*parts, self.greatest, self.present))
+
     def statistics(self, indices: UInt32s, live: Mask | None) -> Statistics:
         """How many rows, of the ``live`` ones, have the key, and each of ``indices`` (n,): a value of zero counts too."""
         present = self.present if live is None else self.present & live
@@ -130,6 +137,8 @@ class SparseIndex:
         Returns:
             (m,) int64 rows and (m,) float64 measures, ascending.
         """
+        if k == 0:
+            return np.empty(0, np.int64), np.empty(0)
         possible = self.present if allowed is None else self.present & allowed
         terms = self._terms(indices, values)
         count = int(np.count_nonzero(possible))
@@ -137,7 +146,7 @@ class SparseIndex:
         prune = total > _WORTH_PRUNING and count * len(terms) * _LOOKUP > total and k * _LOOKUP < count
         rows = _candidates(terms, possible, k) if prune else np.flatnonzero(possible)
         measures = 1.0 - _dots(terms, rows, len(possible), total)
-        best = smallest(measures, ties[rows], k)
+        best = order_by_distance(measures, ties[rows], k)
         return rows[best], measures[best]
 
     def _codes(self, indices: UInt32s) -> Int64s:
@@ -180,14 +189,6 @@ def count_sparse(column: pa.Array | pa.ChunkedArray, indices: UInt32s, live: Mas
     place, common = entries.common(indices)
     frequencies = np.bincount(place[live[entries.rows[common]]], minlength=len(indices))
     return Statistics(int(np.count_nonzero(entries.present & live)), 0, frequencies)
-
-
-def smallest(measures: Floats, ties: npt.NDArray[np.uint64], k: int) -> Int64s:
-    """Positions of the ``k`` smallest measures, ascending, equal ones by ascending ``ties``."""
-    if len(measures) > 4 * k > 0:
-        near = np.flatnonzero(measures <= np.partition(measures, k - 1)[k - 1])
-        return near[np.lexsort((ties[near], measures[near]))[:k]]
-    return np.lexsort((ties, measures))[:k]
 
 
 # --- the entries of a column -----------------------------------------------------------------------------------------

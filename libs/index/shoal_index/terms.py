@@ -93,6 +93,12 @@ class TermIndex:
         }
         return pa.table({name: pa.ListArray.from_arrays([0, len(part)], part) for name, part in columns.items()})
 
+    @property
+    def size_bytes(self) -> int:
+        """In memory."""
+        parts = (self.postings.starts, self.postings.rows, self.occurrences, self.lengths)
+        return int(self.terms.nbytes) + sum(part.nbytes for part in parts)
+
     def statistics(self, terms: Sequence[str], live: Mask | None = None) -> Statistics:
         """What inverse document frequencies are made of.
 

@@ -35,20 +35,23 @@ class Candidates:
 
     Attributes:
         rows: (count,) uint32, ascending.
+        read_bytes: of the postings and bitmaps they were made from.
     """
 
     rows: Rows
     exact: bool
+    read_bytes: int
 
     @property
     def count(self) -> int:
         return len(self.rows)
 
-    def mask(self, rows: int) -> Mask:
-        """(rows,) bool."""
-        mask = np.zeros(rows, dtype=np.bool_)
-        mask[self.rows] = True
-        return mask
+
+@dataclass(slots=True)
+class _Reads:
+    """What one look for candidates has read so far."""
+
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,24 +133,25 @@ class TrigramIndex:
         A substring of at most three bytes has exact candidates. None when the index does not narrow the search enough to pay.
         A malformed regular expression is not noticed.
         """
+        reads = _Reads()
         if matcher in (TextMatcher.CONTAINS, TextMatcher.NOT_CONTAINS):
             literal = pattern.encode()
-            found = self._containing(literal) if literal else None
+            found = self._containing(literal, reads) if literal else None
             exact = len(literal) <= 3
         else:
-            found, exact = self._matching(required_literals(pattern)), False
+            found, exact = self._matching(required_literals(pattern), reads), False
         if found is None or (not exact and 2 * len(found) > self.rows):
             return None
-        return Candidates(found, exact)
+        return Candidates(found, exact, reads.size_bytes)
 
-    def _matching(self, required: Sequence[Literals]) -> Rows | None:
+    def _matching(self, required: Sequence[Literals], reads: _Reads) -> Rows | None:
         """Rows that may contain a literal of each set; None if that may be most of them."""
         bounds = [sum(map(self._at_most, literals)) for literals in required]
         found: Rows | None = None
         for n in np.argsort(bounds, kind="stable"):
             if 2 * bounds[n] > self.rows or (found is not None and len(found) <= _ENOUGH):
                 break
-            rows = _union([self._containing(literal) for literal in required[n]])
+            rows = _union([self._containing(literal, reads) for literal in required[n]])
             found = rows if found is None else _both(found, rows)
         return found
 
@@ -159,18 +163,18 @@ class TrigramIndex:
         frequent = slice(*np.searchsorted(self.frequent, (first, last)))
         return self.postings.count(first, last) + int(self.frequent_counts[frequent].sum())
 
-    def _containing(self, literal: bytes) -> Rows:
+    def _containing(self, literal: bytes, reads: _Reads) -> Rows:
         """Rows that contain it, or, if it is longer than three bytes, may contain it."""
         if len(literal) < 3:
-            return self._within(*self._range(literal))
+            return self._within(*self._range(literal), reads)
         places, counts = self._trigrams(literal)
         if counts[0] == 0:
             return np.empty(0, dtype=np.uint32)
-        found = self._rows(int(places[0]))
+        found = self._rows(int(places[0]), reads)
         for place in places[1:_MAX_TRIGRAMS].tolist():
             if len(found) <= _ENOUGH:
                 break
-            found = self._among(found, place)
+            found = self._among(found, place, reads)
         return found
 
     def _trigrams(self, literal: bytes) -> tuple[Int64s, Int64s]:
@@ -193,29 +197,35 @@ class TrigramIndex:
         first, last = np.searchsorted(self.codes, np.array([code, code + (1 << shift)], dtype=np.uint32))
         return int(first), int(last)
 
-    def _within(self, first: int, last: int) -> Rows:
+    def _within(self, first: int, last: int, reads: _Reads) -> Rows:
         """Rows of any of the codes ``first <= c < last``."""
         mask = np.zeros(self.rows, dtype=np.bool_)
-        mask[self.postings.of(first, last)] = True
-        start, end = np.searchsorted(self.frequent, (first, last))
-        if start < end:
-            mask |= self._unpacked(np.bitwise_or.reduce(self.bitmaps[start:end], axis=0))
+        scattered = self.postings.of(first, last)
+        mask[scattered] = True
+        bitmaps = self.bitmaps[slice(*np.searchsorted(self.frequent, (first, last)))]
+        if len(bitmaps):
+            mask |= self._unpacked(np.bitwise_or.reduce(bitmaps, axis=0))
+        reads.size_bytes += scattered.nbytes + bitmaps.nbytes
         return np.flatnonzero(mask).astype(np.uint32)
 
-    def _rows(self, place: int) -> Rows:
-        bitmap = self._bitmap(place)
-        return self.postings.of(place) if bitmap is None else np.flatnonzero(self._unpacked(bitmap)).astype(np.uint32)
+    def _rows(self, place: int, reads: _Reads) -> Rows:
+        postings, bitmap = self._stored(place, reads)
+        return postings if bitmap is None else np.flatnonzero(self._unpacked(bitmap)).astype(np.uint32)
 
-    def _among(self, rows: Rows, place: int) -> Rows:
+    def _among(self, rows: Rows, place: int, reads: _Reads) -> Rows:
         """Of the rows those that have the code."""
-        bitmap = self._bitmap(place)
+        postings, bitmap = self._stored(place, reads)
         if bitmap is None:
-            return _both(rows, self.postings.of(place))
+            return _both(rows, postings)
         return rows[(bitmap[rows >> 3] >> (rows & 7).astype(np.uint8) & 1).view(np.bool_)]
 
-    def _bitmap(self, place: int) -> npt.NDArray[np.uint8] | None:
+    def _stored(self, place: int, reads: _Reads) -> tuple[Rows, npt.NDArray[np.uint8] | None]:
+        """The rows of a code, or none and a bitmap of them."""
         at = int(np.searchsorted(self.frequent, place))
-        return self.bitmaps[at] if at < len(self.frequent) and self.frequent[at] == place else None
+        often = at < len(self.frequent) and self.frequent[at] == place
+        rows, bitmap = self.postings.of(place), self.bitmaps[at] if often else None
+        reads.size_bytes += rows.nbytes if bitmap is None else bitmap.nbytes
+        return rows, bitmap
 
     def _unpacked(self, bitmap: npt.NDArray[np.uint8]) -> Mask:
         return np.unpackbits(bitmap, count=self.rows, bitorder="little").view(np.bool_)

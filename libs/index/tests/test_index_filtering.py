@@ -222,7 +222,9 @@ def test_the_few_that_are_left_are_looked_at(indexed: Segment, bare: Segment) ->
     }
     assert [step.how for step in steps(indexed, where)] == ["ids", "values", "verify"]
     assert [step.how for step in steps(bare, where)] == ["ids", "verify", "verify"]
-    assert steps(bare, where)[-1] == Step('{"#document": {"$regex": "[0-9]7 "}}', "verify", None, 1)
+    last = steps(bare, where)[-1]
+    assert last == Step('{"#document": {"$regex": "[0-9]7 "}}', "verify", None, 1, last.read_bytes)
+    assert 0 < last.read_bytes < 100, "of one row or two"
     wide = {"$and": [{"n": {"$gte": 10}}, {"tag": {"$ne": "tag 1"}}]}
     assert [step.how for step in steps(bare, wide)] == ["scan", "scan"]
 
@@ -243,10 +245,24 @@ def test_substrings_through_trigrams(indexed: Segment) -> None:
 
 def test_keys_and_complements_have_exact_counts(indexed: Segment, bare: Segment) -> None:
     for segment in (indexed, bare):
-        assert steps(segment, {"n": {"$exists": False}}) == (Step('{"n": {"$exists": false}}', "validity", 0, 0),)
+        (found,) = steps(segment, {"n": {"$exists": False}})
+        assert found == Step('{"n": {"$exists": false}}', "validity", 0, 0, 2 * (ROWS // 8 + 1))
     assert steps(indexed, {"n": {"$ne": 0.5}})[0].estimated == ROWS * 3 // 4
     assert steps(indexed, {"n": {"$lte": 1.0}})[0].estimated == ROWS // 4 + 1
     assert steps(indexed, {"absent": 1})[0].matched == 0
+
+
+def test_steps_count_the_bytes_they_read(indexed: Segment, bare: Segment) -> None:
+    assert steps(indexed, {"half": 1})[0].read_bytes == ROWS // 8
+    assert steps(indexed, {"tag": "tag 7"})[0].read_bytes == 100 * 4
+    assert steps(indexed, {"tag": {"$ne": "tag 7"}})[0].read_bytes == 100 * 4
+    assert steps(indexed, {"#id": {"$in": ["id-1", "id-2"]}})[0].read_bytes == 24
+    assert steps(indexed, {"absent": 1})[0].read_bytes == 0
+    assert steps(bare, {"half": 1})[0].read_bytes == ROWS * 8
+    few = steps(indexed, {"#document": {"$contains": "text 4999 of"}})[0].read_bytes
+    every = steps(bare, {"#document": {"$contains": "text 4999 of"}})[0].read_bytes
+    assert bare.columns([DOCUMENT]).nbytes == every
+    assert 0 < few < every // 5
 
 
 @pytest.mark.parametrize("where", [{"$regex": "("}, {"$not_regex": "("}])
@@ -266,6 +282,20 @@ def test_masks_are_kept_and_read_only(indexed: Segment) -> None:
     assert indexed.select(tree) is indexed.select(tree)
     with pytest.raises(ValueError, match="read-only"):
         indexed.matching(tree)[0] = False
+
+
+def test_what_is_kept_counts_and_is_bounded(table: pa.Table) -> None:
+    segment = opened(table.slice(0, 1_000), ALL_OFF, graph_rows=10**9)
+    assert segment.kept_bytes == 0
+    for number in range(40):
+        tree = parse_where({"tag": {"$in": [f"tag {number}", "x" * 1_000]}})
+        assert tree is not None
+        segment.select(tree)
+    assert 16 * 2_000 < segment.kept_bytes < 16 * 2_500
+    before = segment.kept_bytes
+    index = segment.term_index(Analyzer())
+    assert segment.kept_bytes == before + index.size_bytes
+    assert index.size_bytes > 4 * len(index.postings.rows)
 
 
 def test_long_conditions_are_shortened(indexed: Segment) -> None:
@@ -308,6 +338,13 @@ def test_ranked_and_sparse_indexes_are_made_once_where_they_are_not_stored() -> 
     assert made is not None
     assert made.to_table().equals(stored.to_table())
     assert off.sparse_index("a") is None
+
+
+def test_indexes_built_for_reads_count() -> None:
+    off = opened(small_table(), ALL_OFF)
+    made = off.sparse_index("s")
+    assert made is not None
+    assert off.kept_bytes == made.size_bytes > 0
 
 
 async def test_only_the_blocks_asked_for_are_fetched() -> None:

@@ -96,6 +96,36 @@ def test_exact_search_is_that_of_float64_in_every_dimension(dimensions: tuple[in
 
 
 @pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("share", [0.1, 0.45, 0.8])
+def test_many_rows_are_copied_and_measured_a_few_at_a_time(
+    space: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the vectors are alike, so that all of those are candidates; some are too short for float32."""
+    vectors, queries = made(5)
+    vectors[::2] = vectors[0]
+    vectors[7] = 0.0
+    vectors[9] *= np.float32(2.0**-70)
+    allowed = np.random.default_rng(2).random(ROWS) < share
+    source, ties = Chunks(vectors), np.arange(ROWS, dtype=np.uint64)
+    names = np.flatnonzero(allowed)
+    at_once = search_exact(Chunks(vectors[allowed]), space, queries, K, allowed=None, ties=ties[allowed])
+    copied: list[int] = []
+    gather = Chunks.gather
+
+    def noted(self: Chunks, rows: Rows) -> Vectors:
+        copied.append(len(rows))
+        return gather(self, rows)
+
+    monkeypatch.setattr(Chunks, "gather", noted)
+    monkeypatch.setattr("shoal_index.vector.exact._COPIED_BYTES", 4 * 5 * 4)
+    monkeypatch.setattr("shoal_index.vector.exact._MEASURED_BYTES", 8 * 5 * 3)
+    by_few = search_exact(source, space, queries, K, allowed=allowed, ties=ties)
+    assert max(copied) <= 4
+    assert by_few.rows.tolist() == names[at_once.rows].tolist()
+    assert by_few.distances.tolist() == at_once.distances.tolist()
+
+
+@pytest.mark.parametrize("space", SPACES)
 def test_a_distance_is_the_same_wherever_its_vector_lies(space: str) -> None:
     """Bit by bit: alone, in a batch, at an odd address, with other neighbours."""
     for dimension in (3, 31, 129, 768):
@@ -128,6 +158,22 @@ def test_a_graph_finds_the_nearest_by_float64_in_every_dimension(space: str) -> 
         _, distances = nearest(expected, K)
         of_rows = np.take_along_axis(expected, batch, axis=1).ravel()
         np.testing.assert_allclose(of_rows, distances, rtol=1e-5, atol=1e-5, err_msg=f"{space}, dimension {dimension}")
+
+
+@pytest.mark.parametrize("of_query", [-140, -66, 0, 58])
+def test_a_graph_by_cosine_does_not_depend_on_lengths(of_query: int) -> None:
+    """From subnormal to nearly too long: the graph of float32 vectors that are exact multiples of short integers by powers of two."""
+    random = np.random.default_rng(11)
+    directions = random.integers(-7, 8, (300, 4)) + np.array([8, 0, 0, 0])
+    exponents = random.choice([-140, -126, -100, -66, -60, 0, 20, 58], len(directions))
+    vectors = np.ldexp(directions.astype(np.float64), exponents[:, None]).astype(np.float32)
+    queries = np.ldexp(directions[:20].astype(np.float64), of_query).astype(np.float32)
+    graph = Graph(build_graph(np.array_split(vectors, 3), "cosine", threads=1), "cosine", 4, len(vectors))
+    found = graph.search(queries, K, ef=len(vectors), threads=1)
+    assert found is not None
+    expected = reference("cosine", queries, vectors)
+    of_rows = np.take_along_axis(expected, found, axis=1)
+    np.testing.assert_allclose(of_rows, np.sort(expected, axis=1)[:, :K], rtol=0, atol=1e-6)
 
 
 def test_the_report_names_what_runs() -> None:

@@ -57,6 +57,7 @@ def same(one: ValueIndex, other: ValueIndex) -> bool:
 def check(index: ValueIndex, codes: Codes, expected: list[bool]) -> None:
     assert index.mask(codes).tolist() == expected
     assert index.count(codes) == sum(expected)
+    assert 0 <= index.read_bytes(codes) <= 4 * len(index.postings.rows) + index.bitmaps.nbytes
 
 
 @pytest.mark.parametrize("kind", _KINDS)
@@ -151,3 +152,14 @@ def test_a_column_in_chunks_is_one_column() -> None:
     assert same(ValueIndex.build(pa.chunked_array([whole[:1], whole[1:]])), ValueIndex.build(whole))
     lists = pa.array([["b"], None, [], ["a", "b", "a"]])
     assert same(ValueIndex.build(pa.chunked_array([lists[:2], lists[2:]])), ValueIndex.build(lists))
+
+
+def test_bytes_read_are_those_of_bitmaps_and_postings() -> None:
+    values: Int64s = np.array([1] * 800 + [2] * 100 + [3] * 60 + [4] * 40)
+    index = ValueIndex.build(pa.array(values))
+    assert index.common.tolist() == [0, 1]
+    assert index.read_bytes(index.compared(Comparator.EQ, 1)) == 1_000 // 8
+    assert index.read_bytes(index.compared(Comparator.EQ, 3)) == 60 * 4
+    assert index.read_bytes(index.among([2, 3, 4])) == 1_000 // 8 + 100 * 4
+    assert index.read_bytes(index.compared(Comparator.LT, 4)) == 40 * 4, "by way of the others"
+    assert index.read_bytes(index.compared(Comparator.EQ, 9)) == 0

@@ -112,6 +112,7 @@ def test_every_match_contains_a_literal_of_each_set(pattern: str, documents: lis
         "[a" * 2048,
         "|".join(f"{n:03}" for n in range(1000)),
         "(a.b|c.d)?" * 400,
+        "a{" + "1" * 5000 + "}",
     ],
     ids=lambda pattern: pattern[:9],
 )

@@ -13,7 +13,7 @@ from shoal_core.records import CREATED_OFFSET, DOCUMENT, EMBEDDING, ID, UPDATED_
 from shoal_index.build import build_segment, decode_tombstones, encode_tombstones, sort_rows
 from shoal_index.ids import IdIndex
 from shoal_index.planner import Strategy, deepen, plan_segment
-from shoal_index.segment import Segment, open_segment
+from shoal_index.segment import Pieces, Segment, open_segment
 from shoal_index.vector.engine import SPACES, exact_distances, order_by_distance
 from shoal_storage.blocks import BlockRef
 
@@ -66,6 +66,19 @@ async def test_reads_back_what_was_built_across_many_blocks() -> None:
     taken = segment.take(rows, [ID, DOCUMENT, "m:int:n", EMBEDDING, "m:str:absent"])
     assert taken.equals(table.select([ID, DOCUMENT, "m:int:n", EMBEDDING]).take(pa.array(rows)).combine_chunks())
     assert segment.take(np.array([], np.int64), [ID]).num_rows == 0
+
+
+def test_pieces_are_taken_in_the_order_asked_for_and_copied_once_where_it_is_theirs() -> None:
+    pieces = Pieces(
+        [pa.table({"id": ["a", "b"], "x": [1, 2]}), pa.table({"id": ["c"]}), pa.table({"id": ["d"], "x": [4]})]
+    )
+    for rows in ([0, 2, 3], [3, 2, 1, 0], [2, 0, 0, 3, 2], [1], []):
+        taken = pieces.take(np.array(rows, np.int64))
+        assert taken.column("id").to_pylist() == ["abcd"[row] for row in rows]
+        expected = [[1, 2, None, 4][row] for row in rows]
+        assert (taken.column("x").to_pylist() if "x" in taken.column_names else [None] * len(rows)) == expected
+    assert pieces.take(np.array([0, 2, 3])).column("id").num_chunks == 3
+    assert pieces.take(np.array([2, 1, 0]), ["x", "id", "absent"]).to_pydict() == {"id": [*"cba"], "x": [None, 2, 1]}
 
 
 async def test_locates_ids_and_only_those() -> None:
@@ -169,7 +182,7 @@ def test_plans() -> None:
     assert (plan.strategy, plan.fetch, plan.ef) == (Strategy.GRAPH, 10, 64)
     while plan.strategy is Strategy.GRAPH:
         assert plan.ef >= plan.fetch
-        plan = deepen(plan, rows=10**6)
+        plan = deepen(plan, rows=10**6, allowed=10**5)
 
 
 async def test_searches_of_different_effort_take_turns() -> None:

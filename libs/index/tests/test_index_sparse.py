@@ -225,3 +225,10 @@ def test_blocks_bound_their_values() -> None:
     blocks = [values[at : at + 128] for at in range(0, len(values), 128)]
     assert index.greatest[:6].tolist() == [block.max() for block in blocks]
     assert index.least[:6].tolist() == [block.min() for block in blocks]
+
+
+def test_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "_WORTH_PRUNING", 0)
+    index = SparseIndex.build(to_column([{1: 0.5, 2: 1.0}] * 50))
+    assert found(index, {1: 1.0, 2: 2.0}, 0, None, range(50)) == []
+    assert index.size_bytes == sum(column.chunk(0).values.nbytes for column in index.to_table().columns)

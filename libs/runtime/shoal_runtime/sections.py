@@ -201,6 +201,8 @@ class LimitsSection(Section):
     """Values of one `in`."""
     pattern_size_bytes: Count = _LIMITS.pattern_size_bytes
     """A text or regular expression to search documents for."""
+    query_text_size_bytes: Count = _LIMITS.query_text_size_bytes
+    """A text that documents are ranked by."""
     rank_depth: Count = _LIMITS.rank_depth
     """Nesting of a rank expression."""
     rank_nodes: Count = _LIMITS.rank_nodes

@@ -23,7 +23,8 @@ from shoal_core.filters import (
 )
 from shoal_testing.strategies import QUICK
 from shoal_wire.codec import filters
-from shoal_wire.codec.filters import decode_filter, encode_filter
+from shoal_wire.codec.filters import decode_filter, decoding_work, encode_filter, encoding_work
+from shoal_wire.messages import LARGE_BYTES
 from shoal_wire.v1 import types_pb2 as pb
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -119,3 +120,14 @@ def test_the_work_of_decoding_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         decode_filter(encode_filter(Membership("a", (1, 2, 3, 4, 5))))
     with pytest.raises(InvalidArgument, match="more than 5"):
         decode_filter(encode_filter(Or(tuple(Exists("a") for _ in range(5)))))
+
+
+def test_only_trees_of_many_values_go_to_a_thread() -> None:
+    few: Filter = And(
+        (Compare("a", Comparator.EQ, "x"), Or((Membership("b", (1, 2)), Exists("c"), Text(TextMatcher.REGEX, "x"))))
+    )
+    many: Filter = And((few, Membership("b", tuple(range(5_000)))))
+    for tree, large in ((few, False), (many, True), (Or((Exists("a"),) * 1_000), True)):
+        assert (encoding_work(tree) > LARGE_BYTES) is large
+        assert (decoding_work(encode_filter(tree)) > LARGE_BYTES) is large
+    assert encoding_work(None) == 0

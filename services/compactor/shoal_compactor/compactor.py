@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 FLUSH = "flush"
 MERGE = "merge"
+_REMEMBERED = 10_000  # failing jobs: the backlog is asked for as many more
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ class CompactorSettings:
         min_records, max_age_ms: a collection is flushed when it has so many un-compacted records or an older one.
         orphan_age_ms: a backlog older than this is taken by any compactor.
         lease_ms: a lease is renewed three times within this.
-        retry_ms, longest_retry_ms: a collection that cannot be compacted is left alone for so long, twice as long after each
-            further failure.
+        retry_ms, longest_retry_ms: a collection that cannot be flushed (merged) is not flushed (merged) again for so long, twice
+            as long after each further failure.
         parallel_jobs: flushes at a time, and merges at a time.
         garbage: for the sweeper beside it.
     """
@@ -71,7 +72,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Failing:
-    """A collection that could not be compacted so many times in a row, and when it is tried again (monotonic seconds)."""
+    """A job that failed so many times in a row, and when it is tried again (monotonic seconds)."""
 
     failures: int
     retry_at: float
@@ -106,7 +107,7 @@ class Compactor:
     counters: Counters = field(default_factory=Counters)
     _jobs: dict[tuple[str, str], Job] = field(default_factory=dict)
     _flushed: dict[str, Collection] = field(default_factory=dict)
-    _failing: dict[str, Failing] = field(default_factory=dict)
+    _failing: dict[tuple[str, str], Failing] = field(default_factory=dict)  # by collection and kind
 
     async def run(self) -> None:
         """Work until cancelled. A failure of one collection is logged and does not stop the others.
@@ -129,18 +130,20 @@ class Compactor:
         Those that failed lately are passed over and leave their places on the page to others.
         """
         settings = self.settings
-        waiting = self._waiting()
+        waiting = self._waiting(FLUSH)
         backlog = await self.catalog.backlog(
             limit=settings.page + len(waiting), min_records=settings.min_records, min_age_ms=settings.max_age_ms
         )
         chosen = [item.collection for item in backlog if self._takes(item) and item.collection.id not in waiting]
-        await self._work(chosen, self._flush)
+        await self._work(chosen, FLUSH, self._flush)
         return len(chosen)
 
     async def merge_due(self) -> None:
-        """Merge what was flushed since the last call."""
-        chosen, self._flushed = self._flushed, {}
-        await self._work(chosen.values(), self._merge_all)
+        """Merge what was flushed since the last call, and what could not be merged then and is to be tried again."""
+        waiting = self._waiting(MERGE)
+        chosen = [collection for name, collection in self._flushed.items() ]
+        self._flushed = {name: collection for name, collection in self._flushed.items() if name in waiting}
+        await self._work(chosen, MERGE, self._merge_all)
 
     def jobs(self) -> list[Job]:
         """Jobs under way."""
@@ -160,19 +163,21 @@ class Compactor:
             pass
         return await self.catalog.get_version(collection_id)
 
-    def _waiting(self) -> set[str]:
-        """Collections that failed and are not to be tried yet. What was due long ago and is not seen any more is forgotten."""
+    def _waiting(self, kind: str) -> set[str]:
+        """Collections whose job failed and is not to be tried yet. What was due long ago and is not seen any more is forgotten."""
         now = self.clock.monotonic()
         longest_s = self.settings.longest_retry_ms / 1000
-        self._failing = {name: known for name, known in self._failing.items() if now < known.retry_at + longest_s}
-        return {name for name, known in self._failing.items() if now < known.retry_at}
+        self._failing = {job: known for job, known in self._failing.items() if now < known.retry_at + longest_s}
+        return {name for (name, of), known in self._failing.items() if of == kind and now < known.retry_at}
 
-    def _failed(self, collection: Collection) -> None:
+    def _failed(self, collection: Collection, kind: str) -> None:
         self.counters.failures += 1
-        known = self._failing.get(collection.id)
+        known = self._failing.pop((collection.id, kind), None)
         failures = known.failures + 1 if known else 1
         pause_ms = min(self.settings.retry_ms * 2 ** min(failures - 1, 30), self.settings.longest_retry_ms)
-        self._failing[collection.id] = Failing(failures, self.clock.monotonic() + pause_ms / 1000)
+        self._failing[collection.id, kind] = Failing(failures, self.clock.monotonic() + pause_ms / 1000)
+        if len(self._failing) > _REMEMBERED:
+            del self._failing[next(iter(self._failing))]  # the one that failed longest ago
 
     def _takes(self, item: Backlog) -> bool:
         return self.mine(item.collection.id) or item.age_ms > self.settings.orphan_age_ms
@@ -182,35 +187,37 @@ class Compactor:
             try:
                 await round_()
             except ShoalError as error:
-                _log.warning("cannot read the backlog: %s", error)
+                _log.warning("a round of compaction ended: %s", error)
             except Exception:
-                _log.exception("cannot read the backlog")
+                _log.exception("a round of compaction ended")
             await self.clock.sleep(self.settings.poll_ms / 1000)
 
-    async def _work(self, collections: Iterable[Collection], job: Callable[[Collection], Awaitable[object]]) -> None:
+    async def _work(
+        self, collections: Iterable[Collection], kind: str, job: Callable[[Collection], Awaitable[object]]
+    ) -> None:
         gate = asyncio.Semaphore(self.settings.parallel_jobs)
 
         async def work(collection: Collection) -> None:
             async with gate:
-                await self._try(collection, job)
+                await self._try(collection, kind, job)
 
         await asyncio.gather(*(work(collection) for collection in collections))
 
-    async def _try(self, collection: Collection, job: Callable[[Collection], Awaitable[object]]) -> None:
+    async def _try(self, collection: Collection, kind: str, job: Callable[[Collection], Awaitable[object]]) -> None:
         try:
             await job(collection)
-            self._failing.pop(collection.id, None)
+            self._failing.pop((collection.id, kind), None)
         except Conflict as error:
             self.counters.lost_races += 1
             _log.info("lost a race over collection %s: %s", collection.id, error)
         except ShoalError as error:
             if isinstance(error, NotFound) and await self._is_gone(collection):
                 return
-            self._failed(collection)
-            _log.warning("cannot compact collection %s: %s", collection.id, error)
+            self._failed(collection, kind)
+            _log.warning("cannot %s collection %s: %s", kind, collection.id, error)
         except Exception:
-            self._failed(collection)
-            _log.exception("cannot compact collection %s", collection.id)
+            self._failed(collection, kind)
+            _log.exception("cannot %s collection %s", kind, collection.id)
 
     async def _is_gone(self, collection: Collection) -> bool:
         """Whether the collection was deleted meanwhile, or else one of its objects is lost."""
@@ -271,7 +278,7 @@ class Compactor:
         try:
             while await self._merge(collection) is not None:
                 pass
-        except ShoalError as error:
+        except Exception as error:
             if not isinstance(error, NotFound):
                 self._flushed[collection.id] = collection  # an input changed under it, or something is away: try again
             raise

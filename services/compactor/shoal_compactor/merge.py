@@ -23,7 +23,7 @@ from shoal_index.segment import TO_MERGE, BlockReader
 from shoal_index.vector.engine import Rows
 from shoal_index.version import SegmentView, open_shard
 from shoal_storage.blocks import BlockRef, EncodedBlock
-from shoal_storage.manifest import Manifest, SegmentRef
+from shoal_storage.manifest import Manifest, SegmentRef, ShardManifest
 
 _OLD_POSITION = "#old_position"
 
@@ -67,11 +67,9 @@ async def merge_once(
         inputs = policy.choose(shard)
         if not inputs:
             continue
-        opened = await open_shard(manifest, shard.shard, blocks, {}, kinds=TO_MERGE)
-        names = {segment.id for segment in inputs}
-        views = [view for view in opened.segments if view.ref.id in names]
+        opened = await open_shard(_only(manifest, shard, inputs), shard.shard, blocks, {}, kinds=TO_MERGE)
         await publisher.step("merge-read")
-        merged = await asyncio.to_thread(_merge, views, collection, settings)
+        merged = await asyncio.to_thread(_merge, opened.segments, collection, settings)
         await publisher.step("merge-built")
         # An upload expires, and a graph may take longer to build than that.
         upload_id = await publisher.catalog.begin_upload(collection.id)
@@ -83,6 +81,13 @@ async def merge_once(
         info = await publisher.publish(collection, lease, upload_id, prefix, edit)
         return MergeResult(info, len(inputs), merged.segment.ref.rows if merged.segment else 0)
     return None
+
+
+def _only(manifest: Manifest, shard: ShardManifest, inputs: Sequence[SegmentRef]) -> Manifest:
+    """The manifest with these segments, in its own order, as all that the shard has."""
+    names = {segment.id for segment in inputs}
+    less = replace(shard, segments=tuple(segment for segment in shard.segments if segment.id in names))
+    return replace(manifest, shards=tuple(less if part is shard else part for part in manifest.shards))
 
 
 def _merge(views: Sequence[SegmentView], collection: Collection, settings: FlushSettings) -> _Merged:

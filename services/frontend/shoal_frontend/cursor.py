@@ -7,36 +7,60 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from shoal_core.contracts import Collection
+import numpy as np
+
+from shoal_core.contracts import Answer, Collection
 from shoal_core.errors import InvalidArgument
+from shoal_core.records import CREATED_OFFSET
 
-_FORMAT = 1
+_FORMAT = 2
+_MOST_CHARACTERS = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """``offset``: of the snapshot. ``position``: of a get, the last ``created_offset`` shown; of a search, records shown."""
+    """``offset``: of the snapshot. ``position``: of a ranked search, records shown; else the last ``created_offset`` shown."""
 
     collection_id: str
     incarnation: str
     offset: int
     position: int
+    ranked: bool = False
 
     def __str__(self) -> str:
-        fields = [_FORMAT, self.collection_id, self.incarnation, self.offset, self.position]
+        fields = [_FORMAT, self.collection_id, self.incarnation, self.offset, self.position, int(self.ranked)]
         return base64.urlsafe_b64encode(json.dumps(fields, separators=(",", ":")).encode()).decode()
 
     @classmethod
-    def parse(cls, text: str, collection: Collection) -> Cursor:
-        """The inverse of ``str``. Raises `InvalidArgument` for what is no cursor of this collection."""
+    def parse(cls, text: str, collection: Collection, *, ranked: bool = False, field: str = "cursor") -> Cursor:
+        """The inverse of ``str``. Raises `InvalidArgument` for what is no cursor of such a read of this collection."""
         try:
-            version, collection_id, incarnation, offset, position = json.loads(base64.urlsafe_b64decode(text.encode()))
-        except (ValueError, TypeError) as error:
-            raise InvalidArgument("not a cursor; pass what an answer returned", field="cursor") from error
+            if len(text) > _MOST_CHARACTERS:
+                raise ValueError("too long")
+            version, collection_id, incarnation, *numbers = json.loads(base64.urlsafe_b64decode(text.encode()))
+            offset, position, kind = map(_whole, numbers)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidArgument("not a cursor; pass what an answer returned", field=field) from error
         if version != _FORMAT or collection_id != collection.id or incarnation != collection.incarnation:
-            raise InvalidArgument("a cursor of another collection", field="cursor")
-        if not all(isinstance(value, int) and 0 <= value < 2**64 for value in (offset, position)):
-            raise InvalidArgument("not a cursor; pass what an answer returned", field="cursor")
-        return cls(collection_id, incarnation, offset, position)
+            raise InvalidArgument("a cursor of another collection", field=field)
+        if bool(kind) != ranked:
+            raise InvalidArgument("a cursor of another search; one goes on with a rank or without", field=field)
+        return cls(collection_id, incarnation, offset, position, ranked)
+
+
+def with_cursor(answer: Answer, collection: Collection, limit: int | None) -> Answer:
+    """A page in order of creation: the first ``limit`` rows of an answer that was asked for one more, which tells what follows."""
+    if not limit or answer.rows.num_rows <= limit:
+        return answer
+    rows = answer.rows.slice(0, limit)
+    last = rows.column(CREATED_OFFSET)[-1].as_py()
+    following = Cursor(collection.id, collection.incarnation, answer.served_at.offset, last)
+    return replace(answer, rows=rows, row_counts=np.array([limit], np.uint32), cursor=str(following))
+
+
+def _whole(number: object) -> int:
+    if type(number) is not int or not 0 <= number < 2**64:
+        raise ValueError("not an unsigned 64-bit number")
+    return number

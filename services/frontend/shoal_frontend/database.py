@@ -35,15 +35,16 @@ from shoal_core.filters import Filter
 from shoal_core.limits import Limits
 from shoal_core.ports import Clock, MembershipView, Random
 from shoal_core.ranking import Search
-from shoal_core.records import CREATED_OFFSET
 from shoal_core.schema import Schema
 from shoal_frontend import validate
-from shoal_frontend.cursor import Cursor
+from shoal_frontend.apart import apart
+from shoal_frontend.cursor import Cursor, with_cursor
 from shoal_frontend.fanout import Fanout, target_of
 from shoal_frontend.indexed import check_indexed
 from shoal_frontend.names import Names
 from shoal_frontend.search import search as run_searches
-from shoal_frontend.validate_search import check_searched, check_searches
+from shoal_frontend.validate_filter import check_selection, takes_long
+from shoal_frontend.validate_search import check_searched, check_searches, searches_take_long
 from shoal_frontend.writes import Writes
 from shoal_text.analysis import check_analyzer
 
@@ -70,7 +71,7 @@ class DatabaseService:
     _writes: Writes = field(init=False)
 
     def __post_init__(self) -> None:
-        self._names = Names(self.catalog, self.cached_names)
+        self._names = Names(self.catalog, self.cached_names, self.limits)
         self._fanout = Fanout(self.nodes, self.log, self.catalog, self.clock)
         self._writes = Writes(self.log, self._fanout, self._names, self.random, self.limits)
 
@@ -81,20 +82,25 @@ class DatabaseService:
         await self.catalog.create_tenant(name)
 
     async def get_tenant(self, name: str) -> str:
+        validate.check_names(self.limits, name=name)
         return await self.catalog.get_tenant(name)
 
     async def create_database(self, tenant: str, name: str) -> Database:
         validate.check_name(name, "database.name")
+        validate.check_names(self.limits, tenant=tenant)
         return await self.catalog.create_database(tenant, name)
 
     async def get_database(self, tenant: str, name: str) -> Database:
+        validate.check_names(self.limits, tenant=tenant, name=name)
         return await self.catalog.get_database(tenant, name)
 
     async def list_databases(self, tenant: str, *, limit: int = 100, offset: int = 0) -> list[Database]:
+        validate.check_names(self.limits, tenant=tenant)
         validate.check_page(limit, offset, self.limits.page_size)
         return await self.catalog.list_databases(tenant, limit=limit, offset=offset)
 
     async def delete_database(self, tenant: str, name: str) -> None:
+        validate.check_names(self.limits, tenant=tenant, name=name)
         await self.catalog.delete_database(tenant, name)
 
     # --- collections
@@ -110,10 +116,12 @@ class DatabaseService:
     async def list_collections(
         self, tenant: str, database: str, *, limit: int = 100, offset: int = 0
     ) -> list[Collection]:
+        validate.check_names(self.limits, tenant=tenant, database=database)
         validate.check_page(limit, offset, self.limits.page_size)
         return await self.catalog.list_collections(tenant, database, limit=limit, offset=offset)
 
     async def count_collections(self, tenant: str, database: str) -> int:
+        validate.check_names(self.limits, tenant=tenant, database=database)
         return await self.catalog.count_collections(tenant, database)
 
     async def modify_collection(
@@ -129,6 +137,7 @@ class DatabaseService:
             validate.check_name(name, "name")
         validate.check_collection_metadata(metadata, self.limits)
         validate.check_json({} if configuration is None else configuration, "configuration", self.limits)
+        validate.check_schema(Schema() if schema is None else schema, self.limits)
         found = await self._names.resolve(ref)
         self._names.forget(ref)
         return await self.catalog.modify_collection(
@@ -217,8 +226,9 @@ class DatabaseService:
         encoded: bool = True,
     ) -> Answer | EncodedAnswer:
         """`get`, whose answer may be the bytes of the one shard that gave it."""
-        validate.check_selection(ids, where, self.limits)
+        await self._check_selection(ids, where)
         validate.check_page(limit, offset, self.limits.get_results)
+        validate.check_include(include, self.limits)
         if cursor is not None and not limit:
             raise InvalidArgument("pages need a limit of at least 1", field="limit")
         wanted = None if ids is None else tuple(ids)
@@ -237,13 +247,9 @@ class DatabaseService:
         if cursor:
             at = Cursor.parse(cursor, collection)
             request = replace(request, consistency=as_of(at.offset), after_created=at.position, offset=0)
-        answer = await self._fanout.get(collection, request)
+        answer = await self._fanout.get(collection, replace(request, limit=(request.limit or 0) + 1))
         assert isinstance(answer, Answer)
-        if answer.rows.num_rows < (request.limit or 0):
-            return answer
-        last = answer.rows.column(CREATED_OFFSET)[-1].as_py()
-        following = Cursor(collection.id, collection.incarnation, answer.served_at.offset, last)
-        return replace(answer, cursor=str(following))
+        return with_cursor(answer, collection, request.limit)
 
     async def query(
         self,
@@ -294,8 +300,10 @@ class DatabaseService:
         encoded: bool = True,
     ) -> Answer | EncodedAnswer:
         """`query`, whose answer may be the bytes of the one shard that gave it."""
-        validate.check_selection(ids, where, self.limits)
+        await self._check_selection(ids, where)
         validate.check_page(k, 0, self.limits.query_results, "n_results")
+        validate.check_page(ef, 0, self.limits.query_results, "ef")
+        validate.check_include(include, self.limits)
         wanted = None if ids is None else tuple(ids)
 
         async def read(collection: Collection) -> Answer | EncodedAnswer:
@@ -319,13 +327,9 @@ class DatabaseService:
         explain: bool = False,
         allow_scan: bool = False,
     ) -> list[Answer]:
-        check_searches(searches, self.limits)
-        for item in searches:
-            validate.check_selection(item.ids, item.where, self.limits)
+        await apart(searches_take_long(searches), check_searches, searches, self.limits)
 
         async def read(collection: Collection) -> list[Answer]:
-            for item in searches:
-                check_indexed(item.where, collection.schema, allow_scan=allow_scan)
             check_searched(searches, collection, self.limits, allow_scan=allow_scan)
             return await run_searches(
                 self._fanout, collection, searches, consistency=consistency, exact=exact, explain=explain
@@ -342,7 +346,7 @@ class DatabaseService:
         explain: bool = False,
         allow_scan: bool = False,
     ) -> CountAnswer:
-        validate.check_selection(None, where, self.limits)
+        await self._check_selection(None, where)
 
         async def read(collection: Collection) -> CountAnswer:
             check_indexed(where, collection.schema, allow_scan=allow_scan)
@@ -355,23 +359,13 @@ class DatabaseService:
     async def indexing_status(self, ref: CollectionRef) -> IndexingStatus:
         async def read(collection: Collection) -> IndexingStatus:
             head = await self.log.read_index(collection.id, collection.epoch)
-            shards = 0
-            if head.version:
-                request = GetRequest(target_of(collection), limit=0, explain=True)
-                explained = [
-                    await self.nodes.get(replace(request, target=target_of(collection, shard)))
-                    for shard in range(collection.shards)
-                ]
-                parts = [
-                    part
-                    for answer in explained
-                    if isinstance(answer, Answer)
-                    for part in (answer.explain or {})["shards"]
-                ]
-                shards = sum(len(part["segments"]) for part in parts)
-            return IndexingStatus(head.head_offset, head.compacted_offset, head.version, shards)
+            segments = await self._fanout.segments(collection) if head.version else 0
+            return IndexingStatus(head.head_offset, head.compacted_offset, head.version, segments)
 
         return await self._names.with_collection(ref, read)
+
+    async def _check_selection(self, ids: Sequence[str] | None, where: Filter | None) -> None:
+        await apart(takes_long(ids, where), check_selection, ids, where, self.limits)
 
     async def status(self) -> Json:
         view = self.members()

@@ -34,14 +34,16 @@ from shoal_core.contracts import (
     QueryRequest,
     Target,
 )
-from shoal_core.errors import SnapshotGone, StaleEpoch
+from shoal_core.errors import InvalidArgument, SnapshotGone, StaleEpoch
 from shoal_core.hashing import hash_ids, shard_of
 from shoal_core.ports import Clock
 from shoal_core.records import CREATED_OFFSET, ID, concat_rows, empty_rows
+from shoal_frontend.apart import MANY_ROWS, apart
 
 DISTANCE = "distance"
 SHARD = "#shard"
 _ATTEMPTS = 8
+_FETCHED_AT_ONCE = 10_000  # ids of one request
 
 T = TypeVar("T")
 
@@ -124,6 +126,14 @@ class Fanout:
 
         return await self.at_one_snapshot(collection, request.consistency, count_at)
 
+    async def segments(self, collection: Collection) -> int:
+        """How many segments the query nodes have loaded."""
+        requests = [
+            GetRequest(target_of(collection, shard), limit=0, explain=True) for shard in range(collection.shards)
+        ]
+        answers = await all_answers([self._node_get(request) for request in requests])
+        return sum(len(part["segments"]) for answer in answers for part in (answer.explain or {})["shards"])
+
     async def at_one_snapshot(
         self, collection: Collection, consistency: Consistency, read: Callable[[int], Awaitable[T]]
     ) -> T:
@@ -135,7 +145,7 @@ class Fanout:
             return await read(await self._aligned_offset(collection, consistency))
         for _ in range(_ATTEMPTS):
             try:
-                return await read(await self._snapshot_offset(collection, consistency.level))
+                return await read(await self._snapshot_offset(collection, consistency))
             except SnapshotGone:
                 continue
         raise SnapshotGone(f"versions were published faster than {_ATTEMPTS} reads could finish; try again")
@@ -148,10 +158,16 @@ class Fanout:
         answer = await self._node_get(GetRequest(target_of(collection), consistency, limit=0))
         return answer.served_at.offset
 
-    async def _snapshot_offset(self, collection: Collection, level: ReadLevel) -> int:
-        if level is ReadLevel.INDEX_ONLY:
+    async def _snapshot_offset(self, collection: Collection, consistency: Consistency) -> int:
+        if consistency.level is ReadLevel.INDEX_ONLY:
             return await self._compacted_offset(collection)
-        return (await self.log.read_index(collection.id, collection.epoch)).head_offset
+        head = (await self.log.read_index(collection.id, collection.epoch)).head_offset
+        if consistency.level is ReadLevel.SESSION and head < consistency.offset:
+            raise InvalidArgument(
+                f"offset {consistency.offset} lies beyond the log's end at {head}; is the token of this collection?",
+                field="consistency.offset",
+            )
+        return head
 
     async def _compacted_offset(self, collection: Collection) -> int:
         """Without the log, which would say that the collection was renamed."""
@@ -179,7 +195,7 @@ class Fanout:
             offset=0,
             include=Include() if paged else request.include,
         )
-        shards = owners(request.ids, collection.shards)
+        shards = await self.owners(collection, request.ids)
         answers = await all_answers(
             [
                 self._node_get(replace(first, target=target_of(collection, shard), ids=ids))
@@ -189,21 +205,19 @@ class Fanout:
         stages.done("shards")
         if not answers:
             return replace(_nothing(1), served_at=ServedAt(offset, 0))
-        rows = joined(shards, answers)
-        order = np.argsort(rows.column(CREATED_OFFSET).to_numpy(), kind="stable")
-        chosen = order[request.offset : page] if paged else order[request.offset :]
-        rows = rows_at(rows, chosen)
+        chosen = slice(request.offset, page if paged else None)
+        rows = await apart(row_count(answers) > MANY_ROWS, _oldest, shards, answers, chosen)
         if paged and request.include != Include():
             rows = await self.hydrated(collection, rows, request.include, offset, request.consistency)
             stages.done("fetch")
-        return merged_answer(rows.drop_columns([SHARD]), np.array([len(chosen)], np.uint32), answers, stages)
+        return merged_answer(rows.drop_columns([SHARD]), np.array([rows.num_rows], np.uint32), answers, stages)
 
     async def _query(self, collection: Collection, request: QueryRequest, offset: int, stages: Stages) -> Answer:
         stages.done("snapshot")
         if offset == 0:
             return _nothing(len(request.vectors))
         first = replace(request, snapshot_offset=offset, include=Include(distances=True))
-        shards = owners(request.ids, collection.shards)
+        shards = await self.owners(collection, request.ids)
         answers = await all_answers(
             [
                 self._node_query(replace(first, target=target_of(collection, shard), ids=ids))
@@ -213,7 +227,8 @@ class Fanout:
         stages.done("shards")
         if not answers:
             return replace(_nothing(len(request.vectors)), served_at=ServedAt(offset, 0))
-        rows, counts = nearest(joined(shards, answers), answers, DISTANCE, [request.k] * len(request.vectors))
+        limits = [request.k] * len(request.vectors)
+        rows, counts = await apart(row_count(answers) > MANY_ROWS, nearest, shards, answers, DISTANCE, limits)
         if replace(request.include, distances=False) != Include():
             rows = await self.hydrated(collection, rows, request.include, offset, request.consistency)
             stages.done("fetch")
@@ -223,29 +238,21 @@ class Fanout:
         self, collection: Collection, rows: pa.Table, include: Include, offset: int, consistency: Consistency
     ) -> pa.Table:
         """The rows, which have a column ``SHARD``, with those asked for, fetched from their shards at the same snapshot."""
-        shards = rows.column(SHARD).to_numpy()
-        asks = []
-        for shard in np.unique(shards).tolist():
-            ids = rows.column(ID).take(pa.array(np.flatnonzero(shards == shard))).unique()
-            request = GetRequest(
-                target_of(collection, shard),
-                consistency,
-                snapshot_offset=offset,
-                ids=tuple(ids.to_pylist()),
-                include=include,
+        many = rows.num_rows > MANY_ROWS
+        asks = [
+            self._node_get(
+                GetRequest(target_of(collection, shard), consistency, snapshot_offset=offset, ids=ids, include=include)
             )
-            asks.append(self._node_get(request))
+            for shard, ids in await apart(many, _ids_by_shard, rows)
+        ]
         if not asks:
             return rows
-        fetched = concat_rows([answer.rows for answer in await all_answers(asks)])
-        at = pc.index_in(rows.column(ID), value_set=fetched.column(ID).combine_chunks())
-        if at.null_count:
-            raise SnapshotGone("a shard no longer serves the snapshot; take a new one")
-        extra = [name for name in fetched.column_names if name not in rows.column_names]
-        found = fetched.select(extra).combine_chunks().take(at.combine_chunks())
-        for name in extra:
-            rows = rows.append_column(name, found.column(name))
-        return rows
+        return await apart(many, _with_columns, rows, await all_answers(asks))
+
+    async def owners(self, collection: Collection, ids: Sequence[str] | None) -> dict[int, tuple[str, ...] | None]:
+        """The shards to ask, each with the ids it owns, or None for all."""
+        many = ids is not None and len(ids) > MANY_ROWS
+        return await apart(many, owners, ids, collection.shards)
 
     async def _node_get(self, request: GetRequest) -> Answer:
         return cast(Answer, await self.nodes.get(request))
@@ -291,18 +298,56 @@ def joined(shards: Iterable[int], answers: Sequence[Answer]) -> pa.Table:
     )
 
 
+def _ids_by_shard(rows: pa.Table) -> list[tuple[int, tuple[str, ...]]]:
+    """The distinct ids of rows with a column ``SHARD``, in portions that make messages of a bounded size."""
+    shards = rows.column(SHARD).to_numpy()
+    portions = []
+    for shard in np.unique(shards).tolist():
+        ids = rows.column(ID).take(pa.array(np.flatnonzero(shards == shard))).unique()
+        portions += [
+            (shard, tuple(ids.slice(start, _FETCHED_AT_ONCE).to_pylist()))
+            for start in range(0, len(ids), _FETCHED_AT_ONCE)
+        ]
+    return portions
+
+
+def _with_columns(rows: pa.Table, answers: Sequence[Answer]) -> pa.Table:
+    """The rows with the columns that were fetched, by id. Raises `SnapshotGone` if one is missing."""
+    fetched = concat_rows([answer.rows for answer in answers])
+    at = pc.index_in(rows.column(ID), value_set=fetched.column(ID).combine_chunks())
+    if at.null_count:
+        raise SnapshotGone("a shard no longer serves the snapshot; take a new one")
+    extra = [name for name in fetched.column_names if name not in rows.column_names]
+    found = fetched.select(extra).combine_chunks().take(at.combine_chunks())
+    for name in extra:
+        rows = rows.append_column(name, found.column(name))
+    return rows
+
+
+def _oldest(shards: Iterable[int], answers: Sequence[Answer], chosen: slice) -> pa.Table:
+    """Of the rows of all shards in order of creation, those chosen."""
+    rows = joined(shards, answers)
+    return rows_at(rows, np.argsort(rows.column(CREATED_OFFSET).to_numpy(), kind="stable")[chosen])
+
+
+def row_count(answers: Sequence[Answer]) -> int:
+    """Rows of all answers."""
+    return sum(answer.rows.num_rows for answer in answers)
+
+
 def rows_at(rows: pa.Table, at: npt.NDArray[np.int64]) -> pa.Table:
     """The rows at these positions."""
     return rows.combine_chunks().take(pa.array(at))
 
 
 def nearest(
-    rows: pa.Table, answers: Sequence[Answer], column: str, limits: Sequence[int]
+    shards: Iterable[int], answers: Sequence[Answer], column: str, limits: Sequence[int]
 ) -> tuple[pa.Table, npt.NDArray[np.uint32]]:
-    """Of the joined rows of all shards, per query the best by a column, equals in order of creation; and how many there are.
+    """Of the rows of all shards, per query the best by a column, equals in order of creation; and how many there are.
 
     ``limits`` says how many are wanted of each query.
     """
+    rows = joined(shards, answers)
     most = np.array(limits, dtype=np.int64)
     query = np.concatenate([np.repeat(np.arange(len(most)), answer.row_counts) for answer in answers])
     order = np.lexsort((rows.column(CREATED_OFFSET).to_numpy(), rows.column(column).to_numpy(), query))

@@ -14,7 +14,7 @@ from shoal_core.contracts import Answer, CollectionRef, EncodedAnswer, Include, 
 from shoal_core.filters import Filter
 from shoal_wire.codec import catalog, common
 from shoal_wire.codec.answers import answer_size_bytes, encode_answer_bytes, encode_answers_bytes, encode_count
-from shoal_wire.codec.filters import decode_filter
+from shoal_wire.codec.filters import decode_filter, decoding_work
 from shoal_wire.codec.log import decode_condition
 from shoal_wire.codec.public import decode_ref, encode_indexing_status, encode_write_result
 from shoal_wire.codec.ranking import decode_searches
@@ -26,6 +26,7 @@ from shoal_wire.v1 import shoal_pb2 as pb
 from shoal_wire.v1.types_pb2 import Empty
 
 DEFAULT_PAGE = 100
+_WORK_PER_BYTE = 64  # of searches: between that of vectors, which are wrapped, and that of filters
 
 
 class Api(PublicApi, Protocol):
@@ -143,10 +144,11 @@ class ShoalServicer:
         return encode_write_result(result)
 
     async def delete_where(self, request: pb.DeleteWhereRequest) -> pb.WriteResponse:
+        ids, where = await _selection(request)
         result = await self._api.delete_where(
             decode_ref(request.collection),
-            ids=common.decode_ids(request.ids, request.HasField("ids")),
-            where=_where(request),
+            ids=ids,
+            where=where,
             limit=request.limit if request.HasField("limit") else None,
             idempotency_key=request.idempotency_key,
             allow_scan=request.allow_scan,
@@ -154,10 +156,11 @@ class ShoalServicer:
         return encode_write_result(result)
 
     async def get(self, request: pb.GetRequest) -> bytes:
+        ids, where = await _selection(request)
         answer = await self._api.get_encoded(
             decode_ref(request.collection),
-            ids=common.decode_ids(request.ids, request.HasField("ids")),
-            where=_where(request),
+            ids=ids,
+            where=where,
             limit=request.limit if request.HasField("limit") else None,
             offset=request.offset,
             include=common.decode_include(request.include),
@@ -169,12 +172,13 @@ class ShoalServicer:
         return await _answer_bytes(answer)
 
     async def query(self, request: pb.QueryRequest) -> bytes:
+        ids, where = await _selection(request)
         answer = await self._api.query_encoded(
             decode_ref(request.collection),
             common.decode_vectors(request.dimension, request.vectors),
             request.k,
-            ids=common.decode_ids(request.ids, request.HasField("ids")),
-            where=_where(request),
+            ids=ids,
+            where=where,
             include=common.decode_include(request.include),
             consistency=common.decode_consistency(request.consistency),
             ef=request.ef,
@@ -185,7 +189,7 @@ class ShoalServicer:
         return await _answer_bytes(answer)
 
     async def search(self, request: pb.SearchRequest) -> bytes:
-        searches = await sized(request.ByteSize(), decode_searches, request.searches)
+        searches = await sized(_WORK_PER_BYTE * request.ByteSize(), decode_searches, request.searches)
         answers = await self._api.search(
             decode_ref(request.collection),
             searches,
@@ -200,7 +204,7 @@ class ShoalServicer:
     async def count(self, request: pb.CountRequest) -> types_pb2.CountAnswer:
         answer = await self._api.count(
             decode_ref(request.collection),
-            where=_where(request),
+            where=await sized(decoding_work(request.where), _where, request),
             consistency=common.decode_consistency(request.consistency),
             explain=request.explain,
             allow_scan=request.allow_scan,
@@ -212,6 +216,17 @@ class ShoalServicer:
 
     async def status(self, request: pb.StatusRequest) -> pb.StatusResponse:
         return pb.StatusResponse(status_json=common.encode_json(await self._api.status(), "status"))
+
+
+async def _selection(
+    request: pb.GetRequest | pb.QueryRequest | pb.DeleteWhereRequest,
+) -> tuple[tuple[str, ...] | None, Filter | None]:
+    """Ids and filter, decoded in a thread if there are many of them."""
+
+    def decode() -> tuple[tuple[str, ...] | None, Filter | None]:
+        return common.decode_ids(request.ids, request.HasField("ids")), _where(request)
+
+    return await sized(common.ids_work(len(request.ids.ids)) + decoding_work(request.where), decode)
 
 
 def _where(request: pb.GetRequest | pb.QueryRequest | pb.CountRequest | pb.DeleteWhereRequest) -> Filter | None:

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from shoal_core.contracts import Catalog, Collection, CollectionRef
-from shoal_core.errors import NotFound, StaleEpoch
+from shoal_core.errors import DimensionMismatch, NotFound, StaleEpoch
+from shoal_core.limits import Limits
+from shoal_frontend.validate import check_ref
 
 T = TypeVar("T")
 
@@ -17,22 +19,26 @@ _ATTEMPTS = 3
 class Names:
     """A bounded cache of collections, least recently used first out."""
 
-    def __init__(self, catalog: Catalog, capacity: int = 10_000) -> None:
+    def __init__(self, catalog: Catalog, capacity: int = 10_000, limits: Limits | None = None) -> None:
         self._catalog = catalog
         self._capacity = capacity
+        self._limits = limits or Limits()
         self._known: OrderedDict[CollectionRef, Collection] = OrderedDict()
 
     async def with_collection(self, ref: CollectionRef, use: Callable[[Collection], Awaitable[T]]) -> T:
         """Call ``use`` with the collection; look it up again and repeat when it turns out to be out of date.
 
-        ``use`` must raise `StaleEpoch` or `NotFound` before it has any effect.
+        That is also when it has got a dimension since: then ``use`` can say where another one was given. ``use`` must raise
+        `StaleEpoch`, `NotFound` or `DimensionMismatch` before it has any effect.
         """
         for attempt in range(_ATTEMPTS):
             remembered = self._remembered(ref)
             collection = remembered or await self._look_up(ref)
             try:
                 return await use(collection)
-            except (StaleEpoch, NotFound) as error:
+            except (StaleEpoch, NotFound, DimensionMismatch) as error:
+                if isinstance(error, DimensionMismatch) and collection.dimension is not None:
+                    raise
                 self.forget(ref)
                 if attempt == _ATTEMPTS - 1 or (remembered is None and isinstance(error, NotFound)):
                     raise
@@ -60,6 +66,7 @@ class Names:
         return self._known[ref]
 
     async def _look_up(self, ref: CollectionRef) -> Collection:
+        check_ref(ref, self._limits)
         if ref.id:
             collection = await self._catalog.get_collection_by_id(ref.id)
             if (collection.tenant, collection.database) != (ref.tenant, ref.database):

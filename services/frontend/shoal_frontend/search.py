@@ -7,9 +7,8 @@ and its cursor is one.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,28 +31,37 @@ from shoal_core.contracts import (
     TextLeaf,
     TextStatistics,
 )
-from shoal_core.ranking import SCORE_KEY, DenseQuery, GroupBy, Knn, Rank, Search, Select, SparseQuery, leaves_of
+from shoal_core.ranking import (
+    SCORE_KEY,
+    DenseQuery,
+    GroupBy,
+    Knn,
+    Rank,
+    Search,
+    Select,
+    SparseQuery,
+    TextQuery,
+    leaves_of,
+)
 from shoal_core.records import CREATED_OFFSET, ID
-from shoal_core.schema import Analyzer, Schema
+from shoal_core.schema import Schema
 from shoal_core.scoring import LeafHits, best_first, best_of_groups, score
-from shoal_frontend.cursor import Cursor
+from shoal_frontend.apart import MANY_ROWS, apart
+from shoal_frontend.cursor import Cursor, with_cursor
 from shoal_frontend.fanout import (
     SHARD,
     Fanout,
     Stages,
     all_answers,
-    joined,
     merged_answer,
     nearest,
-    owners,
+    row_count,
     rows_at,
     target_of,
 )
 from shoal_text.analysis import analyze_text
 
 SCORE = "score"
-_MANY_ROWS = 5_000  # more are merged and grouped off the event loop
-_LONG_TEXT = 2_000  # as above, in characters to analyse
 
 Ask = TextStatistics | SparseStatistics
 Floats = npt.NDArray[np.float64]
@@ -72,7 +80,7 @@ async def search(
 
     The searches have passed `validate_search`. Raises what query nodes raise, and `InvalidArgument` for what is no cursor.
     """
-    cursors = [Cursor.parse(item.cursor, collection) if item.cursor else None for item in searches]
+    cursors = [_cursor_of(item, collection, f"searches[{number}].cursor") for number, item in enumerate(searches)]
     demands = [consistency if cursor is None else as_of(cursor.offset) for cursor in cursors]
 
     async def serve(demand: Consistency) -> dict[int, Answer]:
@@ -105,7 +113,7 @@ class _Read:
         return await self._ranked(item, item.rank, cursor)
 
     async def _listed(self, item: Search, cursor: Cursor | None) -> Answer:
-        """In order of creation. One record more than wanted tells whether there is a next page."""
+        """In order of creation."""
         request = GetRequest(
             target_of(self.collection),
             self.consistency,
@@ -117,25 +125,18 @@ class _Read:
             explain=self.explain,
             after_created=0 if cursor is None else cursor.position,
         )
-        answer = await self.fanout.get_at(self.collection, request, self.offset)
-        if not item.limit or answer.rows.num_rows <= item.limit:
-            return answer
-        rows = answer.rows.slice(0, item.limit)
-        following = self._cursor(rows.column(CREATED_OFFSET)[-1].as_py())
-        return replace(answer, rows=rows, row_counts=np.array([item.limit], np.uint32), cursor=following)
+        return with_cursor(await self.fanout.get_at(self.collection, request, self.offset), self.collection, item.limit)
 
     async def _ranked(self, item: Search, rank: Rank, cursor: Cursor | None) -> Answer:
         stages = Stages(self.fanout.clock)
-        shards = owners(item.ids, self.collection.shards) if self.offset else {}
+        shards = await self.fanout.owners(self.collection, item.ids) if self.offset else {}
         leaves = await self._leaves(list(leaves_of(rank))) if shards else []
         stages.done("statistics")
         answers = await self._hits(item, shards, [leaf for leaf in leaves if leaf is not None])
         stages.done("leaves")
-        many = sum(answer.rows.num_rows for answer in answers) > _MANY_ROWS
         rows = _no_rows()
         if answers:
-            arguments = (rank, leaves, joined(shards, answers), answers)
-            rows = await asyncio.to_thread(_scored, *arguments) if many else _scored(*arguments)
+            rows = await apart(row_count(answers) > MANY_ROWS, _scored, rank, leaves, shards, answers)
         stages.done("score")
         if item.group_by is not None and rows.num_rows:
             rows = await self._grouped(rows, item.group_by)
@@ -145,7 +146,10 @@ class _Read:
     async def _leaves(self, leaves: Sequence[Knn]) -> list[Leaf | None]:
         """What shards are asked; None where nothing can be found."""
         schema = self.collection.schema
-        asks = [await _ask(leaf, schema) for leaf in leaves]
+        texts = any(
+            isinstance(leaf.query, TextQuery) for leaf in leaves
+        )  # which are analysed, not as quickly as it seems
+        asks = await apart(texts, lambda: [_ask(leaf, schema) for leaf in leaves])
         statistics = iter(await self._statistics([ask for ask, _ in asks if ask is not None]))
         return [
             _leaf(leaf, schema, ask, amounts, None if ask is None else next(statistics))
@@ -193,9 +197,7 @@ class _Read:
         keys = dict.fromkeys(key for key in (*group_by.keys, *group_by.aggregate) if key != SCORE_KEY)
         known = await self._fetched(rows, Include(keys=tuple(keys)))
         scores, created = (rows.column(name).to_numpy() for name in (SCORE, CREATED_OFFSET))
-        arguments = (known, group_by, scores, created)
-        many = rows.num_rows > _MANY_ROWS
-        kept = await asyncio.to_thread(best_of_groups, *arguments) if many else best_of_groups(*arguments)
+        kept = await apart(rows.num_rows > MANY_ROWS, best_of_groups, known, group_by, scores, created)
         return rows_at(rows, np.flatnonzero(kept))
 
     async def _page(
@@ -210,16 +212,22 @@ class _Read:
         counts = np.array([page.num_rows], np.uint32)
         if not answers:
             return Answer(page, counts, ServedAt(self.offset, 0))
-        more = bool(item.limit) and end < total
-        return replace(merged_answer(page, counts, answers, stages), cursor=self._cursor(end) if more else "")
+        answer = merged_answer(page, counts, answers, stages)
+        if not item.limit or end == total:
+            return answer
+        following = Cursor(self.collection.id, self.collection.incarnation, self.offset, end, ranked=True)
+        return replace(answer, cursor=str(following))
 
     async def _fetched(self, rows: pa.Table, include: Include) -> pa.Table:
         if include == Include():
             return rows
         return await self.fanout.hydrated(self.collection, rows, include, self.offset, self.consistency)
 
-    def _cursor(self, position: int) -> str:
-        return str(Cursor(self.collection.id, self.collection.incarnation, self.offset, position))
+
+def _cursor_of(item: Search, collection: Collection, field: str) -> Cursor | None:
+    if not item.cursor:
+        return None
+    return Cursor.parse(item.cursor, collection, ranked=item.rank is not None, field=field)
 
 
 def _include(select: Select) -> Include:
@@ -228,7 +236,7 @@ def _include(select: Select) -> Include:
     )
 
 
-async def _ask(leaf: Knn, schema: Schema) -> tuple[Ask | None, Floats]:
+def _ask(leaf: Knn, schema: Schema) -> tuple[Ask | None, Floats]:
     """The statistics that a leaf's weights need, and (n,) what they multiply: occurrences of terms, or query values."""
     if isinstance(leaf.query, DenseQuery):
         return None, np.empty(0)
@@ -236,16 +244,10 @@ async def _ask(leaf: Knn, schema: Schema) -> tuple[Ask | None, Floats]:
         config = schema.sparse.get(leaf.key)
         weighted = config is not None and config.idf
         return SparseStatistics(leaf.key, leaf.query.indices) if weighted else None, leaf.query.values.astype(float)
-    occurrences = await _occurrences(leaf.query.text, schema.analyzer)
+    occurrences = Counter(analyze_text(leaf.query.text, schema.analyzer))
     terms = sorted(occurrences)
     amounts = np.array([occurrences[term] for term in terms], dtype=np.float64)
     return TextStatistics(tuple(terms), schema.analyzer) if terms else None, amounts
-
-
-async def _occurrences(text: str, analyzer: Analyzer) -> Counter[str]:
-    if len(text) <= _LONG_TEXT:
-        return Counter(analyze_text(text, analyzer))
-    return await asyncio.to_thread(lambda: Counter(analyze_text(text, analyzer)))
 
 
 def _leaf(leaf: Knn, schema: Schema, ask: Ask | None, amounts: Floats, found: Statistics | None) -> Leaf | None:
@@ -289,14 +291,14 @@ def _no_rows() -> pa.Table:
     return pa.schema(fields).empty_table()
 
 
-def _scored(rank: Rank, leaves: Sequence[Leaf | None], hits: pa.Table, answers: Sequence[Answer]) -> pa.Table:
+def _scored(rank: Rank, leaves: Sequence[Leaf | None], shards: Iterable[int], answers: Sequence[Answer]) -> pa.Table:
     """The records that the expression supports, best first, with the columns of `_no_rows`.
 
     Args:
         leaves: of the expression, in its order; None for one that was not asked.
-        hits: of all shards, joined.
+        shards: that the answers are of.
     """
-    rows, counts = nearest(hits, answers, SCORE, [leaf.k for leaf in leaves if leaf is not None])
+    rows, counts = nearest(shards, answers, SCORE, [leaf.k for leaf in leaves if leaf is not None])
     created, first, number = np.unique(rows.column(CREATED_OFFSET).to_numpy(), return_index=True, return_inverse=True)
     bounds = np.cumsum(counts)[:-1]
     keys, measures = np.split(number, bounds), np.split(rows.column(SCORE).to_numpy(), bounds)

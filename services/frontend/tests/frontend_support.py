@@ -26,6 +26,9 @@ from shoal_core.contracts import (
     Include,
     QueryNode,
     QueryRequest,
+    SearchRequest,
+    StatisticsAnswer,
+    StatisticsRequest,
     Target,
 )
 from shoal_core.filters import parse_where
@@ -78,6 +81,12 @@ class Nodes:
 
     async def count(self, request: CountRequest) -> CountAnswer:
         return await (await self._node("count", request)).count(self.change(request))
+
+    async def search(self, request: SearchRequest) -> Answer:
+        return await (await self._node("search", request)).search(self.change(request))
+
+    async def statistics(self, request: StatisticsRequest) -> StatisticsAnswer:
+        return await (await self._node("statistics", request)).statistics(self.change(request))
 
     def targets(self, name: str) -> list[Target]:
         """Of the calls of one method."""

@@ -8,12 +8,14 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from services.frontend.tests.frontend_support import DIMENSION, Cluster, put
 from shoal_core.contracts import AppendRequest, CollectionRef, Condition, IndexingStatus, NewCollection, WriteResult
 from shoal_core.errors import (
     BackPressure,
+    DimensionMismatch,
     IdempotencyMismatch,
     InvalidArgument,
     OutcomeUnknown,
@@ -21,6 +23,8 @@ from shoal_core.errors import (
     WriteConflict,
 )
 from shoal_core.filters import parse_where, parse_where_document
+from shoal_core.limits import Limits
+from shoal_core.ranking import DenseQuery, Knn, Search
 from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
 from shoal_testing.schedules import Gate, Turns, run_quietly
 from shoal_testing.strategies import Op, to_operation_batch
@@ -287,6 +291,35 @@ def test_a_delete_tried_again_deletes_nothing_more(by: str) -> None:
     play(scenario)
 
 
+def test_a_delete_tried_again_after_other_records_came_to_match_says_so() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.write(*colored("a", "b"))
+        await cluster.database.delete_where(cluster.ref, ids=None, where=RED, idempotency_key="key")
+        await cluster.write(*colored("late"))
+        with pytest.raises(IdempotencyMismatch, match="if it was this delete, it stands") as caught:
+            await cluster.database.delete_where(cluster.ref, ids=None, where=RED, idempotency_key="key")
+        assert caught.value.field == "idempotency_key"
+        assert (await cluster.database.count(cluster.ref)).count == 1
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_more_matches_than_one_write_can_delete(shards: int) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.write(*colored(*(f"id-{n}" for n in range(7))))
+        small = replace(cluster.database, limits=Limits(batch_records=3))
+        for limit in (None, 4, 7):
+            with pytest.raises(InvalidArgument, match="more than 3 records match") as caught:
+                await small.delete_where(cluster.ref, ids=None, where=RED, limit=limit)
+            assert caught.value.field == "limit"
+        parts = [await small.delete_where(cluster.ref, ids=None, where=RED, limit=3) for _ in range(4)]
+        assert [part.records for part in parts] == [3, 3, 1, 0]
+        assert (await cluster.database.count(cluster.ref)).count == 0
+
+    play(scenario, shards=shards)
+
+
 # --- conditions and pressure
 
 
@@ -383,5 +416,10 @@ def test_the_first_write_sets_the_dimension_for_everybody() -> None:
             await other.write(cluster.ref, to_operation_batch([("add", "b", (1.0,) * 3, None, None, None)], 3))
         assert caught.value.field == "embeddings"
         assert await cluster.get(database=other) == 1
+        third = cluster.system.new_database()
+        third._names.learned(cluster.ref, replace(await third.get_collection(cluster.ref), dimension=None))
+        with pytest.raises(DimensionMismatch) as caught:
+            await third.search(cluster.ref, [Search(rank=Knn(DenseQuery(np.ones(3, np.float32))))])
+        assert caught.value.field == "searches[0].rank.$knn.query"
 
     play(scenario)

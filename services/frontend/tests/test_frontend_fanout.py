@@ -28,6 +28,7 @@ from shoal_core.errors import (
 )
 from shoal_core.filters import parse_where_document
 from shoal_core.hashing import hash_ids, shard_of
+from shoal_core.ranking import DenseQuery, Knn, Search, TextQuery
 from shoal_frontend.database import DatabaseService
 from shoal_frontend.fanout import target_of
 from shoal_testing.schedules import Gate, Turns, hooked, run_quietly, settle
@@ -273,6 +274,9 @@ def test_the_failure_of_one_shard_is_the_failure_of_the_read(error: type[ShoalEr
         for read in (cluster.get, cluster.count, cluster.query):
             with pytest.raises(error, match="shard 1 fails"):
                 await read(database=database)
+        for rank in (Knn(TextQuery("x"), "#document"), Knn(DenseQuery(np.zeros(2, np.float32)))):
+            with pytest.raises(error, match="shard 1 fails"):
+                await database.search(cluster.ref, [Search(rank=rank), Search()])
         await settle()
         assert len(asyncio.all_tasks()) == 1, "nothing is left running"
 

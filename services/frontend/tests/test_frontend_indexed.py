@@ -9,18 +9,14 @@ import pytest
 from shoal_core.errors import InvalidArgument
 from shoal_core.filters import (
     And,
-    Comparator,
-    Compare,
     Filter,
-    Or,
     Text,
     TextMatcher,
     parse_where,
     parse_where_document,
 )
-from shoal_core.limits import Limits
 from shoal_core.schema import Index, Schema
-from shoal_frontend.indexed import check_indexed, check_patterns
+from shoal_frontend.indexed import check_indexed
 
 OFF = Schema(off=frozenset(Index))
 
@@ -69,7 +65,6 @@ def test_what_is_always_known_needs_no_index(where: dict[str, Any]) -> None:
 
 def test_no_filter_needs_nothing() -> None:
     check_indexed(None, OFF)
-    check_patterns(None, Limits(pattern_size_bytes=0))
 
 
 @pytest.mark.parametrize("join", ["$and", "$or"])
@@ -82,23 +77,6 @@ def test_every_branch_counts(join: str) -> None:
     assert caught.value.field == "where.b"
     with pytest.raises(InvalidArgument, match=r"where_document: the substring index of key '#document'"):
         check_indexed(parse_where_document({join: [{"$contains": "x"}]}), _only("a", *Index))
-
-
-@pytest.mark.parametrize("matcher", list(TextMatcher))
-def test_patterns_are_measured_in_bytes(matcher: TextMatcher) -> None:
-    limits = Limits(pattern_size_bytes=4)
-    for pattern in ("abcd", "éé", ""):
-        check_patterns(Text(matcher, pattern), limits)
-    for pattern in ("abcde", "ééa", "\ud800\ud800"):
-        with pytest.raises(InvalidArgument, match=r"bytes, at most 4") as caught:
-            check_patterns(And((Compare("a", Comparator.EQ, "x" * 99), Or((Text(matcher, pattern),)))), limits)
-        assert caught.value.field == f"where_document.{matcher}"
-
-
-def test_the_default_allows_4096_bytes() -> None:
-    check_patterns(Text(TextMatcher.REGEX, "a" * 4096), Limits())
-    with pytest.raises(InvalidArgument, match="4097 bytes, at most 4096"):
-        check_patterns(Text(TextMatcher.REGEX, "a" * 4097), Limits())
 
 
 def test_trees_of_any_depth_are_walked() -> None:

@@ -6,6 +6,7 @@ The query nodes are plain Python over dictionaries here; what searches mean is t
 from __future__ import annotations
 
 import asyncio
+import base64
 import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -41,13 +42,14 @@ from shoal_core.contracts import (
 )
 from shoal_core.errors import DimensionMismatch, InvalidArgument, OffsetExpired, SnapshotGone
 from shoal_core.evaluate import evaluate
-from shoal_core.filters import Filter
+from shoal_core.filters import And, Comparator, Compare, Filter, Text, TextMatcher
 from shoal_core.hashing import hash_ids, shard_of
 from shoal_core.limits import Limits
 from shoal_core.rank_json import parse_search
 from shoal_core.ranking import DenseQuery, GroupBy, Knn, Search, Select, SparseQuery, Sum, TextQuery, Val
 from shoal_core.records import CREATED_OFFSET, DOCUMENT, EMBEDDING, ID, URI_KEY, metadata_key
 from shoal_core.schema import Analyzer, Index, Schema, SparseConfig
+from shoal_frontend import fanout as fanning
 from shoal_frontend import search as searching
 from shoal_frontend.cursor import Cursor
 from shoal_frontend.fanout import Fanout, target_of
@@ -387,8 +389,8 @@ def test_large_answers_are_merged_beside_the_event_loop(monkeypatch: pytest.Monk
         by = GroupBy(("g",), ("#score",), 2)
         wanted = Search(rank=Sum((dense(0.0), text("sea", default=1.0))), group_by=by, select=SCORES)
         direct = await ask(shards, wanted)
-        monkeypatch.setattr(searching, "_MANY_ROWS", 0)
-        monkeypatch.setattr(searching, "_LONG_TEXT", 0)
+        for module in (searching, fanning):
+            monkeypatch.setattr(module, "MANY_ROWS", -1)
         beside = await ask(shards, wanted)
         assert rows_of(beside[0]) == rows_of(direct[0])
         assert direct[0].rows.num_rows == 6
@@ -397,6 +399,25 @@ def test_large_answers_are_merged_beside_the_event_loop(monkeypatch: pytest.Monk
 
 
 # --- what is asked of shards
+
+
+def test_what_many_records_have_is_fetched_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        shards = Shards(2)
+        shards.write(*(record(f"id-{n}", n, g=n % 3) for n in range(11)))
+        wanted = Search(rank=dense(0.0), group_by=GroupBy(("g",), ("#score",), 2), select=Select(metadatas=True))
+        [whole] = await ask(shards, wanted)
+        shards.calls.clear()
+        monkeypatch.setattr(fanning, "_FETCHED_AT_ONCE", 2)
+        [portions] = await ask(shards, wanted)
+        assert rows_of(portions) == rows_of(whole)
+        asked = [request.ids for request in shards.named("get")]
+        assert max(map(len, asked)) == 2
+        assert sorted(name for ids in asked for name in ids if len(ids)) == sorted(
+            [f"id-{n}" for n in range(11)] + ids_of(whole)
+        )
+
+    play(scenario)
 
 
 def test_frequencies_are_of_the_whole_collection_and_asked_once() -> None:
@@ -622,14 +643,29 @@ def test_each_search_of_a_call_is_of_its_own_cursors_snapshot() -> None:
     play(scenario)
 
 
-def test_a_cursor_of_another_collection_is_refused() -> None:
+BAD_CURSORS = [
+    "x",
+    "\ud800",
+    base64.urlsafe_b64encode(b"[" * 300).decode(),
+    base64.urlsafe_b64encode(b"[" * 100_000).decode(),
+    str(Cursor("other", "i", 1, 1, ranked=True)),
+    str(Cursor("c", "before", 1, 1, ranked=True)),
+    str(Cursor("c", "i", 1, 1)),
+    *(str(Cursor("c", "i", number, 1, ranked=True)) for number in (-1, 2**64, True, 1.0, "1", None)),  # type: ignore[arg-type]
+]
+
+
+def test_cursors_that_are_none_or_of_something_else_are_refused() -> None:
     async def scenario() -> None:
         shards = Shards(2)
         shards.write(record("a"))
-        for cursor in ("x", str(Cursor("other", "i", 1, 1))):
-            with pytest.raises(InvalidArgument):
-                await ask(shards, Search(rank=dense(0.0), cursor=cursor))
-        far = str(Cursor("c", "i", 1, 2**64 - 1))
+        for cursor in BAD_CURSORS:
+            with pytest.raises(InvalidArgument) as caught:
+                await ask(shards, Search(), Search(rank=dense(0.0), cursor=cursor))
+            assert caught.value.field == "searches[1].cursor"
+        with pytest.raises(InvalidArgument, match="another search"):
+            await ask(shards, Search(cursor=str(Cursor("c", "i", 1, 1, ranked=True))))
+        far = str(Cursor("c", "i", 1, 2**64 - 1, ranked=True))
         [answer] = await ask(shards, Search(rank=dense(0.0), cursor=far))
         assert rows_of(answer) == []
 
@@ -729,6 +765,13 @@ def test_counts_of_shards_are_explained_together() -> None:
         ([Search(rank=Val(1.0))], "searches[0].rank"),
         ([Search(rank=Sum((dense(0.0), dense(0.0, 0))))], "searches[0].rank.$sum[1].$knn.limit"),
         ([Search(rank=Knn(TextQuery("x"), "k"))], "searches[0].rank.$knn.query"),
+        ([Search(), Search(ids=("a", ""))], "searches[1].ids[1]"),
+        ([Search(), Search(where=Compare("a", Comparator.EQ, math.nan))], "searches[1].where.a"),
+        ([Search(where=Text(TextMatcher.REGEX, "("))], "searches[0].where.#document.$regex"),
+        ([Search(where=And((Text(TextMatcher.CONTAINS, "x" * 5000),)))], "searches[0].where.#document.$contains"),
+        ([Search(select=Select(keys=tuple(map(str, range(65)))))], "searches[0].select.keys"),
+        ([Search(rank=text("x" * 32_769))], "searches[0].rank.$knn.query"),
+        ([Search(rank=Sum((text("x" * 32_768),) * 3))] * 11, "searches"),
         ([Search(group_by=GroupBy(("a",), ("b",), 1))], "searches[0].group_by"),
         ([Search(rank=dense(0.0), group_by=GroupBy(("a",), ("b",), 0))], "searches[0].group_by.aggregate.k"),
         ([Search(rank=dense(0.0), group_by=GroupBy((), ("b",), 1))], "searches[0].group_by.keys"),
@@ -763,9 +806,18 @@ def test_indexes_that_are_off_are_not_searched_unless_a_scan_is_allowed() -> Non
         searches = [Search(rank=leaf)]
         check_searched(searches, collection(), Limits())
         check_searched(searches, off, Limits(), allow_scan=True)
-        with pytest.raises(InvalidArgument, match="is off") as caught:
+        with pytest.raises(InvalidArgument, match=f"index of key {leaf.key!r} is off") as caught:
             check_searched(searches, off, Limits())
         assert caught.value.field == "searches[0].rank.$knn.key"
+    unread = replace(off, schema=Schema(off=frozenset(Index)))
+    for where, place in (
+        (Compare("a", Comparator.EQ, 1), "where.a"),
+        (Text(TextMatcher.REGEX, "x"), "where.#document"),
+    ):
+        check_searched([Search(where=where)], unread, Limits(), allow_scan=True)
+        with pytest.raises(InvalidArgument, match="is off") as caught:
+            check_searched([Search(), Search(where=where)], unread, Limits())
+        assert caught.value.field == f"searches[1].{place}"
     check_searched([Search(), vector(1, 2)], off, Limits())
     on = replace(off, schema=Schema(off=frozenset([Index.SPARSE]), keys={"s": {Index.SPARSE: True}}))
     check_searched([Search(rank=sparse)], on, Limits())

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from services.frontend.tests.frontend_support import DIMENSION, Cluster, put, remove
-from shoal_core.consistency import as_of
+from shoal_core.consistency import Consistency, ReadLevel, as_of
 from shoal_core.contracts import Answer, Include, Outcome
-from shoal_core.errors import InvalidArgument, NotFound, OffsetExpired
+from shoal_core.errors import InvalidArgument, NotFound, OffsetExpired, Unavailable
 from shoal_core.filters import parse_where
 from shoal_frontend.database import DatabaseService
 from shoal_testing.oracle import OracleCollection
@@ -101,8 +101,10 @@ def test_every_earlier_offset_stays_readable_through_compactions(shards: int, se
 def test_an_offset_beyond_the_log_is_refused(shards: int) -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.write(put("a"))
-        with pytest.raises(InvalidArgument, match="beyond the log's end at 1"):
-            await cluster.database.get(cluster.ref, consistency=as_of(2))
+        for consistency in (as_of(2), Consistency(ReadLevel.SESSION, 2)):
+            with pytest.raises(InvalidArgument, match="beyond the log's end at 1") as caught:
+                await cluster.database.get(cluster.ref, consistency=consistency)
+            assert caught.value.field == "consistency.offset"
 
     play(scenario, shards=shards)
 
@@ -161,6 +163,7 @@ def test_pages_are_of_one_snapshot(shards: int, size: int) -> None:
                 await cluster.compact()
         assert [name for page in pages for name in page] == whole
         assert all(len(page) == size for page in pages[:-1])
+        assert pages[-1], "no cursor where nothing follows"
 
     play(scenario, shards=shards)
 
@@ -207,6 +210,21 @@ def test_a_write_says_what_became_of_each_record(shards: int) -> None:
         again = await written(cluster, *mixed, outcomes=True, idempotency_key="once")
         assert again == result  # of the first time, not of now
         assert (await written(cluster, put("c"))).outcomes is None
+
+    play(scenario, shards=shards)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_write_stands_whose_outcomes_cannot_be_looked_up(shards: int) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.write(put("a"))
+
+        async def gone(name: str) -> None:
+            raise Unavailable("no query node")
+
+        cluster.nodes.before = gone
+        result = await written(cluster, put("a"), put("b"), outcomes=True)
+        assert (result.outcomes, result.token.offset) == (None, 3)
 
     play(scenario, shards=shards)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from shoal_core.contracts import CollectionRef, Condition, NewCollection
+from shoal_core.contracts import CollectionRef, Condition, Include, NewCollection
 from shoal_core.errors import (
     AlreadyExists,
     DimensionMismatch,
@@ -36,6 +36,7 @@ from shoal_core.filters import (
 )
 from shoal_core.limits import Limits
 from shoal_core.records import DELETED_KEYS, SPARSE_TYPE, embedding_array
+from shoal_core.schema import Index, Schema, SparseConfig
 from shoal_frontend.database import DatabaseService
 from shoal_testing.direct import DirectSystem
 from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
@@ -291,6 +292,11 @@ async def test_good_batches_pass(fixture: Fixture) -> None:
     ("fields", "error", "field"),
     [
         ({"idempotency_key": "é" * 5}, InvalidArgument, "idempotency_key"),
+        ({"idempotency_key": "\ud800"}, InvalidArgument, "idempotency_key"),
+        ({"idempotency_key": "a\0"}, InvalidArgument, "idempotency_key"),
+        ({"condition": Condition(0, tuple("abcdef"))}, InvalidArgument, "condition.read_ids"),
+        ({"condition": Condition(0, ("a", ""))}, InvalidArgument, "condition.read_ids[1]"),
+        ({"condition": Condition(0, ("\ud800",))}, InvalidArgument, "condition.read_ids"),
         ({"condition": Condition(10**6, ("id-0",))}, InvalidArgument, "condition.read_offset"),
         ({"condition": Condition(0, ("id-0",))}, WriteConflict, ""),
     ],
@@ -376,7 +382,7 @@ async def test_a_bad_filter_is_refused(fixture: Fixture, name: str) -> None:
 async def test_a_regular_expression_that_is_none(fixture: Fixture) -> None:
     with pytest.raises(InvalidArgument) as caught:
         await fixture.database.get(fixture.ref, where=Text(TextMatcher.REGEX, "("))
-    assert caught.value.field == "where_document"
+    assert caught.value.field == "where_document.$regex"
 
 
 async def test_filters_at_the_border_pass(fixture: Fixture) -> None:
@@ -403,6 +409,8 @@ BAD_READS: dict[str, tuple[dict[str, Any], type[ShoalError], str]] = {
     "limit negative": ({"limit": -1}, InvalidArgument, "limit"),
     "limit too large": ({"limit": 11}, InvalidArgument, "limit"),
     "offset negative": ({"offset": -1}, InvalidArgument, "offset"),
+    "a key that none has": ({"include": Include(keys=("a", "#x"))}, InvalidArgument, "include.keys"),
+    "too many keys": ({"include": Include(keys=tuple(map(str, range(65))))}, InvalidArgument, "include.keys"),
 }
 
 
@@ -425,6 +433,8 @@ BAD_QUERIES: dict[str, tuple[Any, int, dict[str, Any], type[ShoalError], str]] =
     "NaN": (np.array([GOOD, [1, NAN, 1]], np.float32), 1, {}, InvalidArgument, "query_embeddings[1]"),
     "infinity": (np.array([[1, INF, 1]], np.float32), 1, {}, InvalidArgument, "query_embeddings[0]"),
     "k negative": (np.ones((1, 3), np.float32), -1, {}, InvalidArgument, "n_results"),
+    "ef negative": (np.ones((1, 3), np.float32), 1, {"ef": -1}, InvalidArgument, "ef"),
+    "ef too large": (np.ones((1, 3), np.float32), 1, {"ef": 11}, InvalidArgument, "ef"),
     "k too large": (np.ones((1, 3), np.float32), 11, {}, InvalidArgument, "n_results"),
     "id empty": (np.ones((1, 3), np.float32), 1, {"ids": [""]}, InvalidArgument, "ids[0]"),
 }
@@ -473,7 +483,34 @@ async def test_a_bad_name_is_refused(fixture: Fixture, name: str) -> None:
     assert await fixture.state() == before
 
 
-@pytest.mark.parametrize("name", ["", "ab", "x" * 513])
+NO_NAMES = ["x" * 513, "a\0c", "ab\ud800"]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+async def test_names_that_nothing_has_are_not_looked_up(fixture: Fixture, name: str) -> None:
+    database, ref = fixture.database, fixture.ref
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("name", lambda: database.get_tenant(name)),
+        ("tenant", lambda: database.get_database(name, "d")),
+        ("name", lambda: database.get_database("t", name)),
+        ("name", lambda: database.delete_database("t", name)),
+        ("tenant", lambda: database.list_databases(name)),
+        ("tenant", lambda: database.create_database(name, "fine")),
+        ("database", lambda: database.list_collections("t", name)),
+        ("database", lambda: database.count_collections("t", name)),
+        ("tenant", lambda: database.create_collection(NewCollection(name, "d", "fine"))),
+        ("name", lambda: database.get_collection(replace(ref, id="", name=name))),
+        ("tenant", lambda: database.get(replace(ref, tenant=name))),
+        ("id", lambda: database.write(replace(ref, id=name), batch())),
+        ("database", lambda: database.delete_collection(replace(ref, database=name))),
+    ]
+    for field, call in calls:
+        with pytest.raises(InvalidArgument) as caught:
+            await call()
+        assert caught.value.field == field
+
+
+@pytest.mark.parametrize("name", ["", "ab", *NO_NAMES])
 async def test_a_bad_tenant_name_is_refused(fixture: Fixture, name: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         await fixture.database.create_tenant(name)
@@ -504,6 +541,13 @@ def _deep(levels: int) -> dict[str, Any]:
         ({"configuration": {"a": "x" * 200}}, "configuration"),
         ({"configuration": _deep(100_000)}, "configuration"),
         ({"configuration": []}, "configuration"),
+        ({"metadata": {"a": "\ud800"}}, "metadata"),
+        ({"schema": Schema(keys={"#x": {Index.INT: False}})}, "schema.keys.#x"),
+        ({"schema": Schema(keys={"k" * 9: {Index.INT: False}})}, "schema.keys.kkkkkkkkk"),
+        ({"schema": Schema(keys={f"k{n}": {Index.INT: False} for n in range(50)})}, "schema"),
+        ({"schema": Schema(sparse={"$s": SparseConfig()})}, "schema.sparse.$s"),
+        ({"schema": Schema(sparse={"s": SparseConfig(source_key="#x")})}, "schema.sparse.s.source_key"),
+        ({"schema": Schema(sparse={"s": SparseConfig(embedding_function={"f": object()})})}, "schema"),
     ],
 )
 async def test_a_collection_that_cannot_be(fixture: Fixture, fields: dict[str, Any], field: str) -> None:
@@ -512,7 +556,7 @@ async def test_a_collection_that_cannot_be(fixture: Fixture, fields: dict[str, A
     with pytest.raises(InvalidArgument) as caught:
         await fixture.database.create_collection(new)
     assert caught.value.field == field
-    changes = {name: fields[name] for name in ("metadata", "configuration") if name in fields}
+    changes = {name: fields[name] for name in ("metadata", "configuration", "schema") if name in fields}
     if changes:
         with pytest.raises(InvalidArgument) as caught:
             await fixture.database.modify_collection(fixture.ref, **changes)

@@ -121,6 +121,42 @@ def test_lanes_are_bounded_and_take_turns() -> None:
     assert queue.startable() == ["a"]
 
 
+def test_stuck_collections_with_nothing_to_do_are_kept_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal_log.groups._KEPT_APART", 3)
+    letters = "abcdefgh"
+    queue = queue_of(*(f"{letter}1" for letter in letters), lanes=2)
+    queue.startable()
+    queue.set_apart(queue.take(MAIN))
+    queue.finish(MAIN)
+    served = []
+    while lanes := queue.startable():
+        for lane in lanes:
+            queue.take(lane)
+        for lane in lanes:
+            served.append(lane)
+            queue.finish(lane, stuck=True)
+    assert "".join(served) == letters
+    for letter in letters:
+        queue.offer(Item(f"{letter}2"))
+    assert names(queue.take(MAIN)) == "a2 b2 c2 d2 e2", "the longest idle are forgotten"
+    assert queue.startable() == ["f", "g"]
+
+
+def test_a_lane_at_work_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal_log.groups._KEPT_APART", 0)
+    queue = queue_of("a1", "b1", lanes=2)
+    queue.startable()
+    queue.set_apart(queue.take(MAIN))
+    queue.finish(MAIN)
+    assert queue.startable() == ["a", "b"]
+    queue.take("a")
+    queue.take("b")
+    queue.finish("b", stuck=True)
+    queue.offer(Item("a2"))
+    queue.offer(Item("b2"))
+    assert names(queue.take(MAIN)) == "b2", "its group under way must not be overtaken by a2"
+
+
 def test_drain_takes_everything_out() -> None:
     queue = queue_of("a1", "b1")
     queue.startable()

@@ -29,10 +29,11 @@ from shoal_core.records import (
     metadata_fields,
 )
 from shoal_index.planner import SegmentPlan
+from shoal_index.segment import in_order
 from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, order_by_distance
 from shoal_index.vector.exact import search_exact
 from shoal_index.version import ShardVersion
-from shoal_query.tail import Frozen, ids_of, take_pieces
+from shoal_query.tail import Frozen, ids_of
 
 DISTANCE = "distance"
 ORIGIN = "origin"
@@ -90,11 +91,6 @@ class Selection:
     where: Filter | None = None
     ids: pa.Array | None = None
 
-    @property
-    def is_everything(self) -> bool:
-        """Whether neither is given."""
-        return self.where is None and self.ids is None
-
 
 def allowed_rows(snapshot: Snapshot, source: int, selection: Selection) -> Mask | None:
     """Rows of a source that are live and selected; None for all of them."""
@@ -119,13 +115,14 @@ def _allowed_tail(snapshot: Snapshot, selection: Selection) -> Mask:
     if frozen.pieces is None or not mask.any():
         return mask
     if selection.where is not None:
-        mask &= evaluate(selection.where, _tail_columns(frozen, selection.where))
+        mask &= evaluate(selection.where, tail_columns(frozen, selection.where))
     if selection.ids is not None:
         mask &= pc.is_in(ids_of(frozen), value_set=selection.ids).to_numpy()
     return mask
 
 
-def _tail_columns(frozen: Frozen, where: Filter) -> pa.Table:
+def tail_columns(frozen: Frozen, where: Filter) -> pa.Table:
+    """The columns of the overlay, which has rows, that a filter reads, and the id."""
     assert frozen.pieces is not None
     parts = [table.select(sorted(columns_of(where, table.schema) | {ID})) for table in frozen.pieces.tables]
     return concat_rows(parts)
@@ -158,11 +155,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class SegmentHits:
-    """The nearest rows of one segment, what was allowed when it was searched, and how it was searched."""
+    """The nearest rows of one segment and how it was searched."""
 
     near: Neighbours
     plan: SegmentPlan
-    allowed: int
 
 
 def search_segment(snapshot: Snapshot, source: int, selection: Selection, search: Search) -> SegmentHits:
@@ -172,7 +168,7 @@ def search_segment(snapshot: Snapshot, source: int, selection: Selection, search
     near, plan = segment.search(
         search.vectors, search.k, allowed=mask, ef=search.ef, exact=search.exact, threads=search.threads
     )
-    return SegmentHits(near, plan, segment.rows if mask is None else int(np.count_nonzero(mask)))
+    return SegmentHits(near, plan)
 
 
 def search_segments(snapshot: Snapshot, selection: Selection, search: Search) -> list[SegmentHits]:
@@ -246,10 +242,12 @@ def select_rows(
     for source in range(snapshot.tail + 1):
         in_tail = source == snapshot.tail
         all_created = snapshot.frozen.created if in_tail else snapshot.version.segments[source].segment.created
-        # A segment is in order of creation: its later rows are on no earlier page
-        found = _selected(snapshot, source, selection, len(all_created), None if in_tail or after_created else end)
-        if after_created:
+        if in_tail:
+            found = _selected(snapshot, source, selection, 0, len(all_created), None)
             found = found[all_created[found] > after_created]
+        else:  # is in order of creation: no row is on an earlier page than those before it
+            first = int(np.searchsorted(all_created, np.uint64(after_created), side="right"))
+            found = _selected(snapshot, source, selection, first, len(all_created), end)
         rows.append(found)
         sources.append(np.full(len(found), source))
         created.append(all_created[found])
@@ -259,14 +257,15 @@ def select_rows(
     return Found(np.concatenate(sources)[page], np.concatenate(rows)[page], joined[page], None, counts)
 
 
-def _selected(snapshot: Snapshot, source: int, selection: Selection, count: int, most: int | None) -> Rows:
-    """The first ``most`` selected rows of a source of ``count`` rows."""
+def _selected(snapshot: Snapshot, source: int, selection: Selection, first: int, count: int, most: int | None) -> Rows:
+    """The ``most`` first selected rows of a source of ``count`` rows, from the row ``first`` on."""
     if selection.ids is not None and source != snapshot.tail:
-        return _named(snapshot, source, selection.ids, selection.where)[:most]
+        rows = _named(snapshot, source, selection.ids, selection.where)
+        return rows[np.searchsorted(rows, first) :][:most]
     mask = allowed_rows(snapshot, source, selection)
     if mask is None:
-        return np.arange(count if most is None else min(count, most))
-    return np.flatnonzero(mask)[:most]
+        return np.arange(first, count if most is None else min(count, first + most))
+    return np.flatnonzero(mask[first:])[:most] + first
 
 
 def _named(snapshot: Snapshot, source: int, ids: pa.Array, where: Filter | None) -> Rows:
@@ -299,11 +298,7 @@ def hydrate(snapshot: Snapshot, found: Found, include: Include, *, with_origin: 
         at = np.flatnonzero(found.source == source)
         tables.append(_take(snapshot, source, found.row[at], include))
         positions.append(at)
-    rows = concat_rows(tables) if tables else empty_rows(None).select([ID, CREATED_OFFSET])
-    if len(tables) > 1:
-        back = np.empty(len(found.row), dtype=np.int64)
-        back[np.concatenate(positions)] = np.arange(len(found.row))
-        rows = rows.combine_chunks().take(pa.array(back))
+    rows = in_order(tables, positions) if tables else empty_rows(None).select([ID, CREATED_OFFSET])
     if found.distance is not None:
         rows = rows.append_column(DISTANCE, pa.array(found.distance))
     if with_origin:
@@ -314,8 +309,9 @@ def hydrate(snapshot: Snapshot, found: Found, include: Include, *, with_origin: 
 def _take(snapshot: Snapshot, source: int, rows: Rows, include: Include) -> pa.Table:
     if source == snapshot.tail:
         assert snapshot.frozen.pieces is not None
-        table = take_pieces(snapshot.frozen.pieces, rows)
-        return table.select(_columns(table.column_names, include))
+        pieces = snapshot.frozen.pieces
+        names = dict.fromkeys(name for table in pieces.tables for name in table.schema.names)
+        return pieces.take(rows, _columns(list(names), include))
     segment = snapshot.version.segments[source].segment
     return segment.take(rows, _columns([*segment.schema.names, EMBEDDING], include))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 from shoal_core.contracts import Json, Target
 from shoal_core.ports import Clock
 from shoal_index.planner import SegmentPlan, Strategy
-from shoal_query.execute import Selection, Snapshot, allowed_rows
+from shoal_query.execute import Selection, Snapshot, allowed_rows, tail_columns
 from shoal_storage.cache import ReadMeter
 
 
@@ -35,37 +35,54 @@ class Stages:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """A read under way.
+
+    Attributes:
+        kernels: tells by library what computes distances on the node.
+        read, before: what the shard has read, now and when the read began.
+    """
+
+    node: str
+    kernels: Callable[[], Mapping[str, str]]
+    stages: Stages
+    read: ReadMeter
+    before: ReadMeter
+
+
+@dataclass(frozen=True, slots=True)
 class Shown:
     """What an explanation is made from.
 
     Attributes:
         plans: per ranked list and segment how vectors were searched; empty for reads that search none.
         rows: the answer; None for a count.
-        before: what the shard had read when the read began.
     """
 
-    node: str
+    reading: Reading
     target: Target
     snapshot: Snapshot
     selection: Selection
-    stages: Stages
-    before: ReadMeter
-    read: ReadMeter
     plans: Sequence[Sequence[SegmentPlan]] = ()
     rows: pa.Table | None = None
     from_tail: int = 0
 
 
 def explain(shown: Shown) -> Json:
-    """The explanation as JSON: one element of the list ``shards``."""
-    snapshot = shown.snapshot
+    """The explanation as JSON: one element of the list ``shards``.
+
+    Bytes of a filter are those of its evaluation, which a segment may have kept from an earlier read.
+    """
+    reading, snapshot = shown.reading, shown.snapshot
     segments = [_segment(shown, number) for number in range(snapshot.tail)]
     tail = allowed_rows(snapshot, snapshot.tail, shown.selection)
     tail_matched = 0 if tail is None else int(np.count_nonzero(tail))
     answered = 0 if shown.rows is None else shown.rows.num_rows
     compared = sum(_compared_bytes(shown, plan) for plans in shown.plans for plan in plans)
+    filtered = _filtered_bytes(snapshot, shown.selection)
     shard = {
-        "node": shown.node,
+        "node": reading.node,
+        "kernels": dict(reading.kernels()),
         "shard": shown.target.shard,
         "version": snapshot.version.version,
         "offset": snapshot.offset,
@@ -78,12 +95,12 @@ def explain(shown: Shown) -> Json:
         },
         "matched": tail_matched + sum(segment["matched"] for segment in segments),
         "answered": {"segments": answered - shown.from_tail, "tail": shown.from_tail},
-        "milliseconds": dict(shown.stages.milliseconds),
+        "milliseconds": dict(reading.stages.milliseconds),
         "bytes": {
-            "memory": compared + (0 if shown.rows is None else int(shown.rows.nbytes)),
-            "cache": shown.read.memory_bytes - shown.before.memory_bytes,
-            "disk": shown.read.disk_bytes - shown.before.disk_bytes,
-            "store": shown.read.store_bytes - shown.before.store_bytes,
+            "memory": filtered + compared + (0 if shown.rows is None else int(shown.rows.nbytes)),
+            "cache": reading.read.memory_bytes - reading.before.memory_bytes,
+            "disk": reading.read.disk_bytes - reading.before.disk_bytes,
+            "store": reading.read.store_bytes - reading.before.store_bytes,
         },
     }
     return {"shards": [shard]}
@@ -102,11 +119,11 @@ def _segment(shown: Shown, number: int) -> dict[str, Any]:
     }
     if shown.selection.where is not None:
         matching = view.segment.select(shown.selection.where)
-        steps = [
-            {"condition": step.condition, "how": step.how, "estimated": step.estimated, "matched": step.matched}
-            for step in matching.steps
-        ]
-        entry["filter"] = {"estimated": matching.estimated, "matched": int(matching.mask.sum()), "steps": steps}
+        entry["filter"] = {
+            "estimated": matching.estimated,
+            "matched": int(np.count_nonzero(matching.mask)),
+            "steps": [asdict(step) for step in matching.steps],
+        }
     if shown.plans:
         entry |= _plan(shown.plans[0][number])
     if len(shown.plans) > 1:
@@ -117,6 +134,16 @@ def _segment(shown: Shown, number: int) -> dict[str, Any]:
 def _plan(plan: SegmentPlan) -> Mapping[str, object]:
     rejected = [{"strategy": str(strategy), "reason": reason} for strategy, reason in plan.rejected]
     return {"strategy": str(plan.strategy), "ef": plan.ef, "rejected": rejected}
+
+
+def _filtered_bytes(snapshot: Snapshot, selection: Selection) -> int:
+    """What the filter's evaluation reads, in the segments and in the tail."""
+    if selection.where is None:
+        return 0
+    matchings = [view.segment.select(selection.where) for view in snapshot.version.segments]
+    visible = bool(snapshot.frozen.visible(snapshot.offset).any())
+    tail = int(tail_columns(snapshot.frozen, selection.where).nbytes) if visible else 0
+    return tail + sum(step.read_bytes for matching in matchings for step in matching.steps)
 
 
 def _compared_bytes(shown: Shown, plan: SegmentPlan) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +19,6 @@ from shoal_core.contracts import (
     DenseLeaf,
     GetRequest,
     Include,
-    Json,
     QueryRequest,
     SearchRequest,
     StatisticsAnswer,
@@ -29,6 +28,7 @@ from shoal_core.contracts import (
 from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound, ShoalError, SnapshotGone
 from shoal_core.filters import Filter
 from shoal_index.planner import SegmentPlan
+from shoal_index.vector import kernels
 from shoal_query.admission import Admission
 from shoal_query.execute import (
     Found,
@@ -41,10 +41,10 @@ from shoal_query.execute import (
     search_segments,
     select_rows,
 )
-from shoal_query.explain import Shown, Stages, explain
+from shoal_query.explain import Reading, Shown, Stages, explain
 from shoal_query.ranked import SCORE, search_leaves, statistics
+from shoal_query.rounds import seen
 from shoal_query.shard import Services, Shard, View
-from shoal_storage.cache import ReadMeter
 
 ShardKey = tuple[str, int, int]
 
@@ -54,7 +54,8 @@ class NodeSettings:
     """Bounds of a query node.
 
     Attributes:
-        loaded_bytes: shards are dropped, least recently used first, above this many bytes of segments and tails.
+        loaded_bytes: shards are dropped, least recently used first, above this many bytes of segments, tails and what reads made
+            of them.
         reads_per_shrink: how many reads between two looks at that.
         threads: of one search call with many vectors.
         staleness_ms: how long reads at index_only and session may go without a read index.
@@ -88,11 +89,19 @@ class Node:
     settings: NodeSettings = field(default_factory=NodeSettings)
     counters: Counters = field(default_factory=Counters)
     _shards: OrderedDict[ShardKey, Shard] = field(default_factory=OrderedDict)
+    _sizes: dict[ShardKey, int] = field(default_factory=dict)  # in bytes, after a shard's last read
     _admission: Admission = field(init=False)
     _reads_since_shrink: int = 0
+    _kernels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._admission = Admission(self.settings.reads_at_work, self.settings.reads_waiting)
+
+    def kernels(self) -> Mapping[str, str]:
+        """`kernels.report` of this process, made at the first call."""
+        if not self._kernels:
+            self._kernels = kernels.report()
+        return self._kernels
 
     async def get(self, request: GetRequest, *, encoded: bool = False) -> Answer:
         """See `QueryNode`."""
@@ -107,7 +116,7 @@ class Node:
                 reading.stages.done("select")
                 rows = hydrate(snapshot, found, request.include, with_origin=request.explain)
                 reading.stages.done("fetch")
-                return reading.answer(rows, found, snapshot, selection, request)
+                return _answer(reading, rows, found, snapshot, selection, request)
 
             return await self.services.compute(work)
 
@@ -122,7 +131,7 @@ class Node:
             def work() -> CountAnswer:
                 total = count_rows(snapshot, selection)
                 reading.stages.done("select")
-                shown = reading.explained(snapshot, selection, request.target) if request.explain else None
+                shown = explain(Shown(reading, request.target, snapshot, selection)) if request.explain else None
                 return CountAnswer(total, _served_at(snapshot), shown)
 
             return await self.services.compute(work)
@@ -163,7 +172,7 @@ class Node:
                 rows = hydrate(snapshot, ranked.found, Include(), with_origin=request.explain)
                 rows = rows.append_column(SCORE, pa.array(ranked.measures))
                 reading.stages.done("fetch")
-                return reading.answer(rows, ranked.found, snapshot, selection, request, ranked.plans)
+                return _answer(reading, rows, ranked.found, snapshot, selection, request, ranked.plans)
 
             return await self.services.compute(work)
 
@@ -176,9 +185,11 @@ class Node:
 
     async def close(self) -> None:
         """Stop all background loading."""
-        for shard in self._shards.values():
-            await shard.close()
+        shards = list(self._shards.values())
         self._shards.clear()
+        self._sizes.clear()
+        for shard in shards:
+            await shard.close()
 
     async def _search(
         self,
@@ -187,14 +198,15 @@ class Node:
         request: QueryRequest,
         selection: Selection,
         search: Search,
-        reading: _Read,
+        reading: Reading,
     ) -> Answer:
         before, pinned = view.newest(), None
         if request.consistency.level is ReadLevel.AS_OF:
             before = pinned = await self._snapshot(shard, request.target, request.consistency, request.snapshot_offset)
         elif request.snapshot_offset and before.offset > request.snapshot_offset:
-            before = pinned = await self._pinned(shard, view, request.snapshot_offset)
+            before = pinned = await self._pinned(shard, view, request.target, request.snapshot_offset)
         segments = asyncio.ensure_future(self.services.compute(lambda: search_segments(before, selection, search)))
+        segments.add_done_callback(seen)
         try:
             snapshot = pinned or await self._snapshot_of(
                 shard, view, request.target, request.consistency, request.snapshot_offset
@@ -216,12 +228,12 @@ class Node:
             reading.stages.done("tail")
             rows = hydrate(snapshot, found, request.include, with_origin=request.explain)
             reading.stages.done("fetch")
-            return reading.answer(rows, found, snapshot, selection, request, [[hit.plan for hit in current]])
+            return _answer(reading, rows, found, snapshot, selection, request, [[hit.plan for hit in current]])
 
         return await self.services.compute(finish)
 
-    def _begin(self, shard: Shard) -> _Read:
-        return _Read(self.name, shard, Stages(self.services.clock), replace(shard.read))
+    def _begin(self, shard: Shard) -> Reading:
+        return Reading(self.name, self.kernels, Stages(self.services.clock), shard.read, replace(shard.read))
 
     async def _snapshot(self, shard: Shard, target: Target, consistency: Consistency, snapshot_offset: int) -> Snapshot:
         """A snapshot that meets the demand, on the newest view; taken anew when a version replaces it meanwhile."""
@@ -243,8 +255,7 @@ class Node:
             await self._look_now_and_then(shard, target)
             return await shard.as_of(snapshot_offset or consistency.offset, target.epoch)
         if snapshot_offset:
-            await self._look_now_and_then(shard, target)  # another's offset does not tell of new versions
-            return await self._pinned(shard, view, snapshot_offset)
+            return await self._pinned(shard, view, target, snapshot_offset)
         match consistency.level:
             case ReadLevel.INDEX_ONLY:
                 await self._look_now_and_then(shard, target)
@@ -271,7 +282,8 @@ class Node:
     def _is_recent(self, moment: float, staleness_ms: int) -> bool:
         return (self.services.clock.monotonic() - moment) * 1000 <= staleness_ms
 
-    async def _pinned(self, shard: Shard, view: View, offset: int) -> Snapshot:
+    async def _pinned(self, shard: Shard, view: View, target: Target, offset: int) -> Snapshot:
+        await self._look_now_and_then(shard, target)  # another's offset does not tell of new versions
         await shard.reach(offset)
         return await view.at(offset, shard.dimension, self.services)
 
@@ -294,77 +306,48 @@ class Node:
                 if shard.is_idle:  # there may be any number of collections that cannot be loaded
                     await self._drop(key, shard)
                 raise
+            finally:
+                if self._shards.get(key) is shard:
+                    self._sizes[key] = shard.size_bytes
             await self._shrink(key)
 
     async def _shrink(self, keep: ShardKey) -> None:
-        """Adding up is not for every read: sizes change with loads and with the tail, and both take many reads."""
+        """Adding up is not for every read: there may be many shards, and sizes change slowly."""
         self._reads_since_shrink += 1
         if self._reads_since_shrink < self.settings.reads_per_shrink:
             return
         self._reads_since_shrink = 0
-        total = sum(shard.size_bytes for shard in self._shards.values())
+        total = sum(self._sizes.values())
         for key, shard in list(self._shards.items()):
             if total <= self.settings.loaded_bytes or key == keep:
                 return
-            if shard.size_bytes:  # one that is being loaded would only be loaded again
-                total -= shard.size_bytes
+            if not shard.is_loading:  # it would only be loaded again
+                total -= self._sizes.get(key, 0)
                 await self._drop(key, shard)
 
     async def _drop(self, key: ShardKey, shard: Shard) -> None:
         if self._shards.get(key) is not shard:
             return  # another read was faster
         del self._shards[key]
+        self._sizes.pop(key, None)
         self.counters.dropped_shards += 1
         await shard.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """One read under way, for its explanation."""
-
-    node: str
-    shard: Shard
-    stages: Stages
-    before: ReadMeter
-
-    def answer(
-        self,
-        rows: pa.Table,
-        found: Found,
-        snapshot: Snapshot,
-        selection: Selection,
-        request: GetRequest | QueryRequest | SearchRequest,
-        plans: Sequence[Sequence[SegmentPlan]] = (),
-    ) -> Answer:
-        shown = None
-        if request.explain:
-            from_tail = int(np.count_nonzero(found.source == snapshot.tail))
-            shown = self.explained(snapshot, selection, request.target, plans, rows, from_tail)
-        return Answer(rows, found.counts.astype(np.uint32), _served_at(snapshot), explain=shown)
-
-    def explained(
-        self,
-        snapshot: Snapshot,
-        selection: Selection,
-        target: Target,
-        plans: Sequence[Sequence[SegmentPlan]] = (),
-        rows: pa.Table | None = None,
-        from_tail: int = 0,
-    ) -> Json:
-        return explain(
-            Shown(
-                self.node,
-                target,
-                snapshot,
-                selection,
-                self.stages,
-                self.before,
-                self.shard.read,
-                plans,
-                rows,
-                from_tail,
-            )
-        )
+def _answer(
+    reading: Reading,
+    rows: pa.Table,
+    found: Found,
+    snapshot: Snapshot,
+    selection: Selection,
+    request: GetRequest | QueryRequest | SearchRequest,
+    plans: Sequence[Sequence[SegmentPlan]] = (),
+) -> Answer:
+    shown = None
+    if request.explain:
+        from_tail = int(np.count_nonzero(found.source == snapshot.tail))
+        shown = explain(Shown(reading, request.target, snapshot, selection, plans, rows, from_tail))
+    return Answer(rows, found.counts.astype(np.uint32), _served_at(snapshot), explain=shown)
 
 
 def _check_dimension(given: int, view: View, shard: Shard) -> None:

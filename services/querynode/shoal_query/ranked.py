@@ -23,8 +23,8 @@ from shoal_core.contracts import (
 )
 from shoal_index.planner import SegmentPlan
 from shoal_index.segment import Segment
-from shoal_index.sparse import count_sparse, scan_sparse, smallest
-from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors
+from shoal_index.sparse import count_sparse, scan_sparse
+from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, order_by_distance
 from shoal_index.vector.exact import search_exact
 from shoal_query.execute import Found, Selection, Snapshot, allowed_rows
 from shoal_query.tail import Piece
@@ -109,7 +109,9 @@ def _merge(snapshot: Snapshot, hits: Sequence[_Hits], limits: Sequence[int]) -> 
     created = np.concatenate([np.empty(0, np.uint64), *(created_of[hit.source][hit.rows] for hit in hits)])
     measures = np.concatenate([np.empty(0), *(hit.measures for hit in hits)])
     best = [
-        at[smallest(measures[at], created[at], k)] for n, k in enumerate(limits) for at in [np.flatnonzero(leaf == n)]
+        at[order_by_distance(measures[at], created[at], k)]
+        for n, k in enumerate(limits)
+        for at in [np.flatnonzero(leaf == n)]
     ]
     counts = np.array([len(part) for part in best], dtype=np.int64)
     chosen = np.concatenate([np.empty(0, np.int64), *best])
@@ -175,7 +177,7 @@ def _in_piece(piece: Piece, mask: Mask, leaf: SparseLeaf | TextLeaf) -> tuple[Ro
         return _NOTHING
     measures, present = scan_sparse(column, leaf.indices, leaf.values)
     rows = np.flatnonzero(present & mask)
-    best = smallest(measures[rows], piece.created[rows], leaf.k)
+    best = order_by_distance(measures[rows], piece.created[rows], leaf.k)
     return rows[best], measures[rows[best]]
 
 
@@ -185,7 +187,7 @@ def _by_text(texts: Segment | Piece, mask: Mask | None, leaf: TextLeaf) -> tuple
         leaf.terms, leaf.weights, average_length=leaf.average_length, k1=leaf.k1, b=leaf.b, allowed=mask
     )
     measures = 1.0 - scores
-    best = smallest(measures, texts.created[rows], leaf.k)
+    best = order_by_distance(measures, texts.created[rows], leaf.k)
     return rows[best], measures[best]
 
 

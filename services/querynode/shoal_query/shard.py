@@ -70,9 +70,9 @@ class View:
     folding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
-    def size_bytes(self) -> int:
-        """Bytes of its segments and of its raw tail."""
-        return self.raw.size_bytes + sum(view.ref.size_bytes for view in self.version.segments)
+    def tail_bytes(self) -> int:
+        """Bytes of the tail, raw and folded."""
+        return self.raw.size_bytes + self.overlay.size_bytes
 
     def newest(self) -> Snapshot:
         """What is folded already."""
@@ -135,10 +135,16 @@ class Shard:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the segments and the raw tails held, and something for the shard itself; 0 while nothing is loaded."""
-        if self.view is None:
-            return 0
-        return _SHARD_BYTES + self.view.size_bytes + sum(view.size_bytes for view in self._past.values())
+        """Bytes of the segments and tails held, of what was made for reads, and something for the shard itself."""
+        views = [*self._past.values(), *([] if self.view is None else [self.view])]
+        segments = {id(held.segment): held for view in views for held in view.version.segments}  # versions share them
+        stored = sum(held.ref.size_bytes + held.segment.kept_bytes for held in segments.values())
+        return _SHARD_BYTES + stored + sum(view.tail_bytes for view in views)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the first version is being loaded."""
+        return self.view is None and self._loading is not None
 
     @property
     def is_idle(self) -> bool:
@@ -165,10 +171,8 @@ class Shard:
 
     async def reach(self, offset: int) -> None:
         """Bring the raw tail up to ``offset``, the end of a batch that is known to be committed."""
-        while (view := await self.loaded()).raw.through < offset:
-            before = view.raw.through
-            if await self._fetch_next(offset) is not None and view.raw.through == before:
-                raise SnapshotGone(f"the log does not reach offset {offset}; take a new snapshot")
+        while (await self.loaded()).raw.through < offset:
+            await self._fetch_next(offset)
 
     async def as_of(self, offset: int, epoch: int) -> Snapshot:
         """The snapshot at the end of the last batch at or below ``offset``, whatever has been compacted since.
@@ -238,10 +242,13 @@ class Shard:
             return None
 
     async def _fetch(self, raw: RawTail, up_to: int) -> Tail:
-        target = self.target
-        request = TailRequest(target.collection_id, 0, raw.through, up_to, target.hash_range)
+        """Fetch what follows a raw tail. Raises `SnapshotGone` when that is nothing, though it does not reach ``up_to``."""
+        target, before = self.target, raw.through
+        request = TailRequest(target.collection_id, 0, before, up_to, target.hash_range)
         tail = await self.services.log.read_tail(request)
         raw.add(tail.entries, tail.through_offset)
+        if raw.through == before < up_to:
+            raise SnapshotGone(f"the log does not reach offset {up_to}; take a new snapshot")
         if tail.head.dimension is not None:  # once set it stays; an answer that was overtaken may not know it
             self.dimension = tail.head.dimension
         return tail
@@ -274,8 +281,9 @@ class Shard:
 
     async def _load(self) -> None:
         services, old = self.services, self.view
-        self.looked_at = services.clock.monotonic()
+        started_at = services.clock.monotonic()
         info = await services.catalog.get_version(self.target.collection_id)
+        self.looked_at = max(self.looked_at, started_at)
         if old is not None and info.version <= old.version.version:
             return
         manifest, version = await self._open(info, old)
@@ -288,6 +296,7 @@ class Shard:
             await view.at(raw.through, self.dimension, services)
         self.view = view
         self._views.add(view)
+        del old  # unless a read holds it, nobody needs its part of the tail any more
         raw.release(min(other.version.compacted_offset for other in self._views if other.raw is raw))
 
     async def _open(self, info: VersionInfo, old: View | None) -> tuple[Manifest, ShardVersion]:

@@ -27,6 +27,7 @@ from shoal_index.terms import TermIndex
 from shoal_index.vector.engine import Mask, Rows
 from shoal_index.version import Located, ShardVersion
 
+_ID_BYTES = 160  # of what is known of an id, in Python objects
 _FOREVER = np.uint64(2**64 - 1)
 _REMOVED = -2  # an id that the tail removed: it hides the segments' row
 _UNKNOWN = -1  # an id that the tail has not touched
@@ -106,8 +107,14 @@ class Piece:
     def __init__(self, table: pa.Table) -> None:
         self.table = table
         self.created: npt.NDArray[np.uint64] = table.column(CREATED_OFFSET).to_numpy()
+        self._table_bytes = int(table.nbytes)
         self._term_indexes: dict[Analyzer, TermIndex] = {}
         self._building = Lock()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the rows and of the indexes made so far."""
+        return self._table_bytes + sum(index.size_bytes for index in tuple(self._term_indexes.values()))
 
     def term_index(self, analyzer: Analyzer) -> TermIndex:
         """The ranked index of the documents."""
@@ -185,6 +192,11 @@ class Overlay:
         """Folded up to here."""
         return self.frozen.offset
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all rows it went through and of what was made for reads."""
+        return sum(part.size_bytes for part in self.frozen.parts) + _ID_BYTES * len(self._latest)
+
     def serves(self, offset: int) -> bool:
         """Whether the state at exactly this offset was kept: a fold ended there."""
         at = bisect_left(self._boundaries, offset)
@@ -237,7 +249,7 @@ class Overlay:
             return base, number
         assert self._pieces is not None
         number[here] = base.num_rows + np.arange(len(here))
-        return concat_rows([base, take_pieces(self._pieces, mine[here])]), number
+        return concat_rows([base, self._pieces.take(mine[here])]), number
 
     def _append(self, rows: pa.Table, to_offset: int) -> None:
         if rows.num_rows == 0:
@@ -274,17 +286,6 @@ class Overlay:
             hidden,
             self._parts,
         )
-
-
-def take_pieces(pieces: Pieces, rows: Rows) -> pa.Table:
-    """All columns of the rows, in their order, though the pieces may have different columns."""
-    parts = pieces.split(rows)
-    taken = concat_rows([pieces.tables[number].take(pa.array(within)) for number, within, _ in parts])
-    if len(parts) == 1:
-        return taken
-    back = np.empty(len(rows), dtype=np.int64)
-    back[np.concatenate([at for _, _, at in parts])] = np.arange(len(rows))
-    return taken.combine_chunks().take(pa.array(back))
 
 
 def ids_of(frozen: Frozen) -> pa.ChunkedArray:

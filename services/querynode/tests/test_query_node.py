@@ -36,7 +36,7 @@ from shoal_core.errors import (
     StaleEpoch,
     Unavailable,
 )
-from shoal_core.filters import parse_where_document
+from shoal_core.filters import parse_where, parse_where_document
 from shoal_core.records import ID, encode_batch
 from shoal_query.node import Node, NodeSettings
 from shoal_query.shard import Services
@@ -464,6 +464,62 @@ def test_a_pinned_read_of_a_node_that_comes_back_late() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("writing", [True, False])
+def test_reads_of_several_shards_keep_up_with_versions(writing: bool) -> None:
+    """Their offset is the frontend's: no node asks for a head of its own."""
+
+    async def scenario(cluster: Cluster) -> None:
+        database, clock = cluster.system.database, cluster.system.clock
+        await cluster.write(*(put(f"id-{n}") for n in range(9)))
+        assert len((await database.get(cluster.ref)).rows) == 9
+        for number in range(6):
+            await cluster.write(put("one more", number))
+            if not writing:
+                await database.get(cluster.ref)  # nobody has to fetch what comes next
+            await cluster.compact()
+            newest = (await cluster.system.catalog.get_version(cluster.ref.id)).version
+            if writing:
+                await cluster.write(put("another", number))
+            else:
+                await clock.advance(cluster.system.node.settings.staleness_ms / 1000 + 1)
+            await database.get(cluster.ref)  # hears of it
+            await settle()
+            answer = await database.get(cluster.ref)
+            assert answer.served_at.version == newest
+            assert answer.rows.num_rows == 10 + writing
+
+    play(scenario, shards=3)
+
+
+def test_pages_after_a_record_are_those_of_one_read() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        node = cluster.node()
+        chance = random.Random(4)
+        for _ in range(3):
+            await cluster.write(*(put(f"id-{chance.randrange(30)}", n) for n in range(12)))
+            await cluster.compact()
+            await cluster.write(*(remove(f"id-{chance.randrange(30)}") for _ in range(3)))
+        await cluster.write(*(put(f"id-{chance.randrange(30)}", n) for n in range(9)))
+        ids = tuple(f"id-{n}" for n in range(0, 30, 2))
+        where = parse_where({"#id": {"$nin": ["id-3", "id-4"]}})
+        for fields in ({}, {"ids": ids}, {"where": where}, {"ids": ids, "where": where}):
+            whole = await node.get(GetRequest(cluster.target, **fields))
+            assert isinstance(whole, Answer)
+            found: list[str] = []
+            after = 0
+            while True:
+                page = await node.get(GetRequest(cluster.target, limit=4, after_created=after, **fields))
+                assert isinstance(page, Answer)
+                if page.rows.num_rows == 0:
+                    break
+                found += page.rows.column(ID).to_pylist()
+                after = page.rows.column("created_offset").to_pylist()[-1]
+            assert found == whole.rows.column(ID).to_pylist()
+            assert len(found) > 8
+
+    play(scenario)
+
+
 # --- edges
 
 
@@ -659,6 +715,39 @@ def test_shards_that_are_being_loaded_are_not_dropped_for_room() -> None:
     play(scenario)
 
 
+def test_shards_that_cannot_be_loaded_are_not_kept() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        refs = [cluster.ref, *[await cluster.system.create(f"more-{n}") for n in range(5)]]
+        for ref in refs:
+            await cluster.system.database.write(ref, to_operation_batch([put("a")], DIMENSION))
+            await cluster.system.compact(ref)
+        node = cluster.node(NodeSettings(loaded_bytes=1, reads_per_shrink=1))
+        cluster.system.objects.before_get = _no_objects
+        for ref in refs:
+            with pytest.raises(Unavailable):
+                await node.count(_count(ref))
+        assert not node._shards
+        assert not node._sizes
+
+        cluster.before.closed = {"get_version"}
+        reads = [asyncio.create_task(node.count(_count(ref))) for ref in refs]
+        await settle()
+        for read in reads:
+            read.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)
+        cluster.before.open()  # now the loads fail, and nobody is there to see it
+        await settle()
+        cluster.system.objects.before_get = None
+        assert (await node.count(_count(cluster.ref))).count == 1
+        assert list(node._shards) == [(cluster.ref.id, 0, 1)] == list(node._sizes)
+
+    play(scenario)
+
+
+def _no_objects(key: str) -> None:
+    raise Unavailable("object storage is away")
+
+
 def _count(ref: CollectionRef) -> CountRequest:
     return CountRequest(Target(ref.id, 1, "l2", 0, 1))
 
@@ -693,6 +782,42 @@ def test_explain_tells_where_the_rows_came_from() -> None:
         assert [(part["rows"], part["live"], part["matched"]) for part in shard["segments"]] == [(2, 2, 2)]
         assert shard["answered"] == {"segments": 2, "tail": 1}
         assert shard["bytes"]["memory"] > 0
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_explain_counts_the_bytes_of_filters_and_names_the_kernels(
+    compacted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = 0
+
+    def report() -> dict[str, str]:
+        nonlocal reports
+        reports += 1
+        return {"blas": "some"}
+
+    monkeypatch.setattr("shoal_index.vector.kernels.report", report)
+
+    async def scenario(cluster: Cluster) -> None:
+        node = cluster.node()
+        await cluster.write(*(put(f"id-{n}", n) for n in range(10)))
+        if compacted:
+            await cluster.compact()
+        where = parse_where({"#id": {"$in": ["id-1", "id-2", "none"]}})
+        for tree, read_bytes in ((where, 3 * 12), (None, 0)):
+            answer = await node.count(CountRequest(cluster.target, where=tree, explain=True))
+            assert answer.explain is not None
+            (shard,) = answer.explain["shards"]
+            assert shard["kernels"] == {"blas": "some"}
+            assert shard["matched"] == answer.count == (2 if tree else 10)
+            if compacted:
+                assert shard["bytes"]["memory"] == read_bytes
+                steps = [step for part in shard["segments"] if tree for step in part["filter"]["steps"]]
+                assert sum(step["read_bytes"] for step in steps) == read_bytes
+            else:
+                assert (shard["bytes"]["memory"] > 0) == (tree is not None)
+        assert reports == 1
 
     play(scenario)
 

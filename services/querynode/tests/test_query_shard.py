@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 from shoal_compactor.compactor import CompactorSettings
 from shoal_compactor.flush import FlushSettings
 from shoal_compactor.policy import MergePolicy
-from shoal_core.contracts import CollectionRef, Include, Target
+from shoal_core.contracts import CollectionRef, Include, Tail, TailRequest, Target
 from shoal_core.errors import Corrupt, InvalidArgument, NotFound, OffsetExpired, SnapshotGone, StaleEpoch, Unavailable
+from shoal_core.schema import Analyzer
 from shoal_query.execute import Selection, Snapshot, hydrate, select_rows
 from shoal_query.shard import Services, Shard, View
 from shoal_query.tail import Overlay
@@ -501,5 +503,149 @@ def test_folds_are_one_at_a_time_though_their_readers_are_cancelled(monkeypatch:
         assert bench.check(second) == offset
         assert started == [offset], "the fold of the cancelled reader went on and was enough"
         assert np.count_nonzero(second.frozen.visible(offset)) == 2
+
+    play(scenario)
+
+
+# --- earlier snapshots
+
+
+def test_earlier_snapshots_come_from_older_versions_of_which_a_few_are_kept() -> None:
+    async def scenario(bench: Bench) -> None:
+        offsets = []
+        for n in range(5):
+            offsets.append(await bench.write(put(f"id-{n}", n), put("a", n)))
+            offsets.append(await bench.write(put("b", n), ("delete", f"id-{n - 2}", None, None, None, None)))
+            await bench.compact()
+        shard = bench.shard()
+        await bench.strong(shard)
+        for offset in (*reversed(offsets), *offsets, *offsets[::3]):
+            assert bench.check(await shard.as_of(offset, 1)) == offset
+            if offset - 1 not in offsets:
+                assert bench.check(await shard.as_of(offset - 1, 1)) == max(
+                    [0, *(end for end in offsets if end < offset)]
+                )
+            assert len(shard._past) <= 2
+        with pytest.raises(InvalidArgument, match="beyond the log's end"):
+            await shard.as_of(offsets[-1] + 1, 1)
+
+    play(scenario)
+
+
+def test_an_earlier_snapshot_that_is_gone_has_expired() -> None:
+    async def scenario(bench: Bench) -> None:
+        old = await bench.write(put("a"))
+        await bench.write(put("b"))
+        await bench.compact(trim=True)
+        shard = bench.shard()
+        with pytest.raises(OffsetExpired):
+            await shard.as_of(old, 1)
+        assert not shard._past
+        assert bench.check(await bench.strong(shard)) == 2
+
+    play(scenario)
+
+
+def test_an_earlier_read_that_is_cancelled_leaves_the_next_one_alone() -> None:
+    async def scenario(bench: Bench) -> None:
+        old = await bench.write(put("a"))
+        await bench.write(put("b"))
+        await bench.compact()
+        shard = bench.shard()
+        await bench.strong(shard)
+        bench.before.closed = {"read_tail"}
+        reads = [asyncio.create_task(shard.as_of(old, 1)) for _ in range(2)]
+        await bench.before.until_held()
+        reads[0].cancel()
+        await settle()
+        bench.before.open()
+        assert bench.check(await reads[1]) == old
+        assert reads[0].cancelled()
+
+    play(scenario)
+
+
+# --- memory
+
+
+def test_segments_that_views_share_count_once() -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.write(*(put(f"id-{n}", n, "text " * 50) for n in range(200)))
+        await bench.system.compact(bench.ref)
+        old = await bench.write(put("a"))
+        await bench.write(put("b"))
+        await bench.system.compact(bench.ref)
+        shard = bench.shard()
+        await bench.strong(shard)
+        before = shard.size_bytes
+        assert bench.check(await shard.as_of(old, 1)) == old
+        assert 0 < shard.size_bytes - before < before // 4
+
+    play(scenario)
+
+
+def test_what_is_made_of_the_tail_counts() -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.write(*(put(f"id-{n}", n, f"words of number {n}") for n in range(100)))
+        shard = bench.shard()
+        await shard.newest_offset(1)
+        raw = shard.size_bytes
+        snapshot = await bench.strong(shard)
+        folded = shard.size_bytes
+        assert folded > raw + 100 * 100
+        index = snapshot.frozen.parts[0].term_index(Analyzer())
+        assert shard.size_bytes == folded + index.size_bytes
+
+    play(scenario)
+
+
+def test_the_tail_goes_with_the_view_that_was_replaced() -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.write(put("a", text="x" * 10_000))
+        shard = bench.shard()
+        await bench.strong(shard)
+        await bench.compact()
+        await shard.newest_offset(1)
+        await until(lambda: shard.view is not None and shard.view.version.version == 1)
+        assert (await shard.loaded()).raw.size_bytes == 0
+
+    play(scenario)
+
+
+# --- a log or a catalog that misbehaves
+
+
+def test_a_log_that_ends_below_its_head_is_an_error_and_not_a_loop() -> None:
+    async def scenario(bench: Bench) -> None:
+        shard = bench.shard()
+        await bench.write(put("a"))
+        read_tail = bench.system.log.read_tail
+
+        async def nothing(request: TailRequest) -> Tail:
+            return replace(await read_tail(request), entries=(), through_offset=request.after_offset)
+
+        bench.system.log.read_tail = nothing  # type: ignore[method-assign]
+        async with asyncio.timeout(5):
+            for read in (shard.newest_offset(1), shard.reach(1)):
+                with pytest.raises(SnapshotGone):
+                    await read
+
+    play(scenario)
+
+
+def test_a_version_that_could_not_be_asked_for_was_not_looked_at() -> None:
+    async def scenario(bench: Bench) -> None:
+        shard = bench.shard()
+
+        def away(name: str) -> None:
+            raise Unavailable("no catalog answers")
+
+        bench.system.catalog.before = away
+        with pytest.raises(Unavailable):
+            await shard.loaded()
+        assert shard.looked_at == float("-inf")
+        bench.system.catalog.before = lambda name: None
+        await shard.loaded()
+        assert shard.looked_at == bench.system.clock.monotonic()
 
     play(scenario)

@@ -22,9 +22,8 @@ from shoal_core.contracts import AppendRequest, TailEntry, TailRequest, shard_ra
 from shoal_core.errors import Corrupt
 from shoal_core.hashing import hash_ids, shard_of
 from shoal_core.records import concat_rows, encode_batch
-from shoal_index.segment import Pieces
 from shoal_index.version import ShardVersion, open_shard
-from shoal_query.tail import Frozen, Overlay, RawTail, take_pieces
+from shoal_query.tail import Frozen, Overlay, RawTail
 from shoal_storage.manifest import decode_manifest, empty_manifest
 from shoal_testing import strategies
 from shoal_testing.direct import DirectSystem
@@ -155,7 +154,7 @@ def rows_at(version: ShardVersion, frozen: Frozen, offset: int) -> list[dict[str
     if frozen.pieces is not None:
         visible = np.flatnonzero(frozen.visible(offset))
         if len(visible):
-            rows = take_pieces(frozen.pieces, visible)
+            rows = frozen.pieces.take(visible)
             assert rows.column("created_offset").to_numpy().tolist() == frozen.created[visible].tolist()
             tables.append(rows)
     return from_row_table(concat_rows(tables).combine_chunks()) if tables else []
@@ -296,9 +295,3 @@ def test_records_that_cannot_be_created_are_counted() -> None:
     overlay.advance(log.entries, 2, DIMENSION)
     assert overlay.quarantined == 1
     assert_state(log, overlay.frozen, 2)
-
-
-def test_take_pieces_keeps_the_order_and_fills_absent_columns() -> None:
-    tables = [pa.table({"id": ["a", "b"], "m:int:x": pa.array([1, 2], pa.int64())}), pa.table({"id": ["c"]})]
-    taken = take_pieces(Pieces(tables), np.array([2, 0, 1]))
-    assert taken.to_pydict() == {"id": ["c", "a", "b"], "m:int:x": [None, 1, 2]}

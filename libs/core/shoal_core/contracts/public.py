@@ -137,7 +137,11 @@ class PublicApi(Protocol):
         idempotency_key: str = "",
         allow_scan: bool = False,
     ) -> WriteResult:
-        """Delete what matches at one strong snapshot (``read_offset``); records inserted after it stay. ``records`` says how many."""
+        """Delete what matches at one strong snapshot (``read_offset``); records inserted after it stay. ``records`` says how many.
+
+        Again with the key of a delete that happened, it finds nothing (``records`` is 0), or raises `IdempotencyMismatch` where
+        other records have come to match since. More matches than one batch may have are `InvalidArgument` unless limited.
+        """
         ...
 
     async def get(
@@ -189,7 +193,10 @@ class PublicApi(Protocol):
         explain: bool = False,
         allow_scan: bool = False,
     ) -> list[Answer]:
-        """One answer per search, all from one snapshot. Rows carry ``score`` (float64) where it is selected."""
+        """One answer per search, all from one snapshot but for those with a cursor, which are of the cursor's.
+
+        Rows carry ``score`` (float64) where it is selected.
+        """
         ...
 
     async def count(

@@ -7,8 +7,9 @@ wherever it lies: in the tail, in any segment, in any position of a block.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +42,8 @@ class VectorSource(Protocol):
     @property
     def count(self) -> int: ...
 
-    def chunks(self) -> list[Vectors]:
-        """All vectors, as (n_i, dim) float32 pieces in row order, without copying."""
+    def chunks(self) -> Iterable[Vectors]:
+        """All vectors, as (n_i, dim) float32 pieces in row order."""
         ...
 
     def squares(self) -> list[npt.NDArray[np.float32]]:
@@ -77,9 +78,9 @@ def unit_vectors(vectors: Vectors) -> Vectors:
 
 
 def order_by_distance(
-    distances: npt.NDArray[np.float32], ties: npt.NDArray[np.uint64], k: int
+    distances: npt.NDArray[np.floating[Any]], ties: npt.NDArray[np.uint64], k: int
 ) -> npt.NDArray[np.int64]:
-    """Positions of the ``k`` smallest distances, nearest first, equal ones by ascending ``ties``."""
+    """Positions of the ``k`` smallest distances (or other measures), nearest first, equal ones by ascending ``ties``."""
     if len(distances) > 4 * k > 0:
         bound = np.partition(distances, k - 1)[k - 1]
         near = np.flatnonzero(distances <= bound)

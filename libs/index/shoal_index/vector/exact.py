@@ -7,6 +7,8 @@ before they are stored.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +24,8 @@ from shoal_index.vector.engine import (
 )
 
 _BLOCK_SCORES = 4 << 20  # scores held at once
+_COPIED_BYTES = 128 << 20  # of vectors copied out at once
+_MEASURED_BYTES = 32 << 20  # of vectors in float64 at once
 _SHORT = np.float32(1e-30)  # a squared length below this has lost its digits, or all of it
 _EPSILON = 1e-5  # relative bound of a float32 dot product's rounding error, generous for any dimension allowed
 
@@ -45,29 +49,36 @@ def search_exact(
     if allowed is not None:
         rows = np.flatnonzero(allowed)
         if len(rows) < source.count // 2:
-            return _search(_Gathered(source.gather(rows)), space, queries, k, ties[rows], rows)
+            return _search(_Gathered(source, rows), space, queries, k, ties[rows], rows)
     count = source.count
     return _search(source, space, queries, k, ties, np.arange(count), allowed)
 
 
 class _Gathered:
-    """Rows copied out of a source."""
+    """Some rows of a source, copied out: once if they are few, else piece by piece whenever they are asked for."""
 
-    def __init__(self, vectors: Vectors) -> None:
-        self._vectors = vectors
+    def __init__(self, source: VectorSource, rows: Rows) -> None:
+        self._source = source
+        self._rows = rows
+        step = max(1, _COPIED_BYTES // (4 * source.gather(rows[:0]).shape[1]))
+        self._parts = [rows[start : start + step] for start in range(0, len(rows), step)]
+        self._copy = source.gather(rows) if len(self._parts) == 1 else None
 
     @property
     def count(self) -> int:
-        return len(self._vectors)
+        return len(self._rows)
 
-    def chunks(self) -> list[Vectors]:
-        return [self._vectors]
+    def chunks(self) -> Iterable[Vectors]:
+        return map(self._source.gather, self._parts) if self._copy is None else [self._copy]
 
     def squares(self) -> list[npt.NDArray[np.float32]]:
-        return [squared_lengths(self._vectors)]
+        if self._copy is not None:
+            return [squared_lengths(self._copy)]
+        squares = np.concatenate(self._source.squares())  # which a source keeps
+        return [squares[part] for part in self._parts]
 
     def gather(self, rows: Rows) -> Vectors:
-        return self._vectors[rows]
+        return self._source.gather(self._rows[rows])
 
 
 def squared_lengths(vectors: Vectors) -> npt.NDArray[np.float32]:
@@ -98,7 +109,7 @@ def _search(
         scores[:, unsure] = np.inf
         for query, row_scores, error in zip(block, scores, errors, strict=True):
             near = np.concatenate([_candidates(row_scores, k, error), unsure])
-            distances = exact_distances(space, query, source.gather(near))
+            distances = _distances(space, query, source, near)
             best = order_by_distance(distances, ties[near], k)
             found_rows.append(names[near[best]])
             found_distances.append(distances[best])
@@ -112,6 +123,13 @@ def _candidates(scores: npt.NDArray[np.float32], k: int, error: float) -> Rows:
         return np.flatnonzero(scores < np.inf)
     bound = np.partition(scores, k - 1)[k - 1]
     return np.flatnonzero(scores <= bound + 2 * error)
+
+
+def _distances(space: str, query: Vectors, source: VectorSource, rows: Rows) -> npt.NDArray[np.float32]:
+    """`exact_distances` of rows, some at a time: where many vectors are alike, all of them are candidates."""
+    step = max(1, _MEASURED_BYTES // (8 * len(query)))
+    parts = (rows[start : start + step] for start in range(0, max(len(rows), 1), step))
+    return np.concatenate([exact_distances(space, query, source.gather(part)) for part in parts])
 
 
 def _too_short(source: VectorSource, allowed: Mask | None) -> Rows:

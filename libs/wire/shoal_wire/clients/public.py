@@ -27,7 +27,7 @@ from shoal_core.ranking import Search
 from shoal_core.schema import Schema
 from shoal_wire.codec import catalog, common
 from shoal_wire.codec.answers import decode_answer, decode_answers, decode_count
-from shoal_wire.codec.filters import encode_filter
+from shoal_wire.codec.filters import encode_filter, encoding_work
 from shoal_wire.codec.log import encode_condition
 from shoal_wire.codec.public import decode_indexing_status, decode_write_result, encode_ref
 from shoal_wire.codec.ranking import encode_search
@@ -184,6 +184,7 @@ class PublicClient:
             ),
             _WRITTEN,
             write=True,
+            size_bytes=_selection_work(ids, where),
         )
 
     async def get(
@@ -215,6 +216,7 @@ class PublicClient:
                 cursor=cursor,
             ),
             decode_answer,
+            size_bytes=_selection_work(ids, where),
         )
 
     async def query(
@@ -249,7 +251,8 @@ class PublicClient:
                 allow_scan=allow_scan,
             )
 
-        return await self._rpc.call("Query", encode, decode_answer, size_bytes=vectors.nbytes)
+        size_bytes = vectors.nbytes + _selection_work(ids, where)
+        return await self._rpc.call("Query", encode, decode_answer, size_bytes=size_bytes)
 
     async def search(
         self,
@@ -272,7 +275,7 @@ class PublicClient:
                 allow_scan=allow_scan,
             ),
             decode_answers,
-            size_bytes=len(searches) * _SEARCH_SIZE_BYTES,
+            size_bytes=sum(_SEARCH_SIZE_BYTES + _selection_work(item.ids, item.where) for item in searches),
         )
 
     async def count(
@@ -294,6 +297,7 @@ class PublicClient:
                 allow_scan=allow_scan,
             ),
             _COUNT,
+            size_bytes=encoding_work(where),
         )
 
     async def indexing_status(self, ref: CollectionRef) -> IndexingStatus:
@@ -311,3 +315,7 @@ class PublicClient:
 
 def _database(tenant: str, name: str) -> catalog_pb2.DatabaseRequest:
     return catalog_pb2.DatabaseRequest(tenant=tenant, name=name)
+
+
+def _selection_work(ids: Sequence[str] | None, where: Filter | None) -> int:
+    return common.ids_work(len(ids or ())) + encoding_work(where)

@@ -15,6 +15,8 @@ from shoal_core.contracts import (
 )
 from shoal_wire.codec import reads as codec
 from shoal_wire.codec.answers import decode_answer, decode_count
+from shoal_wire.codec.common import ids_work
+from shoal_wire.codec.filters import encoding_work
 from shoal_wire.codec.leaves import decode_statistics_answer, leaves_size_bytes
 from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed
 from shoal_wire.v1 import query_pb2, types_pb2
@@ -36,21 +38,27 @@ class QueryClient:
 
     async def get(self, request: GetRequest, *, encoded: bool = False) -> Answer | EncodedAnswer:
         decode = EncodedAnswer if encoded else decode_answer
-        return await self._rpc.call("Get", lambda: codec.encode_get(request), decode)
+        size_bytes = _selection_work(request)
+        return await self._rpc.call("Get", lambda: codec.encode_get(request), decode, size_bytes=size_bytes)
 
     async def query(self, request: QueryRequest, *, encoded: bool = False) -> Answer | EncodedAnswer:
         decode = EncodedAnswer if encoded else decode_answer
-        size_bytes = request.vectors.nbytes
+        size_bytes = request.vectors.nbytes + _selection_work(request)
         return await self._rpc.call("Query", lambda: codec.encode_query(request), decode, size_bytes=size_bytes)
 
     async def count(self, request: CountRequest) -> CountAnswer:
-        return await self._rpc.call("Count", lambda: codec.encode_count_request(request), _COUNT)
+        size_bytes = encoding_work(request.where)
+        return await self._rpc.call("Count", lambda: codec.encode_count_request(request), _COUNT, size_bytes=size_bytes)
 
     async def search(self, request: SearchRequest) -> Answer:
-        size_bytes = leaves_size_bytes(request.leaves)
+        size_bytes = leaves_size_bytes(request.leaves) + _selection_work(request)
         return await self._rpc.call(
             "Search", lambda: codec.encode_search_request(request), decode_answer, size_bytes=size_bytes
         )
 
     async def statistics(self, request: StatisticsRequest) -> StatisticsAnswer:
         return await self._rpc.call("Statistics", lambda: codec.encode_statistics_request(request), _STATISTICS)
+
+
+def _selection_work(request: GetRequest | QueryRequest | SearchRequest) -> int:
+    return ids_work(len(request.ids or ())) + encoding_work(request.where)

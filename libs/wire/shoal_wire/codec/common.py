@@ -15,6 +15,8 @@ from shoal_core.errors import InvalidArgument
 from shoal_wire.codec.columns import check_size
 from shoal_wire.v1 import types_pb2 as pb
 
+_WORK_PER_ID = 100
+
 
 def encode_json(value: Json | None, field: str) -> str:
     """A JSON object as text, empty for None. Raises `InvalidArgument` for what JSON cannot say, NaN among it."""
@@ -64,6 +66,11 @@ def encode_ids(ids: Iterable[str] | None) -> pb.IdList | None:
 def decode_ids(message: pb.IdList, present: bool) -> tuple[str, ...] | None:
     """The ids, or None if the field was not ``present``."""
     return tuple(message.ids) if present else None
+
+
+def ids_work(count: int) -> int:
+    """The size in bytes of a message that takes about as long to copy as so many ids to encode or decode."""
+    return _WORK_PER_ID * count
 
 
 def encode_vectors(vectors: npt.NDArray[np.float32]) -> tuple[int, bytes]:

@@ -19,6 +19,10 @@ from shoal_core.filters import (
 )
 from shoal_wire.v1 import types_pb2 as pb
 
+# Trees are made node by node: what `messages.sized` should take a byte of a message for, and a value to encode.
+_WORK_PER_BYTE = 256
+_WORK_PER_VALUE = 3_000
+
 # Bounds the work a message can cause. The limits of the model are `filters.check_size`.
 MAX_NODES_AND_VALUES = 200_000
 
@@ -55,6 +59,21 @@ def decode_filter(message: pb.Filter, field: str = "where") -> Filter:
     Depth needs no bound of its own: protobuf refuses messages nested 100 deep, which is 50 levels of filter.
     """
     return FilterDecoder().decode(message, field)
+
+
+def decoding_work(message: pb.Filter) -> int:
+    """The size in bytes of a message that takes about as long to copy as this one to decode."""
+    return _WORK_PER_BYTE * message.ByteSize()
+
+
+def encoding_work(tree: Filter | None) -> int:
+    """The size in bytes of a message that takes about as long to copy as the tree to encode."""
+    values, stack = 0, [] if tree is None else [tree]
+    while stack:
+        node = stack.pop()
+        values += len(node.values) if isinstance(node, Membership) else 1
+        stack.extend(node.children if isinstance(node, And | Or) else ())
+    return _WORK_PER_VALUE * values
 
 
 def _encode_scalar(value: Scalar) -> pb.Scalar:
