@@ -22,13 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.logservice.tests.log_support import state_of
-from shoal._metadata import metadata_columns
 from shoal.embedding import Bounded, CallableEmbedding, check_vectors, embed_documents, embed_queries
 from shoal_cluster.assignment import AssignmentPolicy, ModuloPolicy, RendezvousPolicy, hash64
 from shoal_cluster.membership import membership_view
 from shoal_cluster.routing import Router
 from shoal_core.contracts import CollectionRef, Include
 from shoal_core.errors import DimensionMismatch, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from shoal_core.metadata import metadata_columns
 from shoal_core.ports import Member
 from shoal_core.ranking import Knn, Search, Select, TextQuery
 from shoal_core.schema import DOCUMENT_KEY, Analyzer, Bm25, Schema

@@ -141,7 +141,7 @@ class Compactor:
     async def merge_due(self) -> None:
         """Merge what was flushed since the last call, and what could not be merged then and is to be tried again."""
         waiting = self._waiting(MERGE)
-        chosen = [collection for name, collection in self._flushed.items() ]
+        chosen = [collection for name, collection in self._flushed.items() if name not in waiting]
         self._flushed = {name: collection for name, collection in self._flushed.items() if name in waiting}
         await self._work(chosen, MERGE, self._merge_all)
 

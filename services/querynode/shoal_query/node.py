@@ -58,7 +58,7 @@ class NodeSettings:
             of them.
         reads_per_shrink: how many reads between two looks at that.
         threads: of one search call with many vectors.
-        staleness_ms: how long reads at index_only and session may go without a read index.
+        staleness_ms: how long reads that need no read index may go without one.
         attempts: how often a strong read takes a new snapshot when its version was replaced under it.
     """
 
@@ -89,7 +89,8 @@ class Node:
     settings: NodeSettings = field(default_factory=NodeSettings)
     counters: Counters = field(default_factory=Counters)
     _shards: OrderedDict[ShardKey, Shard] = field(default_factory=OrderedDict)
-    _sizes: dict[ShardKey, int] = field(default_factory=dict)  # in bytes, after a shard's last read
+    _sizes: dict[ShardKey, int] = field(default_factory=dict)  # in bytes, as of the last look at each
+    _touched: set[ShardKey] = field(default_factory=set)  # read since the last look
     _admission: Admission = field(init=False)
     _reads_since_shrink: int = 0
     _kernels: Mapping[str, str] = field(default_factory=dict)
@@ -188,6 +189,7 @@ class Node:
         shards = list(self._shards.values())
         self._shards.clear()
         self._sizes.clear()
+        self._touched.clear()
         for shard in shards:
             await shard.close()
 
@@ -307,16 +309,18 @@ class Node:
                     await self._drop(key, shard)
                 raise
             finally:
-                if self._shards.get(key) is shard:
-                    self._sizes[key] = shard.size_bytes
-            await self._shrink(key)
+                self._touched.add(key)
+                await self._shrink(key)
 
     async def _shrink(self, keep: ShardKey) -> None:
-        """Adding up is not for every read: there may be many shards, and sizes change slowly."""
+        """Adding up is not for every read, nor for shards that nobody read: sizes change slowly, and with reads."""
         self._reads_since_shrink += 1
         if self._reads_since_shrink < self.settings.reads_per_shrink:
             return
         self._reads_since_shrink = 0
+        self._touched &= self._shards.keys()
+        self._sizes |= {key: self._shards[key].size_bytes for key in self._touched}
+        self._touched = {key for key in self._touched if self._shards[key].is_loading}
         total = sum(self._sizes.values())
         for key, shard in list(self._shards.items()):
             if total <= self.settings.loaded_bytes or key == keep:

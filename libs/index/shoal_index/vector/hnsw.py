@@ -47,8 +47,6 @@ class Graph:
     """A serialised graph, opened for searching."""
 
     def __init__(self, data: pa.Buffer, space: str, dimension: int, rows: int) -> None:
-        self.rows = rows
-        self.size_bytes = data.size
         self._space = space
         self._turns = _Turns()
         self._index = _new_index(space, dimension)
