@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from shoal_compactor.compactor import CompactorSettings
 from shoal_compactor.flush import FlushSettings
 from shoal_compactor.policy import MergePolicy
-from shoal_core.contracts import CollectionRef
+from shoal_core.contracts import CollectionRef, NewCollection
 from shoal_core.errors import InvalidArgument
 from shoal_core.filters import parse_where
 from shoal_core.rank_json import parse_search
-from shoal_core.schema import Analyzer, Index, Schema, SparseConfig
+from shoal_core.records import EMBEDDING, ID, OP, embedding_array
+from shoal_core.schema import Analyzer, Index, Schema, SparseConfig, VectorConfig
 from shoal_testing.direct import DirectSystem
+from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
 from shoal_testing.random_records import DIMENSION, LAYOUTS, SHARDS, Plan, draw_plan
 from tests.semantics.pairs import Coverage, State, build, compare_reads
 
@@ -139,4 +143,29 @@ async def test_larger_collections_agree(number: int) -> None:
     assert state.oracle.count() > 300
     assert state.oracle.dimension == DIMENSION
     await compare_reads(state, 60, Coverage(), seed=1)
+    await system.node.close()
+
+
+async def test_the_effort_of_the_schema_reaches_graphs_in_queries_and_searches() -> None:
+    system = DirectSystem(settings=CompactorSettings(flush=FlushSettings(threads=1)))
+    schema = Schema(vector=VectorConfig(ef_search=321), off=frozenset({Index.RANKED, Index.SUBSTRING}))
+    new = NewCollection(DEFAULT_TENANT, DEFAULT_DATABASE, "large", schema=schema)
+    made, _ = await system.database.create_collection(new)
+    ref = CollectionRef(DEFAULT_TENANT, DEFAULT_DATABASE, id=made.id)
+    vectors = np.random.default_rng(3).standard_normal((12_000, 2), dtype=np.float32)
+    for start in (0, 6_000):
+        ids = pa.array([str(number) for number in range(start, start + 6_000)])
+        columns = {OP: pa.array(np.zeros(6_000, np.uint8)), ID: ids}
+        columns[EMBEDDING] = embedding_array(vectors[start : start + 6_000])
+        await system.database.write(ref, pa.record_batch(columns))
+    await system.compact(ref)
+    near = await system.database.query(ref, vectors[:1], 5, explain=True)
+    [found] = await system.database.search(
+        ref, [parse_search({"rank": {"$knn": {"query": vectors[0].tolist(), "limit": 5}}})], explain=True
+    )
+    assert found.rows.column(ID).to_pylist() == near.rows.column(ID).to_pylist()
+    for answer in (near, found):
+        assert answer.explain is not None
+        [segment] = answer.explain["shards"][0]["segments"]
+        assert (segment["strategy"], segment["ef"]) == ("graph", 321)
     await system.node.close()

@@ -258,7 +258,7 @@ QUERY = [
     case("count", COUNT, CountRequest(TARGET)),
     case("count", EXPLAINED_COUNT, CountRequest(TARGET, SESSION, 5, WHERE, True)),
     case("search", SCORED, SearchRequest(TARGET, LEAVES, 5)),
-    case("search", SCORED, SearchRequest(TARGET, (), 5, SESSION, ("a",), WHERE, True, True)),
+    case("search", SCORED, SearchRequest(TARGET, (), 5, SESSION, ("a",), WHERE, True, True, 77)),
     case("statistics", STATISTICS, StatisticsRequest(TARGET, ASKS, 5)),
     case("statistics", StatisticsAnswer((), ServedAt(5, 2)), StatisticsRequest(TARGET, (), 5, SESSION)),
 ]

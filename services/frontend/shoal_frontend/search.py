@@ -187,6 +187,7 @@ class _Read:
                         item.where,
                         self.exact,
                         self.explain,
+                        self.collection.schema.vector.ef_search,
                     )
                 )
                 for shard, ids in shards.items()

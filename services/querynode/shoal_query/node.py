@@ -167,7 +167,12 @@ class Node:
 
             def work() -> Answer:
                 ranked = search_leaves(
-                    snapshot, selection, request.leaves, exact=request.exact, threads=self.settings.threads
+                    snapshot,
+                    selection,
+                    request.leaves,
+                    exact=request.exact,
+                    threads=self.settings.threads,
+                    ef=request.ef,
                 )
                 reading.stages.done("rank")
                 rows = hydrate(snapshot, ranked.found, Include(), with_origin=request.explain)

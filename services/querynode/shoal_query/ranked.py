@@ -61,11 +61,11 @@ class _Hits:
 
 
 def search_leaves(
-    snapshot: Snapshot, selection: Selection, leaves: Sequence[Leaf], *, exact: bool, threads: int
+    snapshot: Snapshot, selection: Selection, leaves: Sequence[Leaf], *, exact: bool, threads: int, ef: int = 0
 ) -> Ranked:
     """The ``k`` best selected rows of each leaf: ascending by measure, then by ``created_offset``."""
     allowed = [allowed_rows(snapshot, source, selection) for source in range(snapshot.tail + 1)]
-    hits, plans = _search_vectors(snapshot, allowed, leaves, exact=exact, threads=threads)
+    hits, plans = _search_vectors(snapshot, allowed, leaves, exact=exact, threads=threads, ef=ef)
     for number, leaf in enumerate(leaves):
         if isinstance(leaf, DenseLeaf):
             continue
@@ -122,7 +122,7 @@ def _merge(snapshot: Snapshot, hits: Sequence[_Hits], limits: Sequence[int]) -> 
 
 
 def _search_vectors(
-    snapshot: Snapshot, allowed: Sequence[Mask | None], leaves: Sequence[Leaf], *, exact: bool, threads: int
+    snapshot: Snapshot, allowed: Sequence[Mask | None], leaves: Sequence[Leaf], *, exact: bool, threads: int, ef: int
 ) -> tuple[list[_Hits], tuple[tuple[SegmentPlan, ...], ...]]:
     """Hits and plans of the dense leaves; those with the same ``k`` are one search."""
     dense = {number: leaf for number, leaf in enumerate(leaves) if isinstance(leaf, DenseLeaf)}
@@ -132,7 +132,7 @@ def _search_vectors(
         numbers = [number for number, leaf in dense.items() if leaf.k == k]
         vectors = np.stack([dense[number].vector for number in numbers])
         for source, view in enumerate(snapshot.version.segments):
-            near, plan = view.segment.search(vectors, k, allowed=allowed[source], ef=0, exact=exact, threads=threads)
+            near, plan = view.segment.search(vectors, k, allowed=allowed[source], ef=ef, exact=exact, threads=threads)
             hits.extend(_split(numbers, source, near))
             for number in numbers:
                 plans[number].append(plan)

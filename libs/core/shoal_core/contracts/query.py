@@ -151,6 +151,9 @@ class SearchRequest:
 
     Rows of the leaves follow each other; within one, ascending by measure, then by ``created_offset``. `Answer.row_counts` has
     one number per leaf.
+
+    Attributes:
+        ef: effort of graph searches of dense leaves; 0 for the default.
     """
 
     target: Target
@@ -161,6 +164,7 @@ class SearchRequest:
     where: Filter | None = None
     exact: bool = False
     explain: bool = False
+    ef: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,7 @@ def encode_search_request(request: SearchRequest) -> pb.ShardSearchRequest:
         where=None if request.where is None else encode_filter(request.where),
         exact=request.exact,
         explain=request.explain,
+        ef=request.ef,
     )
 
 
@@ -152,6 +153,7 @@ def decode_search_request(message: pb.ShardSearchRequest) -> SearchRequest:
         where=decode_filter(message.where) if message.HasField("where") else None,
         exact=message.exact,
         explain=message.explain,
+        ef=message.ef,
     )
 
 

@@ -322,9 +322,12 @@ class ShardSearchRequest(_message.Message):
     WHERE_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
+    EF_FIELD_NUMBER: _builtins.int
     snapshot_offset: _builtins.int
     exact: _builtins.bool
     explain: _builtins.bool
+    ef: _builtins.int
+    """of dense leaves; 0: the default"""
     @_builtins.property
     def target(self) -> Global___Target: ...
     @_builtins.property
@@ -346,10 +349,11 @@ class ShardSearchRequest(_message.Message):
         where: _types_pb2.Filter | None = ...,
         exact: _builtins.bool = ...,
         explain: _builtins.bool = ...,
+        ef: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "ids", b"ids", "target", b"target", "where", b"where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "exact", b"exact", "explain", b"explain", "ids", b"ids", "leaves", b"leaves", "snapshot_offset", b"snapshot_offset", "target", b"target", "where", b"where"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "ef", b"ef", "exact", b"exact", "explain", b"explain", "ids", b"ids", "leaves", b"leaves", "snapshot_offset", b"snapshot_offset", "target", b"target", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
