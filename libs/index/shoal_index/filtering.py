@@ -65,6 +65,7 @@ class Step:
         estimated: rows expected to match; None where only looking tells. Exact for ``values`` and ``validity``.
         matched: rows that did, among those looked at.
         read_bytes: of the postings and bitmaps, the columns or the rows looked at.
+        rejected: other ways to evaluate it, each with the reason.
     """
 
     condition: str
@@ -72,6 +73,7 @@ class Step:
     estimated: int | None
     matched: int
     read_bytes: int
+    rejected: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +265,21 @@ def _run(plan: _Plan, source: Source, within: Mask | None, steps: list[Step]) ->
         read_bytes = _ID_BYTES * len(plan.tree.ids)
     else:
         mask, read_bytes = _scan(plan.tree, source)
-    steps.append(Step(_condition(plan.tree), how, estimate, int(np.count_nonzero(mask)), read_bytes))
+    rejected = _against_index(plan.tree, source) if how == "scan" else ()
+    if within is not None:
+        rejected += (("verify", f"{np.count_nonzero(within)} rows were left, too many to look at each"),)
+    matched = int(np.count_nonzero(mask))
+    steps.append(Step(_condition(plan.tree), how, estimate, matched, read_bytes, rejected))
     return mask
+
+
+def _against_index(tree: Filter, source: Source) -> tuple[tuple[str, str], ...]:
+    """Why a condition is evaluated by a scan."""
+    if not isinstance(tree, Text):
+        return (("values", "this segment has no index of the key"),)
+    if source.trigrams is None:
+        return (("trigrams", "this segment has no index of the documents"),)
+    return (("trigrams", "no part of the pattern leaves few enough documents"),)
 
 
 def _run_all(plan: _Plan, source: Source, steps: list[Step]) -> Mask:
@@ -276,7 +291,8 @@ def _run_all(plan: _Plan, source: Source, steps: list[Step]) -> Mask:
             mask = _run(child, source, None, steps)
         elif _verify_ns(child.tree, left, source) < child.cost_ns:
             rows, read_bytes = _verified(child.tree, np.flatnonzero(mask), source)
-            steps.append(Step(_condition(child.tree), "verify", child.estimate, len(rows), read_bytes))
+            rejected = ((child.how, f"only {left} rows were left, looking at them costs less"),)
+            steps.append(Step(_condition(child.tree), "verify", child.estimate, len(rows), read_bytes, rejected))
             mask = _mask_of(rows, source.rows)
         else:
             mask = mask & _run(child, source, mask, steps)

@@ -223,10 +223,16 @@ def test_the_few_that_are_left_are_looked_at(indexed: Segment, bare: Segment) ->
     assert [step.how for step in steps(indexed, where)] == ["ids", "values", "verify"]
     assert [step.how for step in steps(bare, where)] == ["ids", "verify", "verify"]
     last = steps(bare, where)[-1]
-    assert last == Step('{"#document": {"$regex": "[0-9]7 "}}', "verify", None, 1, last.read_bytes)
+    rejected = (("scan", "only 2 rows were left, looking at them costs less"),)
+    assert last == Step('{"#document": {"$regex": "[0-9]7 "}}', "verify", None, 1, last.read_bytes, rejected)
     assert 0 < last.read_bytes < 100, "of one row or two"
     wide = {"$and": [{"n": {"$gte": 10}}, {"tag": {"$ne": "tag 1"}}]}
-    assert [step.how for step in steps(bare, wide)] == ["scan", "scan"]
+    scanned = steps(bare, wide)
+    assert [step.how for step in scanned] == ["scan", "scan"]
+    assert dict(scanned[0].rejected) == {"values": "this segment has no index of the key"}
+    assert "too many to look at each" in dict(scanned[1].rejected)["verify"]
+    (text,) = steps(indexed, {"#document": {"$regex": "[0-9]{9}"}})
+    assert text.rejected == (("trigrams", "no part of the pattern leaves few enough documents"),)
 
 
 def test_substrings_through_trigrams(indexed: Segment) -> None:

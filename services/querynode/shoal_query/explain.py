@@ -122,7 +122,7 @@ def _segment(shown: Shown, number: int) -> dict[str, Any]:
         entry["filter"] = {
             "estimated": matching.estimated,
             "matched": int(np.count_nonzero(matching.mask)),
-            "steps": [asdict(step) for step in matching.steps],
+            "steps": [asdict(step) | {"rejected": _rejected(step.rejected)} for step in matching.steps],
         }
     if shown.plans:
         entry |= _plan(shown.plans[0][number])
@@ -132,8 +132,11 @@ def _segment(shown: Shown, number: int) -> dict[str, Any]:
 
 
 def _plan(plan: SegmentPlan) -> Mapping[str, object]:
-    rejected = [{"strategy": str(strategy), "reason": reason} for strategy, reason in plan.rejected]
-    return {"strategy": str(plan.strategy), "ef": plan.ef, "rejected": rejected}
+    return {"strategy": str(plan.strategy), "ef": plan.ef, "rejected": _rejected(plan.rejected)}
+
+
+def _rejected(found: Sequence[tuple[str, str]]) -> list[Json]:
+    return [{"strategy": str(strategy), "reason": reason} for strategy, reason in found]
 
 
 def _filtered_bytes(snapshot: Snapshot, selection: Selection) -> int:
