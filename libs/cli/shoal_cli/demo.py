@@ -64,7 +64,7 @@ async def _run_under(path: Path, records: int, cluster: int, console: Console) -
             await running.stop()
     else:
         console.print(f"Starting everything in one process under {path} …")
-        async with embedded_server(path, "127.0.0.1:0") as address:
+        async with embedded_server(path, "127.0.0.1:0") as (address, _):
             console.print(f"[green]Up[/] after {time.monotonic() - started:.1f} s.")
             await _tour(console, address, records)
 

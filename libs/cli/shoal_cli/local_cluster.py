@@ -41,7 +41,7 @@ class ClusterPlan:
     """What to run.
 
     Attributes:
-        grpc, http: host:port of the first frontend; the others take free ports.
+        grpc, http: host:port of the first frontend; the others take free ports. Without http none serves it.
         environment: more settings of every role, as ``SHOAL_SECTION__NAME``.
     """
 
@@ -52,7 +52,7 @@ class ClusterPlan:
     compactors: int = 2
     sysdbs: int = 2
     grpc: str = "127.0.0.1:0"
-    http: str = ""
+    http: str = "127.0.0.1:0"
     environment: dict[str, str] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
@@ -74,6 +74,7 @@ class RoleProcess:
     role: str
     address: str
     metrics: str
+    http: str
     command: ServerCommand
     process: ServerProcess
 
@@ -173,15 +174,18 @@ class LocalCluster:
 
     def _plan_roles(self) -> None:
         counts = self._plan.counts()
-        ports = iter(free_ports(2 * sum(counts.values())))
+        ports = iter(free_ports(3 * sum(counts.values())))
         for role, count in counts.items():
             for number in range(count):
-                address, metrics = f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}"
+                address, metrics, http = (f"127.0.0.1:{next(ports)}" for _ in range(3))
                 first = role == "frontend" and number == 0
                 if first and not self._plan.grpc.endswith(":0"):
                     address = self._plan.grpc
+                if role != "frontend" or not self._plan.http:
+                    http = ""
+                elif first and not self._plan.http.endswith(":0"):
+                    http = self._plan.http
                 name = f"{role}-{number}"
-                http = self._plan.http if first else ""
                 self.roles[name] = self._role(name, role, address, metrics, http)
 
     def _role(self, name: str, role: str, address: str, metrics: str, http: str) -> RoleProcess:
@@ -215,7 +219,7 @@ class LocalCluster:
             env={**inherited, "OPENBLAS_NUM_THREADS": "1", **environment, **self._plan.environment},
             stop_timeout_s=15.0,
         )
-        return RoleProcess(name, role, address, metrics, command, ServerProcess(name))
+        return RoleProcess(name, role, address, metrics, http, command, ServerProcess(name))
 
     async def _start_role(self, role: RoleProcess) -> None:
         await role.process.start(role.command)

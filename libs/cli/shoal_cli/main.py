@@ -35,7 +35,11 @@ GrpcOption = Annotated[
 ]
 HttpOption = Annotated[
     str,
-    typer.Option("--http", metavar="HOST:PORT", help="HTTP side: a health page until the gateway exists. Empty: none."),
+    typer.Option(
+        "--http",
+        metavar="HOST:PORT",
+        help="Where Chroma clients connect over HTTP. Port 0 takes a free one. Empty: none.",
+    ),
 ]
 ClusterOption = Annotated[
     int,
@@ -55,10 +59,6 @@ def up(
     grpc: GrpcOption = DEFAULT_GRPC,
     http: HttpOption = DEFAULT_HTTP,
     cluster: ClusterOption = 0,
-    allow_reset: Annotated[
-        bool,
-        typer.Option("--allow-reset", help="Let HTTP clients delete everything; takes effect with the HTTP gateway."),
-    ] = False,
 ) -> None:
     """Serve a data directory in the foreground until Ctrl-C or SIGTERM, then stop all that was started.
 

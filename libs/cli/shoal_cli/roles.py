@@ -16,9 +16,12 @@ from shoal_compactor.garbage import Sweeper
 from shoal_compactor.service import CompactorServicer
 from shoal_core.errors import Internal, InvalidArgument
 from shoal_core.limits import Limits
-from shoal_core.ports import Member, ObjectStore
+from shoal_core.ports import Member, ObjectStore, Registry
 from shoal_frontend.database import DatabaseService
 from shoal_frontend.grpc_api import ShoalServicer
+from shoal_frontend.http_api.app import create_app
+from shoal_frontend.http_api.gateway import Gateway, Readiness
+from shoal_frontend.http_api.serving import serve as serve_http
 from shoal_log.log import LogService
 from shoal_log.service import LogServicer
 from shoal_log.settings import LogSettings
@@ -199,14 +202,14 @@ async def _build_frontend(context: Context) -> None:
     )
     ShoalServicer(database).add_to(context.server.grpc_server)
     if config.frontend.http:
-        pages = Pages(
-            {
-                "/": lambda: Page(b"Shoal. The HTTP gateway comes later; this page says that the frontend is up.\n"),
-                "/health": lambda: Page(b"ok\n"),
-            }
-        )
-        await pages.start(*split_address(config.frontend.http, "frontend.http"))
-        context.stack.push_async_callback(pages.close)
+        gateway = Gateway(database, SystemClock(), SystemRandom(), _limits(config), lambda: _readiness(peers.registry))
+        host, port = split_address(config.frontend.http, "frontend.http")
+        await context.stack.enter_async_context(serve_http(create_app(gateway), host, port))
+
+
+def _readiness(registry: Registry) -> Readiness:
+    view = registry.view()
+    return Readiness(executor=bool(view.of("querynode")), log=bool(view.of("logservice")))
 
 
 _BUILDERS: dict[str, Callable[[Context], Awaitable[None]]] = {

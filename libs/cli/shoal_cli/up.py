@@ -11,21 +11,24 @@ import typer
 from shoal_cli.embedded import EmbeddedSettings, EmbeddedSystem
 from shoal_cli.local_cluster import ClusterPlan, LocalCluster
 from shoal_cluster.channels import ChannelSettings
+from shoal_core.contracts import PublicApi
 from shoal_core.limits import Limits
 from shoal_frontend.grpc_api import ShoalServicer
+from shoal_frontend.http_api.app import create_app
+from shoal_frontend.http_api.gateway import Gateway
+from shoal_frontend.http_api.serving import serve
 from shoal_runtime.lifecycle import stop_signals
 from shoal_runtime.logs import configure_logging
-from shoal_runtime.pages import Page, Pages
 from shoal_runtime.server import GrpcServer, split_address
 from shoal_runtime.servers.ports import free_ports
-from shoal_runtime.system import SystemClock
+from shoal_runtime.system import SystemClock, SystemRandom
 
 _DRAIN_S = 5.0
 
 
 @asynccontextmanager
-async def embedded_server(path: Path, grpc: str) -> AsyncIterator[str]:
-    """Everything in this process, with a gRPC face; the address it listens on."""
+async def embedded_server(path: Path, grpc: str, http: str = "") -> AsyncIterator[tuple[str, str]]:
+    """Everything in this process, with a gRPC and, if asked for, an HTTP face; the addresses they listen on."""
     async with AsyncExitStack() as stack:
         system = EmbeddedSystem(path, EmbeddedSettings())
         await system.start()
@@ -36,15 +39,14 @@ async def embedded_server(path: Path, grpc: str) -> AsyncIterator[str]:
         host, port = split_address(grpc, "grpc")
         bound = await server.start(host, port)
         stack.push_async_callback(server.drain, _DRAIN_S)
-        yield f"{host}:{bound}"
+        yield f"{host}:{bound}", await _serve_http(system.api, http, stack)
 
 
 async def serve_embedded(path: Path, grpc: str, http: str) -> None:
     """Everything in this process until a signal."""
     configure_logging("WARNING", as_json=False)
-    async with stop_signals() as stop, embedded_server(path, grpc) as address, AsyncExitStack() as stack:
-        health = await _serve_health(http, stack)
-        _say(path, address, health, "everything in this process")
+    async with stop_signals() as stop, embedded_server(path, grpc, http) as (address, gateway):
+        _say(path, address, gateway, "everything in this process")
         await stop.wait()
         typer.echo("Stopping.")
 
@@ -68,21 +70,18 @@ async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int) -> No
             await cluster.stop()
 
 
-async def _serve_health(http: str, stack: AsyncExitStack) -> str:
-    """Serve the page; the address it is on, empty for none."""
+async def _serve_http(api: PublicApi, http: str, stack: AsyncExitStack) -> str:
+    """Serve the HTTP gateway; the address it is on, empty for none."""
     if not http:
         return ""
     host, port = split_address(http, "http")
-    pages = Pages(
-        {"/": lambda: Page(b"Shoal is up. The HTTP gateway comes later.\n"), "/health": lambda: Page(b"ok\n")}
-    )
-    bound = await pages.start(host, port)
-    stack.push_async_callback(pages.close)
+    app = create_app(Gateway(api, SystemClock(), SystemRandom()))
+    bound = await stack.enter_async_context(serve(app, host, port))
     return f"{http.rpartition(':')[0]}:{bound}"
 
 
 def _say(path: Path, grpc: str, http: str, what: str) -> None:
     typer.echo(f"Shoal serves {path} on {grpc}: {what}.")
     if http:
-        typer.echo(f"Health page: http://{http}/health")
+        typer.echo(f"HTTP, for Chroma clients: http://{http}")
     typer.echo("Ready. Stop with Ctrl-C.")

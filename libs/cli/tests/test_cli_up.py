@@ -9,14 +9,16 @@ import pytest
 
 from shoal_cli import up
 from shoal_core.errors import InvalidArgument
+from shoal_testing.direct import DirectSystem
 
 
-async def test_the_health_page_names_the_port_that_it_took() -> None:
+async def test_the_gateway_names_the_port_that_it_took() -> None:
+    database = DirectSystem().database
     async with AsyncExitStack() as stack:
-        host, _, port = (await up._serve_health("127.0.0.1:0", stack)).rpartition(":")
+        host, _, port = (await up._serve_http(database, "127.0.0.1:0", stack)).rpartition(":")
         assert host == "127.0.0.1"
         assert int(port) > 0
-        assert await up._serve_health("", stack) == ""
+        assert await up._serve_http(database, "", stack) == ""
 
 
 @pytest.mark.parametrize(("grpc", "http", "field"), [("here", "", "grpc"), ("127.0.0.1:0", "here", "http")])

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from starlette.types import ASGIApp, Message
 
 from shoal_core.contracts import PublicApi
 from shoal_frontend.http_api.app import create_app
-from shoal_frontend.http_api.gateway import Gateway
+from shoal_frontend.http_api.gateway import Application, Gateway, Message
 from shoal_testing.direct import DirectSystem
 
 T = "/api/v2/tenants/default_tenant/databases/default_database"
@@ -40,11 +39,17 @@ class Answered:
 class Http:
     """Requests to an ASGI application. Bodies are plain data, written without spaces, or bytes as they are."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: Application) -> None:
         self.app = app
 
     async def __call__(
-        self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        connected: bool = True,
     ) -> Answered:
         data = body if isinstance(body, bytes) else b"" if body is None else compact(body)
         path, _, query = path.partition("?")
@@ -63,12 +68,14 @@ class Http:
             "server": ("127.0.0.1", 2),
         }
         sent: list[Message] = []
-        parts = iter([{"type": "http.request", "body": data, "more_body": False}])
+        part = {"type": "http.request", "body": data, "more_body": False}
+        parts = iter([part if connected else {"type": "http.disconnect"}])
 
         async def receive() -> Message:
             for part in parts:
                 return part
-            return await asyncio.Event().wait() or {}  # the client stays connected
+            await asyncio.Event().wait()  # the client stays connected
+            raise AssertionError("unreachable")
 
         async def send(message: Message) -> None:
             sent.append(message)

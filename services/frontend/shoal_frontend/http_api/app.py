@@ -1,0 +1,117 @@
+"""The application: all routes, errors as answers, a trace id on each of them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+
+from shoal_core.errors import Internal, ShoalError
+from shoal_core.ports import Random
+from shoal_frontend.http_api.bodies import Disconnected, PayloadTooLarge, json_response
+from shoal_frontend.http_api.body_error import BodyError
+from shoal_frontend.http_api.catalog_routes import CatalogRoutes
+from shoal_frontend.http_api.errors import answer_of
+from shoal_frontend.http_api.gateway import Application, Gateway, Message, Receive, Route, Scope, Send
+from shoal_frontend.http_api.record_routes import RecordRoutes
+from shoal_frontend.http_api.system_routes import VERSION, SystemRoutes
+
+TRACE_HEADER = "chroma-trace-id"
+
+_TRACE_ID = "shoal.trace_id"
+_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The gateway as an ASGI application, with its description at ``/docs`` and ``/openapi.json``."""
+    app = FastAPI(title="Shoal", version=VERSION, redoc_url=None, redirect_slashes=False)
+    for routes in (SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway)):
+        for route in routes.routes():
+            _add(app, route)
+    for status in (404, 405):
+        app.add_exception_handler(status, _no_route)
+    app.add_middleware(_Traced, random=gateway.random)
+    return app
+
+
+def _add(app: FastAPI, route: Route) -> None:
+    async def answered(request: Request) -> Response:
+        try:
+            return await route.answer(request)
+        except (ShoalError, BodyError) as error:
+            return _error_response(request, error)
+        except PayloadTooLarge:
+            return PlainTextResponse("Payload too large", 413)
+        except Disconnected:
+            return Response(status_code=400)  # nobody reads it
+        except Exception as error:
+            _log.exception("a request failed (trace id %s)", request.scope.get(_TRACE_ID))
+            return json_response(answer_of(Internal(str(error)))[1], 500)
+
+    name = getattr(route.answer, "__name__", "")
+    app.add_api_route(
+        route.path,
+        answered,
+        methods=[route.method],
+        name=name,
+        response_model=None,
+        response_class=Response,
+        include_in_schema="/v1/" not in route.path,
+        operation_id=f"{name}_{route.method.lower()}{len(app.routes)}",
+        description=route.answer.__doc__,
+        openapi_extra=_described(route),
+    )
+
+
+def _described(route: Route) -> dict[str, Any]:
+    """What FastAPI cannot see, as bodies and paths are read by hand."""
+    described: dict[str, Any] = {
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in _PARAMETER.findall(route.path)
+        ]
+    }
+    if route.method in ("POST", "PUT", "PATCH"):
+        described["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    return described
+
+
+def _error_response(request: Request, error: ShoalError | BodyError) -> Response:
+    status, body = answer_of(error)
+    response = json_response(body, status)
+    if status >= 500 and status != 501:
+        _log.warning("answered %d (trace id %s): %s", status, request.scope.get(_TRACE_ID), error)
+    if isinstance(error, ShoalError) and error.retry_after_ms > 0:
+        response.headers["retry-after"] = str(-(-error.retry_after_ms // 1000))
+    return response
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """Without a body, as in the reference."""
+    return Response(status_code=getattr(error, "status_code", 404), headers=getattr(error, "headers", None))
+
+
+class _Traced:
+    """Gives every request an id, which its answer and the log name."""
+
+    def __init__(self, app: Application, random: Random) -> None:
+        self._app = app
+        self._random = random
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace_id = scope[_TRACE_ID] = self._random.token().hex()
+
+        async def traced(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (TRACE_HEADER.encode(), trace_id.encode())]
+            await send(message)
+
+        await self._app(scope, receive, traced)

@@ -1,0 +1,194 @@
+"""Routes of tenants, databases and collections."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+
+from shoal_core.contracts import Database
+from shoal_core.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from shoal_frontend.http_api.bodies import json_response, page_of, parsed
+from shoal_frontend.http_api.body_error import member, text_of
+from shoal_frontend.http_api.errors import reworded
+from shoal_frontend.http_api.gateway import (
+    API,
+    COLLECTION,
+    DATABASE,
+    Gateway,
+    Route,
+    database_of,
+    ref_by_id,
+    ref_by_name,
+)
+from shoal_frontend.http_api.shapes import modification, new_collection, render_collection
+
+_TENANT_NAME_MIN_LENGTH = 3
+_CHARACTERS = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
+_NO_NAME = "Expected a name containing 3-512 characters from [a-zA-Z0-9._-], starting and ending with a character in [a-zA-Z0-9]. Got: "
+_NO_ID = "Validation error: collection_id: Invalid collection ID format, expected UUID"
+
+T = TypeVar("T")
+Page = Callable[..., Awaitable[Sequence[T]]]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogRoutes:
+    """What there is, by name."""
+
+    gateway: Gateway
+
+    def routes(self) -> Sequence[Route]:
+        """All of them."""
+        databases, collections = f"{API}/tenants/{{tenant}}/databases", f"{DATABASE}/collections"
+        return (
+            Route("POST", f"{API}/tenants", self.create_tenant),
+            Route("GET", f"{API}/tenants/{{tenant}}", self.get_tenant),
+            Route("PATCH", f"{API}/tenants/{{tenant}}", self.update_tenant),
+            Route("POST", databases, self.create_database),
+            Route("GET", databases, self.list_databases),
+            Route("GET", DATABASE, self.get_database),
+            Route("DELETE", DATABASE, self.delete_database),
+            Route("POST", collections, self.create_collection),
+            Route("GET", collections, self.list_collections),
+            Route("GET", f"{DATABASE}/collections_count", self.count_collections),
+            Route("GET", f"{collections}/by-id/{{collection}}", self.get_collection_by_id),
+            Route("GET", COLLECTION, self.get_collection),
+            Route("PUT", COLLECTION, self.modify_collection),
+            Route("DELETE", COLLECTION, self.delete_collection),
+        )
+
+    # --- tenants
+
+    async def create_tenant(self, request: Request) -> Response:
+        """``{name}``."""
+        name = await parsed(request, _name)
+        if len(name) < _TENANT_NAME_MIN_LENGTH:
+            given = f'"value": String("{name}")'
+            problem = f'length [{{"min": Number({_TENANT_NAME_MIN_LENGTH}), {given}}}]'
+            raise InvalidArgument(f"Validation error: name: Validation error: {problem}")
+        with reworded(AlreadyExists, f"Tenant [{name}] already exists"):
+            await self.gateway.api.create_tenant(name)
+        return json_response({})
+
+    async def get_tenant(self, request: Request) -> Response:
+        """``{name, resource_name}``; tenants have no resource name."""
+        name = request.path_params["tenant"]
+        with reworded(NotFound, f"Tenant [{name}] not found"):
+            found = await self.gateway.api.get_tenant(name)
+        return json_response({"name": found, "resource_name": None})
+
+    async def update_tenant(self, request: Request) -> Response:
+        """``{resource_name}``."""
+        raise Unimplemented("tenants have no resource names; address collections by tenant, database and name")
+
+    # --- databases
+
+    async def create_database(self, request: Request) -> Response:
+        """``{name}``."""
+        tenant, name = request.path_params["tenant"], await parsed(request, _name)
+        if not _CHARACTERS.fullmatch(name):
+            raise InvalidArgument(f"{_NO_NAME}{name}")
+        with (
+            reworded(AlreadyExists, f"Database [{name}] already exists"),
+            reworded(NotFound, f"Tenant [{tenant}] not found"),
+        ):
+            await self.gateway.api.create_database(tenant, name)
+        return json_response({})
+
+    async def list_databases(self, request: Request) -> Response:
+        """In order of name."""
+        page = partial(self.gateway.api.list_databases, request.path_params["tenant"])
+        return json_response([_rendered(database) for database in await self._listed(request, page)])
+
+    async def get_database(self, request: Request) -> Response:
+        """``{id, name, tenant}``."""
+        tenant, name = database_of(request)
+        with reworded(NotFound, f"Database [{name}] not found. Are you sure it exists?"):
+            found = await self.gateway.api.get_database(tenant, name)
+        return json_response(_rendered(found))
+
+    async def delete_database(self, request: Request) -> Response:
+        """With its collections."""
+        tenant, name = database_of(request)
+        with reworded(NotFound, f"Database [{name}] not found"):
+            await self.gateway.api.delete_database(tenant, name)
+        return json_response({})
+
+    # --- collections
+
+    async def create_collection(self, request: Request) -> Response:
+        """See `shapes.new_collection`."""
+        tenant, database = database_of(request)
+        new, get_or_create = await parsed(request, partial(new_collection, tenant, database))
+        with (
+            reworded(AlreadyExists, f"Collection [{new.name}] already exists"),
+            reworded(NotFound, f"Database [{database}] does not exist", InvalidArgument),
+        ):
+            found, _ = await self.gateway.api.create_collection(new, get_or_create=get_or_create)
+        return json_response(render_collection(found))
+
+    async def list_collections(self, request: Request) -> Response:
+        """In order of creation."""
+        page = partial(self.gateway.api.list_collections, *database_of(request))
+        return json_response([render_collection(found) for found in await self._listed(request, page)])
+
+    async def count_collections(self, request: Request) -> Response:
+        """A number."""
+        return json_response(await self.gateway.api.count_collections(*database_of(request)))
+
+    async def get_collection(self, request: Request) -> Response:
+        """By name."""
+        ref = ref_by_name(request)
+        with reworded(NotFound, f"Collection [{ref.name}] does not exist"):
+            found = await self.gateway.api.get_collection(ref)
+        return json_response(render_collection(found))
+
+    async def get_collection_by_id(self, request: Request) -> Response:
+        """By id."""
+        ref = ref_by_id(request, _NO_ID)
+        with reworded(NotFound, f"Collection [{ref.id}] does not exist"):
+            found = await self.gateway.api.get_collection(ref)
+        return json_response(render_collection(found))
+
+    async def modify_collection(self, request: Request) -> Response:
+        """By id; see `shapes.modification`."""
+        ref = ref_by_id(request)
+        with reworded(NotFound, f"Collection [{ref.id}] does not exist."):
+            changes = await parsed(request, partial(modification, await self.gateway.api.get_collection(ref)))
+            with reworded(AlreadyExists, f"Collection [{changes.get('name', '')}] already exists"):
+                if changes:
+                    await self.gateway.api.modify_collection(ref, **changes)
+        return json_response({})
+
+    async def delete_collection(self, request: Request) -> Response:
+        """By name."""
+        ref = ref_by_name(request)
+        with reworded(NotFound, f"Collection [{ref.name}] does not exist"):
+            await self.gateway.api.delete_collection(ref)
+        return json_response({})
+
+    async def _listed(self, request: Request, page: Page[T]) -> list[T]:
+        """What the query string asks for, all of it without a limit, however many pages that takes."""
+        limit, offset = page_of(request)
+        most = self.gateway.limits.page_size
+        found: list[T] = []
+        while limit is None or len(found) < limit:
+            size = most if limit is None else min(most, limit - len(found))
+            part = await page(limit=size, offset=offset + len(found))
+            found.extend(part)
+            if len(part) < size:
+                break
+        return found
+
+
+def _name(body: Any) -> str:
+    return text_of(member(body, "name", ""), "name")
+
+
+def _rendered(database: Database) -> dict[str, str]:
+    return {"id": database.id, "name": database.name, "tenant": database.tenant}

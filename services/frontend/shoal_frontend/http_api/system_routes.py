@@ -1,0 +1,110 @@
+"""Routes about the server itself, and those that it does not serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastapi import Request, Response
+from fastapi.responses import PlainTextResponse
+
+from shoal_core.errors import InvalidArgument, PermissionDenied, Unimplemented
+from shoal_frontend.http_api.bodies import json_response
+from shoal_frontend.http_api.gateway import API, COLLECTION, Gateway, Route
+
+VERSION = "1.0.0"
+
+_OLD = {"error": "Unimplemented", "message": "The v1 API is deprecated. Please use /v2 apis"}
+_NO_TRANSACTIONS = {
+    "error": "TransactionsNotSupported",
+    "message": "conditional reads and writes are not served over HTTP yet; Shoal's own client has them",
+}
+_CRN = "<tenant_resource_name>:<database_name>:<collection_name>"
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_DEFAULTS = {"user_id": "", "tenant": "default_tenant", "databases": ["default_database"]}
+
+
+@dataclass(frozen=True, slots=True)
+class SystemRoutes:
+    """Heartbeat, health, version, identity, reset; and refusals."""
+
+    gateway: Gateway
+
+    def routes(self) -> Sequence[Route]:
+        """All of them."""
+        return (
+            Route("GET", "/health", self.health),
+            Route("GET", API, self.heartbeat),
+            Route("GET", f"{API}/heartbeat", self.heartbeat),
+            Route("GET", f"{API}/healthcheck", self.healthcheck),
+            Route("GET", f"{API}/pre-flight-checks", self.pre_flight_checks),
+            Route("GET", f"{API}/version", self.version),
+            Route("GET", f"{API}/auth/identity", self.identity),
+            Route("POST", f"{API}/reset", self.reset),
+            Route("GET", f"{API}/collections/{{crn}}", self.collection_by_crn),
+            Route("POST", f"{COLLECTION}/fork", self.fork),
+            Route("GET", f"{COLLECTION}/fork_count", self.fork),
+            Route("POST", f"{COLLECTION}/conditional/get", self.conditional),
+            Route("POST", f"{COLLECTION}/conditional/commit", self.conditional),
+            Route("POST", f"{COLLECTION}/functions/attach", self.functions),
+            Route("GET", f"{COLLECTION}/functions/{{name}}", self.functions),
+            Route("POST", f"{COLLECTION}/attached_functions/{{name}}/add_input", self.functions),
+            Route("POST", f"{COLLECTION}/attached_functions/{{name}}/detach", self.functions),
+            *(Route(method, "/api/v1/{rest:path}", self.old) for method in _METHODS),
+        )
+
+    async def health(self, request: Request) -> Response:
+        """That the process is up; for whoever starts it."""
+        return PlainTextResponse("ok\n")
+
+    async def heartbeat(self, request: Request) -> Response:
+        """Nanoseconds since 1970."""
+        return json_response({"nanosecond heartbeat": self.gateway.clock.time_ns()})
+
+    async def healthcheck(self, request: Request) -> Response:
+        """Whether requests can be answered."""
+        ready = self.gateway.readiness()
+        body = {"is_executor_ready": ready.executor, "is_log_client_ready": ready.log}
+        return json_response(body, 200 if ready.executor and ready.log else 503)
+
+    async def pre_flight_checks(self, request: Request) -> Response:
+        """What clients may send."""
+        return json_response({"max_batch_size": self.gateway.limits.batch_records, "supports_base64_encoding": True})
+
+    async def version(self, request: Request) -> Response:
+        """Of the API."""
+        return json_response(VERSION)
+
+    async def identity(self, request: Request) -> Response:
+        """Everybody is nobody in particular: there is no authentication."""
+        return json_response(_DEFAULTS)
+
+    async def reset(self, request: Request) -> Response:
+        """Forget everything, where that is allowed."""
+        if self.gateway.reset is None:
+            raise PermissionDenied("Resetting is not allowed by this server's configuration")
+        await self.gateway.reset()
+        return json_response(True)
+
+    async def old(self, request: Request) -> Response:
+        """Anything of version 1."""
+        return json_response(_OLD, 410)
+
+    async def collection_by_crn(self, request: Request) -> Response:
+        """By a name that holds its tenant's resource name, which tenants do not have here."""
+        parts = request.path_params["crn"].split(":")
+        if len(parts) != 3 or not all(parts):
+            raise InvalidArgument(f"Validation error: crn: CRN must be in the format {_CRN} with non-empty parts")
+        raise Unimplemented("tenants have no resource names; get the collection by tenant, database and name")
+
+    async def fork(self, request: Request) -> Response:
+        """Copies of collections."""
+        raise Unimplemented("Collection forking is not supported")
+
+    async def functions(self, request: Request) -> Response:
+        """Functions attached to collections."""
+        raise Unimplemented("Attached functions are not supported")
+
+    async def conditional(self, request: Request) -> Response:
+        """Reads and writes that depend on each other."""
+        return json_response(_NO_TRANSACTIONS, 501)
