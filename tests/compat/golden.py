@@ -110,7 +110,8 @@ def _value(leaves: Mapping[str, Any], place: str) -> str:
 
 def _summary(status: int, answer: Any) -> str:
     if isinstance(answer, dict) and set(answer) == {"error", "message"}:
-        return f"{status} {answer['error']} {' '.join(answer['message'].split())}"
+        message = answer["message"].replace("\n", "\\n")  # a row of the table is one line
+        return f"{status} {answer['error']} {message}"
     return f"{status} {'' if answer is None else answer if isinstance(answer, str) else _text(answer)}".strip()
 
 

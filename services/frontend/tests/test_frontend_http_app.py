@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import uuid
 from typing import Any
 
@@ -13,8 +14,11 @@ from services.frontend.tests.frontend_http_support import Site, T, http_of
 from shoal_core import errors
 from shoal_core.errors import ShoalError
 from shoal_core.limits import Limits
+from shoal_frontend.http_api import catalog_routes
+from shoal_frontend.http_api.bodies import LARGE_BYTES
 from shoal_frontend.http_api.errors import INTERNAL, answer_of, reworded
 from shoal_frontend.http_api.gateway import Readiness
+from shoal_frontend.http_api.shapes import modification
 from shoal_testing.direct import DirectSystem
 from shoal_testing.schedules import hooked
 
@@ -283,7 +287,23 @@ async def test_renaming_to_a_name_that_is_taken_or_nothing() -> None:
     assert (await site.http("PUT", at, {"new_name": "other"})).error[:2] == (409, "ChromaError")
     assert (await site.http("PUT", at, {})).json == {}
     missing = await site.http("PUT", f"{T}/collections/{ID}", {"new_name": "third"})
-    assert missing.error == (404, "NotFoundError", f"Collection [{ID}] does not exist")
+    assert missing.error == (404, "NotFoundError", f"Collection [{ID}] does not exist.")
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_large_modifications_are_read_apart_from_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    site, threads = await Site().start(), []
+
+    def observed(*args: Any) -> Any:
+        threads.append(threading.current_thread())
+        return modification(*args)
+
+    monkeypatch.setattr(catalog_routes, "modification", observed)
+    metadata = {"k": "x" * (LARGE_BYTES if large else 1)}
+    await site.http("PUT", f"{T}/collections/{site.id}", {"new_metadata": metadata})
+    assert [thread is threading.current_thread() for thread in threads] == [not large]
 
 
 async def test_the_dimension_that_was_expected_is_that_of_the_collection_now() -> None:

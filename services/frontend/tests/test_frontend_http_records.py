@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from services.frontend.tests.frontend_http_support import Http, Site, T, compact
 from shoal_core.contracts import CollectionRef
-from shoal_core.errors import DimensionMismatch, InvalidArgument
+from shoal_core.errors import InvalidArgument
 from shoal_core.records import DELETED_KEYS, DOCUMENT, EMBEDDING, Operation
 from shoal_frontend.http_api.bodies import LARGE_BYTES, MAX_BODY_BYTES, parse
 from shoal_frontend.http_api.body_error import BodyError
@@ -95,11 +95,14 @@ def test_what_is_no_base64_of_float32_is_refused(text: str) -> None:
         parse_vectors([text], "embeddings")
 
 
-def test_rows_of_several_lengths_are_refused_as_of_a_wrong_dimension() -> None:
-    with pytest.raises(DimensionMismatch, match="dimension of 2, got 1"):
-        parse_vectors([[1, 2], [1, 2], [3]], "embeddings")
-    with pytest.raises(DimensionMismatch, match="dimension of 1, got 2"):
-        parse_vectors([encoded(1), encoded(1, 2)], "embeddings")
+@pytest.mark.parametrize("rows", [[[1, 2], [1, 2], [3]], [encoded(1), encoded(1, 2)]])
+async def test_rows_of_several_lengths_are_refused(rows: Any) -> None:
+    site = await site_of_ten()
+    expected = (400, "InvalidArgumentError", "Inconsistent dimensions in provided embeddings")
+    assert (await site.post("query", {"query_embeddings": rows})).error == expected
+    ids = [str(at) for at in range(len(rows))]
+    for verb in ("add", "update", "upsert"):
+        assert (await site.post(verb, {"ids": ids, "embeddings": rows})).error == expected
 
 
 async def test_embeddings_come_back_as_the_float32_they_are() -> None:
@@ -146,15 +149,32 @@ def test_metadata_becomes_typed_columns() -> None:
 
 
 def test_empty_lists_are_stored_as_nothing_and_leave_the_rest() -> None:
-    batch = records([{"l": [], "k": 1}, {"l": [1.0, 2]}])
+    batch = records([{"l": [], "k": 1}, {"l": [True]}])
     assert batch.column("m:int:k").to_pylist() == [1, None]
-    assert batch.column("m:floats:l").to_pylist() == [None, [1.0, 2.0]]
+    assert batch.column("m:bools:l").to_pylist() == [None, [True]]
 
 
-def test_null_deletes_a_key_of_an_update_and_means_nothing_in_an_add() -> None:
-    metadatas = [{"k": None, "n": 1}]
-    assert records(metadatas, Operation.UPDATE).column(DELETED_KEYS).to_pylist() == [["k"]]
-    assert DELETED_KEYS not in records(metadatas, Operation.ADD).schema.names
+async def test_lists_of_both_kinds_of_numbers_are_floats_whichever_comes_first() -> None:
+    site = await Site().start()
+    metadatas = [{"l": [1, 2.5]}, {"l": [1.0, 2]}, {"l": [1, 2]}]
+    body = {"ids": ["a", "b", "c"], "embeddings": [[1]] * 3, "metadatas": metadatas}
+    assert (await site.post("add", body)).status == 201
+    found = await site.post("get", {"include": ["metadatas"]})
+    assert b'[{"l":[1.0,2.5]},{"l":[1.0,2.0]},{"l":[1,2]}]' in found.body
+
+
+def test_null_deletes_a_key_of_an_update() -> None:
+    for operation in (Operation.UPDATE, Operation.UPSERT):
+        assert records([{"k": None, "n": 1}], operation).column(DELETED_KEYS).to_pylist() == [["k"]]
+        assert records([{"k": None, "l": []}], operation).column(DELETED_KEYS).to_pylist() == [["k"]]
+
+
+async def test_null_is_no_value_of_an_add() -> None:
+    site = await Site().start()
+    problem = "metadatas[0].k: data did not match any variant of untagged enum MetadataValue at line 1 column 55"
+    body = {"ids": ["q"], "embeddings": [[1]], "metadatas": [{"k": None}]}
+    assert (await site.post("add", body)).error == (422, "ChromaError", NO_BODY + problem)
+    assert (await site.post("add", body | {"metadatas": [None]})).status == 201
 
 
 def test_columns_that_are_null_throughout_are_left_out() -> None:
@@ -167,7 +187,7 @@ def test_columns_that_are_null_throughout_are_left_out() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [{"n": 1}, [1, "a"], [1, 2.5], [[1]], [None], [{}], {"#type": "sparse_vector", "indices": ["a"], "values": [1.0]}],
+    [{"n": 1}, [1, "a"], [1, True], [[1]], [None], [{}], {"#type": "sparse_vector", "indices": ["a"], "values": [1.0]}],
 )
 def test_values_of_no_type_are_a_wrong_body(value: Any) -> None:
     with pytest.raises(BodyError, match=r"metadatas\[1\]\.k\.x: data did not match any variant"):
@@ -193,6 +213,11 @@ async def test_sparse_vectors_come_back_with_their_mark() -> None:
     body = {"ids": ["a", "b"], "embeddings": [[1], [2]], "metadatas": [{"s": sparse | {"tokens": ["x", "y"]}}, None]}
     assert (await site.post("add", body)).status == 201
     assert (await site.post("get", {})).json["metadatas"] == [{"s": sparse}, None]
+    assert (await site.post("get", {"ids": ["b"]})).json["metadatas"] == [None]
+    query = {"query_embeddings": [[2]], "ids": ["b"]}
+    assert (await site.post("query", query)).json["metadatas"] == [[None]]
+    search = {"filter": {"#id": {"$in": ["b"]}}, "select": {"keys": ["s", "#metadata"]}}
+    assert (await site.post("search", {"searches": [search]})).json["metadatas"] == [[None]]
     falling = {"ids": ["c"], "embeddings": [[1]], "metadatas": [{"s": sparse | {"indices": [7, 1]}}]}
     assert (await site.post("add", falling)).error[:2] == (400, "InvalidArgumentError")
 
@@ -216,6 +241,34 @@ async def test_ids_and_both_filters_must_all_hold_and_ids_do_not_order() -> None
     body = {"ids": ["id7", "id3", "id4", "id3"], "where": {"n": {"$lt": 7}}, "where_document": {"$contains": "text"}}
     assert (await site.post("get", body)).json["ids"] == ["id3"]
     assert (await site.post("get", {"ids": ["id7", "id3", "id3"]})).json["ids"] == ["id3", "id7"]
+
+
+@pytest.mark.parametrize("verb", ["get", "query", "delete"])
+@pytest.mark.parametrize("wrong", [{}, {"$foo": "x"}, {"$and": []}, {"$contains": 5}])
+async def test_wrong_filters_are_named(verb: str, wrong: Any) -> None:
+    site = await Site().start()
+    body = {"query_embeddings": [[1]]} if verb == "query" else {}
+    for name, message in (("where", "Invalid where clause"), ("where_document", "Invalid where document clause")):
+        assert (await site.post(verb, body | {name: wrong})).error == (400, "InvalidArgumentError", message)
+
+
+async def test_nothing_has_an_empty_id() -> None:
+    site = await site_of_ten()
+    found = await site.post("get", {"ids": [""]})
+    assert (found.status, found.json["ids"]) == (200, [])
+    assert (await site.post("get", {"ids": ["", "id3"]})).json["ids"] == ["id3"]
+    found = await site.post("query", {"query_embeddings": [[1, 2]], "ids": [""]})
+    assert (found.status, found.json["ids"]) == (200, [[]])
+
+
+async def test_members_of_an_answer_are_in_the_order_of_the_reference() -> None:
+    site = await Site().start()
+    found = await site.post("get", {})
+    assert list(found.json) == ["ids", "embeddings", "documents", "uris", "metadatas", "include"]
+    found = await site.post("query", {"query_embeddings": [[1.0]]})
+    assert list(found.json) == ["ids", "embeddings", "documents", "uris", "metadatas", "distances", "include"]
+    found = await site.post("search", {"searches": [{}]})
+    assert list(found.json) == ["ids", "documents", "embeddings", "metadatas", "scores", "select"]
 
 
 async def test_a_query_takes_base64_and_filters_and_divides_by_vector() -> None:
@@ -276,6 +329,14 @@ async def test_a_delete_counts_what_matched_and_stops_at_its_limit() -> None:
     assert (await site.post("delete", {"ids": ["id1", "nope"]})).json == {"deleted": 2}
     assert (await site.post("get", {"include": []})).json["ids"] == ["id3", "id5", "id6", "id7", "id8", "id9"]
     assert (await site.post("delete", {"where": {}})).error == (400, "InvalidArgumentError", "Invalid where clause")
+
+
+async def test_a_delete_of_no_ids_is_refused() -> None:
+    site = await site_of_ten()
+    problem = "Validation error: ids, where: Either ids or where must be specified"
+    assert (await site.post("delete", {"ids": []})).error == (400, "InvalidArgumentError", problem)
+    assert (await site.post("delete", {})).json == {"deleted": 0}
+    assert await site.count() == 10
 
 
 # --- searching

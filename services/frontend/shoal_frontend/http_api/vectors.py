@@ -92,7 +92,7 @@ def _check_lengths(lengths: Sequence[int], name: str) -> None:
     if min(lengths) == 0:
         raise InvalidArgument(f"Validation error: {name}: Each embedding must have at least 1 dimension")
     if min(lengths) < max(lengths):
-        raise wrong_dimension(lengths[0], next(length for length in lengths if length != lengths[0]))
+        raise DimensionMismatch("Inconsistent dimensions in provided embeddings")
 
 
 def _no_vectors(rows: Sequence[Any], name: str, nulls: bool) -> BodyError:
