@@ -40,9 +40,10 @@ from shoal_runtime.telemetry import METRICS_CONTENT_TYPE, Telemetry
 from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore, S3Config, S3ObjectStore, ensure_bucket
 from shoal_storage.postgres import open_pool
+from shoal_sysdb.access import AccessService
 from shoal_sysdb.catalog import CatalogService
 from shoal_sysdb.migrate import migrate
-from shoal_sysdb.service import CatalogServicer
+from shoal_sysdb.service import AccessServicer, CatalogServicer
 from shoal_sysdb.store import PostgresCatalogStore
 
 _log = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ async def _build_sysdb(context: Context) -> None:
     context.stack.push_async_callback(pool.close)
     catalog = CatalogService(PostgresCatalogStore(pool), max_upload_age_ms=config.logservice.append.max_upload_age_ms)
     CatalogServicer(catalog).add_to(context.server.grpc_server)
+    AccessServicer(AccessService(pool)).add_to(context.server.grpc_server)
 
 
 async def _build_log(context: Context) -> None:

@@ -7,6 +7,17 @@ gRPC (`shoal_wire.clients`). Both raise `shoal_core.errors`. Offsets count a col
 
 from __future__ import annotations
 
+from shoal_core.contracts.access import (
+    ANY,
+    Access,
+    AccessAdmin,
+    Credential,
+    CredentialKind,
+    Grant,
+    NewCredential,
+    Role,
+    ValidCredential,
+)
 from shoal_core.contracts.catalog import (
     Backlog,
     Catalog,
@@ -58,7 +69,10 @@ from shoal_core.contracts.query import (
 )
 
 __all__ = [
+    "ANY",
     "EVERYTHING",
+    "Access",
+    "AccessAdmin",
     "Answer",
     "AppendRequest",
     "AppendResult",
@@ -69,6 +83,8 @@ __all__ = [
     "Condition",
     "CountAnswer",
     "CountRequest",
+    "Credential",
+    "CredentialKind",
     "Database",
     "DenseLeaf",
     "EncodedAnswer",
@@ -76,6 +92,7 @@ __all__ = [
     "GarbageCollection",
     "GarbageRoots",
     "GetRequest",
+    "Grant",
     "HashRange",
     "Head",
     "Include",
@@ -85,11 +102,13 @@ __all__ = [
     "Lease",
     "Log",
     "NewCollection",
+    "NewCredential",
     "Outcome",
     "PublicApi",
     "PublishRequest",
     "QueryNode",
     "QueryRequest",
+    "Role",
     "SearchRequest",
     "SparseLeaf",
     "SparseStatistics",
@@ -102,6 +121,7 @@ __all__ = [
     "Target",
     "TextLeaf",
     "TextStatistics",
+    "ValidCredential",
     "VersionInfo",
     "WriteResult",
     "shard_range",
