@@ -42,7 +42,8 @@ class AccessService:
         if new.ttl_ms is not None and new.ttl_ms < 1:
             raise InvalidArgument(f"{new.ttl_ms} is below 1", field="ttl_ms")
         grants = json.dumps([[grant.role, grant.tenant, grant.database, grant.collection] for grant in new.grants])
-        async with transaction(self._pool, acquire_timeout_ms=self._acquire_timeout_ms) as sql:
+        async with transaction(self._pool, acquire_timeout_ms=self._acquire_timeout_ms) as connection:
+            sql: Sql = connection
             row = await sql.fetchrow(_INSERT, new.kind, new.id, new.label, grants, new.verifier, new.ttl_ms)
         if row is None:
             raise AlreadyExists(f"{new.kind} {new.id!r} exists, or was there before", field="id")
