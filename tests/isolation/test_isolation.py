@@ -34,7 +34,7 @@ from tests.isolation.isolation_worlds import (
     two_worlds,
 )
 
-EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 PLACES = st.sampled_from(list(places()))
 HOME = st.sampled_from([place for place in places() if (place.tenant, place.database) == ("acme", "main")])
 

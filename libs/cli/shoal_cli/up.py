@@ -41,7 +41,7 @@ async def embedded_server(
     ``section``: who may come in and how much it may use.
     """
     section = section or FrontendSection()
-    check_addresses(section, **{"--grpc": grpc, "--http": http})
+    check_addresses(section, grpc=grpc, http=http)
     clock, random = SystemClock(), SystemRandom()
     async with AsyncExitStack() as stack:
         system = EmbeddedSystem(path, EmbeddedSettings())
@@ -74,7 +74,7 @@ async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int) -> No
     """A local cluster."""
     configure_logging("WARNING", as_json=False)
     split_address(grpc, "grpc")
-    check_addresses(load().frontend, **{"--grpc": grpc, "--http": http})
+    check_addresses(load().frontend, grpc=grpc, http=http)
     if http:
         _, port = split_address(http, "http")
         http = f"{http.rpartition(':')[0]}:{port or free_ports(1)[0]}"
