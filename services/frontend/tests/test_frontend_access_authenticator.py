@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from shoal_core.contracts import CredentialKind, Grant, NewCredential, Role
+from shoal_core.contracts import CredentialKind, Grant, NewCredential, Role, ValidCredential
 from shoal_core.errors import InvalidArgument, PermissionDenied, ResourceExhausted, Unauthenticated, Unavailable
 from shoal_frontend.access.admin import Admin
 from shoal_frontend.access.authenticator import ROOT, Authenticator, AuthenticatorSettings
@@ -228,7 +227,7 @@ async def test_without_sysdb_nobody_new_comes_in_and_nobody_stays_longer() -> No
     token = await site.token()
     await site.who(token)
 
-    async def gone(*args: Any) -> Any:
+    async def gone(kind: CredentialKind, credential_id: str) -> ValidCredential:
         raise Unavailable("gone")
 
     site.access.find_credential = gone  # type: ignore[method-assign]
@@ -242,12 +241,12 @@ async def test_who_gives_up_does_not_spoil_it_for_the_others() -> None:
     site = Site()
     token = await site.token()
     arrived, go = asyncio.Event(), asyncio.Event()
-    find: Callable[..., Awaitable[Any]] = site.access.find_credential
+    find = site.access.find_credential
 
-    async def slow(*args: Any) -> Any:
+    async def slow(kind: CredentialKind, credential_id: str) -> ValidCredential:
         arrived.set()
         await go.wait()
-        return await find(*args)
+        return await find(kind, credential_id)
 
     site.access.find_credential = slow  # type: ignore[method-assign]
     first, second = asyncio.create_task(site.who(token)), asyncio.create_task(site.who(token))
