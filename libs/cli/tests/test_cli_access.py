@@ -15,7 +15,7 @@ from shoal_cli.entry import authenticates, gate_settings
 from shoal_cli.main import app
 from shoal_cli.up import embedded_server
 from shoal_core.contracts import CredentialKind, Grant, Role
-from shoal_core.errors import InvalidArgument, NotFound, PermissionDenied, Unauthenticated
+from shoal_core.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
 from shoal_frontend.access.gate import GateSettings, TenantLimits
 from shoal_frontend.access.limiter import Rates
 from shoal_frontend.access.quotas import Quotas
@@ -126,6 +126,15 @@ async def _calls_at_once_do_not_mix(address: str, token: str) -> None:
         answers = await asyncio.gather(*calls, return_exceptions=True)
     seen = [type(item).__name__ if isinstance(item, BaseException) else len(item) for item in answers]
     assert seen == [2, 1, "Unauthenticated"] * 20
+
+
+@pytest.mark.integration
+async def test_nobody_makes_credentials_before_callers_are_known(tmp_path: Path) -> None:
+    async with embedded_server(tmp_path / "data", "127.0.0.1:0") as (address, _), admin_of(address, "") as admin:
+        with pytest.raises(FailedPrecondition, match="root_token"):
+            await admin.create_token("", [Grant(Role.OWNER, "*")])
+        with pytest.raises(FailedPrecondition):
+            await admin.list_credentials()
 
 
 @pytest.mark.integration

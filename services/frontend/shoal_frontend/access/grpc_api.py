@@ -8,7 +8,7 @@ from contextvars import ContextVar
 import grpc.aio
 
 from shoal_core.contracts import Access, AccessAdmin
-from shoal_core.errors import Unauthenticated
+from shoal_core.errors import FailedPrecondition, Unauthenticated
 from shoal_core.limits import Limits
 from shoal_core.ports import Random
 from shoal_frontend.access.admin import Admin
@@ -42,9 +42,12 @@ class Door:
 
 
 class AccessAdminServicer:
-    """Serves `AccessAdmin` as ``shoal.v1.AccessAdminService``."""
+    """Serves `AccessAdmin` as ``shoal.v1.AccessAdminService``, where callers are known: else any of them could make an owner that
+    stays when authentication is turned on.
+    """
 
     def __init__(self, entrance: Entrance, access: Access, random: Random, limits: Limits | None = None) -> None:
+        self._entrance = entrance
         self._door = Door(entrance)
         self._access = access
         self._random = random
@@ -56,6 +59,10 @@ class AccessAdminServicer:
 
     @property
     def _admin(self) -> AccessAdmin:
+        if self._entrance.is_open:
+            raise FailedPrecondition(
+                "this frontend does not ask who calls; start it with a root token first (frontend.access.root_token)"
+            )
         return Admin(self._access, self._door.session.principal, self._random, self._limits)
 
     async def create_token(self, request: pb.CreateTokenRequest) -> pb.CreateTokenResponse:
