@@ -34,6 +34,7 @@ from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore
 from shoal_storage.postgres import open_pool
+from shoal_sysdb.access import AccessService
 from shoal_sysdb.catalog import CatalogService
 from shoal_sysdb.migrate import migrate
 from shoal_sysdb.store import PostgresCatalogStore
@@ -162,6 +163,7 @@ class EmbeddedSystem:
         self._settings = settings or EmbeddedSettings()
         self._stack = AsyncExitStack()
         self.api: DatabaseService
+        self.access: AccessService
         self.node: Node
         self.compactor: Compactor
         self.sweeper: Sweeper
@@ -200,6 +202,7 @@ class EmbeddedSystem:
         log = LogService(postgres.dsn, objects, clock, random, log_settings, exclusive=True)
         await log.start()
         stack.push_async_callback(log.close)
+        self.access = AccessService(pool)
         store = PostgresCatalogStore(pool)
         catalog = EmbeddedCatalog(store, log, max_upload_age_ms=log_settings.append.max_upload_age_ms)
         executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="shoal-query")

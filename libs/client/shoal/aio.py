@@ -41,6 +41,7 @@ async def connect(
     timeout_ms: int = DEFAULT_TIMEOUT_MS,
     embedding_function: EmbeddingFunction | None = None,
     credentials: grpc.ChannelCredentials | None = None,
+    token: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> AsyncClient:
     """A client of a running Shoal, or with ``path`` a whole Shoal in this process. Belongs to the running event loop.
@@ -54,6 +55,7 @@ async def connect(
         timeout_ms: of every call with its retries.
         embedding_function: for collections of this client that name no other.
         credentials: for TLS; without them the connection is plain text.
+        token: says who calls, where the frontend wants to know (docs/access.md).
         options: for the embedded system.
 
     Raises:
@@ -70,7 +72,7 @@ async def connect(
     if path is not None:
         connection = await open_embedded(path, options or {})
     else:
-        connection = await connect_frontends(parse_addresses(address or ""), timeout_ms, credentials)
+        connection = await connect_frontends(parse_addresses(address or ""), timeout_ms, credentials, token)
     return AsyncClient(
         connection, tenant=tenant, database=database, timeout_ms=timeout_ms, embedding_function=embedding_function
     )

@@ -31,6 +31,7 @@ def connect(
     timeout_ms: int = DEFAULT_TIMEOUT_MS,
     embedding_function: EmbeddingFunction | None = None,
     credentials: grpc.ChannelCredentials | None = None,
+    token: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> Client:
     """A client of a running Shoal, or with ``path`` a whole Shoal in this process.
@@ -45,6 +46,7 @@ def connect(
         timeout_ms: of every call with its retries.
         embedding_function: for collections of this client that name no other.
         credentials: for TLS; without them the connection is plain text.
+        token: says who calls, where the frontend wants to know (docs/access.md).
         options: for the embedded system.
 
     Raises:
@@ -62,6 +64,7 @@ def connect(
                 timeout_ms=timeout_ms,
                 embedding_function=embedding_function,
                 credentials=credentials,
+                token=token,
                 options=options,
             )
         )

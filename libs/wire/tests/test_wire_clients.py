@@ -65,10 +65,13 @@ from shoal_core.contracts import (
 from shoal_core.filters import And, Comparator, Compare, IdIn, Text, TextMatcher
 from shoal_core.ranking import Div, GroupBy, Knn, Search, Select, SparseQuery, Sum, TextQuery, Val
 from shoal_core.schema import Analyzer, Index, Schema
+from shoal_frontend.access.entrance import Entrance
+from shoal_frontend.access.gate import Gate
 from shoal_frontend.grpc_api import ShoalServicer
 from shoal_log.service import LogServicer
 from shoal_query.service import QueryServicer
 from shoal_sysdb.service import CatalogServicer
+from shoal_testing.virtual_clock import VirtualClock
 from shoal_wire.clients import CatalogClient, LogClient, PublicClient, QueryClient
 from shoal_wire.codec.answers import encode_answer_bytes
 from shoal_wire.messages import message_options
@@ -120,6 +123,10 @@ async def serving(servicer: Any) -> AsyncIterator[grpc.aio.Channel]:
     finally:
         await channel.close()
         await server.stop(None)
+
+
+def public_servicer(recorder: Any) -> ShoalServicer:
+    return ShoalServicer(Entrance(recorder, Gate(VirtualClock())))
 
 
 def bound(protocol: type, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -397,7 +404,7 @@ async def test_query(call: Case) -> None:
 
 @pytest.mark.parametrize("call", PUBLIC)
 async def test_public(call: Case) -> None:
-    await passes(PublicApi, ShoalServicer, PublicClient, call)
+    await passes(PublicApi, public_servicer, PublicClient, call)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +459,7 @@ async def test_encoded_answers_pass_through_untouched() -> None:
     assert [kwargs for _, _, kwargs in recorder.calls] == [{"encoded": True}] * 3
 
     recorder.result = EncodedAnswer(b"\xff not a message")
-    async with serving(ShoalServicer(recorder)) as channel:
+    async with serving(public_servicer(recorder)) as channel:
         ref = shoal_pb2.GetRequest(collection=shoal_pb2.CollectionRef(name="n"))
         raw = await Rpc("shoal.v1.ShoalService", channel, 5000).send("Get", ref.SerializeToString())
         raw_query = await Rpc("shoal.v1.ShoalService", channel, 5000).send("Query", b"")
@@ -462,7 +469,7 @@ async def test_encoded_answers_pass_through_untouched() -> None:
 async def test_pages_have_a_default_size_for_clients_that_name_none() -> None:
     recorder = Recorder()
     recorder.result = []
-    for servicer, service in ((CatalogServicer, "CatalogService"), (ShoalServicer, "ShoalService")):
+    for servicer, service in ((CatalogServicer, "CatalogService"), (public_servicer, "ShoalService")):
         async with serving(servicer(recorder)) as channel:
             for method in ("ListDatabases", "ListCollections"):
                 await Rpc(f"shoal.v1.{service}", channel, 5000).send(method, b"")

@@ -7,6 +7,17 @@ gRPC (`shoal_wire.clients`). Both raise `shoal_core.errors`. Offsets count a col
 
 from __future__ import annotations
 
+from shoal_core.contracts.access import (
+    ANY,
+    Access,
+    AccessAdmin,
+    Credential,
+    CredentialKind,
+    Grant,
+    NewCredential,
+    Role,
+    ValidCredential,
+)
 from shoal_core.contracts.catalog import (
     Backlog,
     BorrowedObjects,
@@ -60,7 +71,10 @@ from shoal_core.contracts.query import (
 )
 
 __all__ = [
+    "ANY",
     "EVERYTHING",
+    "Access",
+    "AccessAdmin",
     "Answer",
     "AppendRequest",
     "AppendResult",
@@ -72,6 +86,8 @@ __all__ = [
     "Condition",
     "CountAnswer",
     "CountRequest",
+    "Credential",
+    "CredentialKind",
     "Database",
     "DenseLeaf",
     "EncodedAnswer",
@@ -79,6 +95,7 @@ __all__ = [
     "GarbageCollection",
     "GarbageRoots",
     "GetRequest",
+    "Grant",
     "HashRange",
     "Head",
     "Include",
@@ -88,11 +105,13 @@ __all__ = [
     "Lease",
     "Log",
     "NewCollection",
+    "NewCredential",
     "Outcome",
     "PublicApi",
     "PublishRequest",
     "QueryNode",
     "QueryRequest",
+    "Role",
     "SearchRequest",
     "SparseLeaf",
     "SparseStatistics",
@@ -106,6 +125,7 @@ __all__ = [
     "Tenant",
     "TextLeaf",
     "TextStatistics",
+    "ValidCredential",
     "VersionInfo",
     "WriteResult",
     "shard_range",

@@ -22,7 +22,10 @@ from shoal_core.schema import Schema
 
 @dataclass(frozen=True, slots=True)
 class CollectionRef:
-    """A collection as a user names it: by id (wins) or by name, within a tenant and database."""
+    """A collection as a user names it: by id or by name, within a tenant and database.
+
+    Beside an id, a name only says what the collection must be called: under another name it is not found.
+    """
 
     tenant: str
     database: str

@@ -48,15 +48,16 @@ _SEARCH_SIZE_BYTES = 32 << 10  # a guess at a search: one long vector
 
 
 class PublicClient:
-    """Implements `PublicApi`."""
+    """Implements `PublicApi`; ``token`` says who calls."""
 
-    def __init__(self, channel: ChannelSource, timeout_ms: int | None = DEFAULT_TIMEOUT_MS) -> None:
+    def __init__(self, channel: ChannelSource, timeout_ms: int | None = DEFAULT_TIMEOUT_MS, *, token: str = "") -> None:
         self._channel = channel
-        self._rpc = Rpc("shoal.v1.ShoalService", channel, timeout_ms)
+        self._token = token
+        self._rpc = Rpc("shoal.v1.ShoalService", channel, timeout_ms, token=token)
 
     def with_timeout(self, timeout_ms: int | None) -> PublicClient:
         """The same client with another timeout."""
-        return PublicClient(self._channel, timeout_ms)
+        return PublicClient(self._channel, timeout_ms, token=self._token)
 
     async def create_tenant(self, name: str) -> None:
         await self._rpc.call("CreateTenant", lambda: catalog_pb2.TenantRequest(name=name), _NOTHING, write=True)

@@ -25,7 +25,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CollectionRef(_message.Message):
-    """By id (wins), or by name, within a tenant and database."""
+    """By id or by name, within a tenant and database. Beside an id, the name is what it must be called."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
