@@ -16,7 +16,7 @@ from shoal_core.consistency import as_of
 from shoal_core.contracts import CollectionRef, Condition, Include, NewCollection
 from shoal_core.ranking import DenseQuery, Knn, Search, Select
 from shoal_frontend.api import Api
-from tests.isolation.isolation_worlds import upserts
+from tests.isolation.isolation_worlds import resource_name, upserts
 
 TENANT = "/api/v2/tenants/{tenant}"
 DATABASE = f"{TENANT}/databases/{{database}}"
@@ -78,7 +78,7 @@ ROUTES: Mapping[tuple[str, str], Shot] = {
     ("GET", COLLECTION): Shot("name"),
     ("PUT", COLLECTION): Shot(body=lambda aim: {"new_name": aim.new_name, "new_metadata": {"x": 1}}),
     ("DELETE", COLLECTION): Shot("name"),
-    ("GET", "/api/v2/collections/{crn}"): Shot(),
+    ("GET", "/api/v2/collections/{crn}"): Shot(tenant_wide=True),
     ("POST", f"{COLLECTION}/add"): Shot(body=_records),
     ("POST", f"{COLLECTION}/update"): Shot(body=_records),
     ("POST", f"{COLLECTION}/upsert"): Shot(body=_records),
@@ -121,7 +121,7 @@ ROUTES: Mapping[tuple[str, str], Shot] = {
 def filled(path: str, aim: Aim, shot: Shot) -> str:
     """The path of a request."""
     collection = aim.id if shot.collection == "id" else aim.name
-    crn = f"{aim.tenant}:{aim.database}:{aim.name}"
+    crn = f"{resource_name(aim.tenant)}:{aim.database}:{aim.name}"
     return path.format(tenant=aim.tenant, database=aim.database, collection=collection, name="f", crn=crn)
 
 
@@ -145,6 +145,7 @@ def _new(aim: Aim) -> NewCollection:
 CALLS: Mapping[str, Call] = {
     "create_tenant": Call(lambda api, aim, ref: api.create_tenant(aim.tenant), tenant_wide=True),
     "get_tenant": Call(lambda api, aim, ref: api.get_tenant(aim.tenant), tenant_wide=True),
+    "name_tenant": Call(lambda api, aim, ref: api.name_tenant(aim.tenant, "res"), tenant_wide=True),
     "create_database": Call(lambda api, aim, ref: api.create_database(aim.tenant, aim.database), tenant_wide=True),
     "get_database": Call(lambda api, aim, ref: api.get_database(aim.tenant, aim.database)),
     "list_databases": Call(lambda api, aim, ref: api.list_databases(aim.tenant), tenant_wide=True),
@@ -153,10 +154,16 @@ CALLS: Mapping[str, Call] = {
         lambda api, aim, ref: api.create_collection(_new(aim), get_or_create=aim.new_name < "docs2")
     ),
     "get_collection": Call(lambda api, aim, ref: api.get_collection(ref)),
+    "get_collection_by_resource_name": Call(
+        lambda api, aim, ref: api.get_collection_by_resource_name(resource_name(aim.tenant), aim.database, aim.name),
+        tenant_wide=True,
+    ),
     "list_collections": Call(lambda api, aim, ref: api.list_collections(aim.tenant, aim.database, limit=2, offset=1)),
     "count_collections": Call(lambda api, aim, ref: api.count_collections(aim.tenant, aim.database)),
     "modify_collection": Call(lambda api, aim, ref: api.modify_collection(ref, name=aim.new_name, metadata={"x": 1})),
     "delete_collection": Call(lambda api, aim, ref: api.delete_collection(ref)),
+    "fork_collection": Call(lambda api, aim, ref: api.fork_collection(ref, aim.new_name)),
+    "count_forks": Call(lambda api, aim, ref: api.count_forks(ref)),
     "write": Call(
         lambda api, aim, ref: api.write(
             ref, upserts(["a", "n"], "mine"), condition=Condition(1, ("a",)), outcomes=True, idempotency_key="k"
@@ -182,5 +189,6 @@ CALLS: Mapping[str, Call] = {
     ),
     "count": Call(lambda api, aim, ref: api.count(ref)),
     "indexing_status": Call(lambda api, aim, ref: api.indexing_status(ref)),
+    "reset": Call(lambda api, aim, ref: api.reset(), tenant_wide=True),
     "status": Call(lambda api, aim, ref: api.status(), tenant_wide=True),
 }

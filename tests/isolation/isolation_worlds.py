@@ -111,6 +111,7 @@ class World:
             if not (self.full or plan.sees_tenant(tenant)):
                 continue
             await catalog.create_tenant(tenant)
+            await catalog.name_tenant(tenant, resource_name(tenant))
             for name in DATABASES:
                 if self.full or plan.sees_database(tenant, name):
                     await catalog.create_database(tenant, name)
@@ -203,6 +204,11 @@ async def two_worlds(plan: Plan) -> tuple[World, World]:
             if plan.sees(place):
                 world.plain(world.ids[place])
     return full, bare
+
+
+def resource_name(tenant: str) -> str:
+    """By which a tenant's collections can be named."""
+    return f"of-{tenant}"
 
 
 def upserts(ids: Sequence[str], text: str) -> pa.RecordBatch:
