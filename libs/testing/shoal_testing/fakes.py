@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shoal_testing.fake_catalog import DEFAULT_DATABASE, DEFAULT_TENANT, MemoryCatalog
+from shoal_testing.fake_functions import MemoryFunctions
 from shoal_testing.fake_log import MemoryLog
 
-__all__ = ["DEFAULT_DATABASE", "DEFAULT_TENANT", "MemoryCatalog", "MemoryLog"]
+__all__ = ["DEFAULT_DATABASE", "DEFAULT_TENANT", "MemoryCatalog", "MemoryFunctions", "MemoryLog"]

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from shoal_storage.postgres import Connection, Pool, connected, transaction
+from shoal_sysdb.function_sql import FunctionStatements
 from shoal_sysdb.garbage import GarbageStatements
 from shoal_sysdb.names import NameStatements
 from shoal_sysdb.versions import VersionStatements
@@ -26,10 +27,16 @@ class CatalogSession:
     names: NameStatements
     versions: VersionStatements
     garbage: GarbageStatements
+    functions: FunctionStatements
 
 
 def _session(connection: Connection) -> CatalogSession:
-    return CatalogSession(NameStatements(connection), VersionStatements(connection), GarbageStatements(connection))
+    return CatalogSession(
+        NameStatements(connection),
+        VersionStatements(connection),
+        GarbageStatements(connection),
+        FunctionStatements(connection),
+    )
 
 
 class PostgresCatalogStore:

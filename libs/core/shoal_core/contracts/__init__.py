@@ -21,6 +21,7 @@ from shoal_core.contracts.catalog import (
     PublishRequest,
     VersionInfo,
 )
+from shoal_core.contracts.functions import AttachedFunction, DueFunction, Functions, NewFunction
 from shoal_core.contracts.log import (
     EVERYTHING,
     AppendRequest,
@@ -62,6 +63,7 @@ __all__ = [
     "Answer",
     "AppendRequest",
     "AppendResult",
+    "AttachedFunction",
     "Backlog",
     "Catalog",
     "Collection",
@@ -71,8 +73,10 @@ __all__ = [
     "CountRequest",
     "Database",
     "DenseLeaf",
+    "DueFunction",
     "EncodedAnswer",
     "ExpiredUpload",
+    "Functions",
     "GarbageCollection",
     "GarbageRoots",
     "GetRequest",
@@ -85,6 +89,7 @@ __all__ = [
     "Lease",
     "Log",
     "NewCollection",
+    "NewFunction",
     "Outcome",
     "PublicApi",
     "PublishRequest",

@@ -5,8 +5,9 @@ deadline. Each raises `shoal_core.errors` only; a write whose outcome cannot be 
 """
 
 from shoal_wire.clients.catalog import CatalogClient
+from shoal_wire.clients.functions import FunctionsClient
 from shoal_wire.clients.log import LogClient
 from shoal_wire.clients.public import PublicClient
 from shoal_wire.clients.query import QueryClient
 
-__all__ = ["CatalogClient", "LogClient", "PublicClient", "QueryClient"]
+__all__ = ["CatalogClient", "FunctionsClient", "LogClient", "PublicClient", "QueryClient"]
