@@ -12,6 +12,7 @@ from functools import partial
 
 from shoal_cli.peers import Peers, channel_settings, find_peers
 from shoal_compactor.compactor import Compactor, CompactorSettings
+from shoal_compactor.functions import FunctionRunner
 from shoal_compactor.garbage import Sweeper
 from shoal_compactor.service import CompactorServicer
 from shoal_core.errors import Internal, InvalidArgument
@@ -41,8 +42,9 @@ from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore, S3Config, S3ObjectStore, ensure_bucket
 from shoal_storage.postgres import open_pool
 from shoal_sysdb.catalog import CatalogService
+from shoal_sysdb.functions import FunctionsService
 from shoal_sysdb.migrate import migrate
-from shoal_sysdb.service import CatalogServicer
+from shoal_sysdb.service import CatalogServicer, FunctionsServicer
 from shoal_sysdb.store import PostgresCatalogStore
 
 _log = logging.getLogger(__name__)
@@ -136,8 +138,10 @@ async def _build_sysdb(context: Context) -> None:
         statement_timeout_ms=postgres.statement_timeout_ms,
     )
     context.stack.push_async_callback(pool.close)
-    catalog = CatalogService(PostgresCatalogStore(pool), max_upload_age_ms=config.logservice.append.max_upload_age_ms)
+    store = PostgresCatalogStore(pool)
+    catalog = CatalogService(store, max_upload_age_ms=config.logservice.append.max_upload_age_ms)
     CatalogServicer(catalog).add_to(context.server.grpc_server)
+    FunctionsServicer(FunctionsService(store)).add_to(context.server.grpc_server)
 
 
 async def _build_log(context: Context) -> None:
@@ -185,6 +189,23 @@ async def _build_compactor(context: Context) -> None:
         "shoal_sweep_failures", "Collections that could not be swept.", lambda: sweeper.counters.failures
     )
     context.background.start("sweeper", sweeper.run())
+    runner = FunctionRunner(
+        holder,
+        peers.catalog,
+        peers.functions,
+        peers.log,
+        objects,
+        cache,
+        SystemClock(),
+        is_mine,
+        settings.functions,
+    )
+    context.telemetry.total("shoal_function_runs", "Runs of attached functions.", lambda: runner.counters.runs)
+    context.telemetry.total(
+        "shoal_function_records", "Records written to their outputs.", lambda: runner.counters.records
+    )
+    context.telemetry.total("shoal_function_failures", "Runs that failed.", lambda: runner.counters.failures)
+    context.background.start("functions", runner.run())
     CompactorServicer(compactor).add_to(context.server.grpc_server)
 
 
@@ -199,6 +220,7 @@ async def _build_frontend(context: Context) -> None:
         _limits(config),
         config.frontend.cached_names,
         SystemClock(),
+        peers.functions,
     )
     ShoalServicer(database).add_to(context.server.grpc_server)
     if config.frontend.http:

@@ -23,7 +23,7 @@ STEPS = {
     "function-completed",
 }
 GUARD = "summary::s:total_count"
-SMALL = {"batch_records": 2}  # so that one change takes several writes
+SMALL: dict[str, Any] = {"batch_records": 2}  # so that one change takes several writes
 
 
 async def _put(world: FunctionWorld, first: int, last: int, **metadata: Any) -> None:

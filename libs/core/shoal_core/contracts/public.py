@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from shoal_core.consistency import STRONG, Consistency, VersionToken
 from shoal_core.contracts.catalog import Collection, Database, Json, NewCollection
+from shoal_core.contracts.functions import AttachedFunction, NewFunction
 from shoal_core.contracts.log import Condition
 from shoal_core.contracts.query import Answer, CountAnswer, Include
 from shoal_core.filters import Filter
@@ -210,6 +211,16 @@ class PublicApi(Protocol):
     ) -> CountAnswer: ...
 
     async def indexing_status(self, ref: CollectionRef) -> IndexingStatus: ...
+
+    async def attach_function(self, ref: CollectionRef, new: NewFunction) -> tuple[AttachedFunction, bool]:
+        """Attach a function that follows the collection; its output collection is made beside it. See `Functions`."""
+        ...
+
+    async def get_function(self, ref: CollectionRef, name: str) -> AttachedFunction: ...
+
+    async def detach_function(self, ref: CollectionRef, name: str, *, delete_output: bool = False) -> None:
+        """End a function, and with ``delete_output`` its output collection too."""
+        ...
 
     async def status(self) -> Json:
         """Members by role, collections with their lag, limits: for `shoal status`."""

@@ -46,10 +46,6 @@ class SystemRoutes:
             Route("GET", f"{COLLECTION}/fork_count", self.fork),
             Route("POST", f"{COLLECTION}/conditional/get", self.conditional),
             Route("POST", f"{COLLECTION}/conditional/commit", self.conditional),
-            Route("POST", f"{COLLECTION}/functions/attach", self.functions),
-            Route("GET", f"{COLLECTION}/functions/{{name}}", self.functions),
-            Route("POST", f"{COLLECTION}/attached_functions/{{name}}/add_input", self.functions),
-            Route("POST", f"{COLLECTION}/attached_functions/{{name}}/detach", self.functions),
             *(Route(method, "/api/v1/{rest:path}", self.old) for method in _METHODS),
         )
 
@@ -100,10 +96,6 @@ class SystemRoutes:
     async def fork(self, request: Request) -> Response:
         """Copies of collections."""
         raise Unimplemented("Collection forking is not supported")
-
-    async def functions(self, request: Request) -> Response:
-        """Functions attached to collections."""
-        raise Unimplemented("Attached functions are not supported")
 
     async def conditional(self, request: Request) -> Response:
         """Reads and writes that depend on each other."""
