@@ -176,5 +176,5 @@ def _most_frequent(counted: Counted, most: int) -> Counted:
     if len(counted.values) <= most:
         return counted
     table = pa.table({"value": counted.values, "count": counted.counts})
-    order = pc.sort_indices(table, [("count", "descending"), ("value", "ascending")])[:most]
+    order = pc.select_k_unstable(table, most, [("count", "descending"), ("value", "ascending")])
     return Counted(counted.values.take(order), counted.counts[order.to_numpy()])

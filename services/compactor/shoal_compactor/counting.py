@@ -53,17 +53,14 @@ class SegmentCounts:
     async def _segment(self, ref: SegmentRef) -> ValueCounts:
         dead = _NO_ROWS if ref.tombstones is None else decode_tombstones(await self.blocks.get(ref.tombstones))
         known = self._known.get(ref.id)
-        if known is not None and bool(np.isin(known.dead, dead).all()):
-            counts = await self._without(ref, known, np.setdiff1d(dead, known.dead))
-        else:
-            counts = await self._count(ref, np.setdiff1d(np.arange(ref.rows), dead) if len(dead) else None)
+        if known is None or not bool(np.isin(known.dead, dead).all()):
+            known = _Known(_NO_ROWS, await self._count(ref, None))
+        died, counts = np.setdiff1d(dead, known.dead), known.counts
+        if len(died):
+            parts = [(counts, 1), (await self._count(ref, died), -1)]
+            counts = await asyncio.to_thread(sum_counts, parts)
         self._remember(ref.id, _Known(dead, counts))
         return counts
-
-    async def _without(self, ref: SegmentRef, known: _Known, died: npt.NDArray[np.int64]) -> ValueCounts:
-        if len(died) == 0:
-            return known.counts
-        return await asyncio.to_thread(sum_counts, [(known.counts, 1), (await self._count(ref, died), -1)])
 
     async def _count(self, ref: SegmentRef, rows: npt.NDArray[np.int64] | None) -> ValueCounts:
         """Of these rows, ascending; None for all."""
