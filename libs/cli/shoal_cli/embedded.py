@@ -77,10 +77,15 @@ class EmbeddedCatalog(CatalogService):
     def __init__(self, store: PostgresCatalogStore, log: LogService, *, max_upload_age_ms: int) -> None:
         super().__init__(store, max_upload_age_ms=max_upload_age_ms)
         self._log = log
-        self.names = asyncio.Lock()  # no collection comes into a database while it is deleted
+        self._names = asyncio.Lock()  # no collection comes into a database while it is deleted
+
+    @property
+    def names(self) -> asyncio.Lock:
+        """Held while collections come into databases, or a database is deleted."""
+        return self._names
 
     async def create_collection(self, new: NewCollection, *, get_or_create: bool) -> tuple[Collection, bool]:
-        async with self.names:
+        async with self._names:
             return await super().create_collection(new, get_or_create=get_or_create)
 
     async def modify_collection(
@@ -104,7 +109,7 @@ class EmbeddedCatalog(CatalogService):
         await self._finish(self._delete_database(tenant, name), [])
 
     async def _delete_database(self, tenant: str, name: str) -> None:
-        async with self.names:
+        async with self._names:
             doomed = await self._all_collections(tenant, name)
             try:
                 await super().delete_database(tenant, name)

@@ -145,6 +145,29 @@ class FunctionsContract:
         output = await stores.catalog.get_collection_by_id(attached.output_collection_id)
         assert (await _attach(stores, output)).input_collection_id == output.id
 
+    async def test_what_is_left_of_deleted_collections_can_be_forgotten(self, stores: Stores) -> None:
+        made, other = await stores.create(), await stores.create("other")
+        first = await _attach(stores, made)
+        second = await _attach(stores, other, NewFunction("fn", RECORD_COUNTER, "out2"))
+        for doomed in (made.id, second.output_collection_id):
+            await stores.catalog.delete_collection(doomed)
+            assert await stores.catalog.purge_collection(doomed, deleted_retention_ms=0, limit=10)
+        assert (await stores.catalog.get_collection_by_id(first.output_collection_id)).name == "out"
+        assert await _attach(stores, other, NewFunction("fn", RECORD_COUNTER, "out2"))
+
+    async def test_a_database_takes_its_functions_along(self, stores: Stores) -> None:
+        await stores.catalog.create_tenant("t")
+        await stores.catalog.create_database("t", "d")
+        made = await stores.create("c", tenant="t")
+        attached = await _attach(stores, made)
+        await stores.catalog.delete_database("t", "d")
+        with pytest.raises(NotFound):
+            await stores.functions.get_function(made.id, "fn")
+        with pytest.raises(NotFound):
+            await stores.catalog.get_collection_by_id(attached.output_collection_id)
+        with pytest.raises(NotFound):
+            await stores.functions.attach_function(made.id, NEW, limit=8)
+
     async def test_the_name_of_the_output_follows_it(self, stores: Stores) -> None:
         made = await stores.create()
         attached = await _attach(stores, made)
