@@ -241,6 +241,8 @@ class FunctionsSection(Section):
     """Values listed per key and type: the most frequent. The output says how many are left out."""
     values: Count = 100_000
     """Values listed of all keys together."""
+    value_size_bytes: Count = 1_024
+    """Longer texts are not listed."""
     batch_records: Count = 5_000
     """Records of one write to an output."""
     batch_size_bytes: Count = 4 << 20

@@ -74,10 +74,11 @@ def statistics_rows(counts: ValueCounts, records: int, settings: FunctionSetting
     summary's own is not listed: ``total_count`` as text of the key ``summary``.
     """
     chosen = _largest_keys(counts.counted, settings.keys)
-    most = _share([len(counted.values) for counted in chosen.values()], settings.values_per_key, settings.values)
+    short = {name: _short(counted, settings.value_size_bytes) for name, counted in chosen.items()}
+    most = _share([len(counted.values) for counted in short.values()], settings.values_per_key, settings.values)
     parts = [_summary(_TOTAL_VALUE, records)]
     for (key, type_), counted in chosen.items():
-        listed = _most_frequent(counted, most)
+        listed = _most_frequent(short[key, type_], most)
         parts.append(_values(key, type_, listed))
         if len(listed.values) < len(counted.values):
             parts.append(_summary("omitted_values", len(counted.values) - len(listed.values), key, type_))
@@ -169,6 +170,14 @@ def _share(sizes: list[int], each: int, total: int) -> int:
         middle = (least + most + 1) // 2
         least, most = (middle, most) if sum(min(size, middle) for size in sizes) <= total else (least, middle - 1)
     return least
+
+
+def _short(counted: Counted, most_bytes: int) -> Counted:
+    """Without the texts that are too long."""
+    if not pa.types.is_large_string(counted.values.type):
+        return counted
+    kept = np.flatnonzero(pc.binary_length(counted.values).to_numpy() <= most_bytes)
+    return Counted(counted.values.take(pa.array(kept)), counted.counts[kept])
 
 
 def _most_frequent(counted: Counted, most: int) -> Counted:

@@ -18,6 +18,7 @@ class FunctionSettings:
         retry_ms, longest_retry_ms: a function that failed is not run again for so long, twice as long after each further failure.
         keys: metadata keys in the output of ``statistics``, those with the most values.
         values_per_key, values: values listed per key and type, the most frequent, and of all together.
+        value_size_bytes: longer texts are not listed.
         batch_records, batch_size_bytes: of one write to an output; a record more is taken whatever its size.
         cache_size_bytes: counts kept of segments, which change little from run to run.
     """
@@ -32,6 +33,7 @@ class FunctionSettings:
     keys: int = 1_000
     values_per_key: int = 10_000
     values: int = 100_000
+    value_size_bytes: int = 1_024
     batch_records: int = 5_000
     batch_size_bytes: int = 4 << 20
     cache_size_bytes: int = 64 << 20

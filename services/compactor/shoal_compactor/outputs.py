@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -37,6 +37,7 @@ from shoal_index.segment import TO_FLUSH, BlockReader
 from shoal_index.version import ShardVersion, open_shard
 
 _DIMENSION = 1
+_ROW_BYTES = 64  # of a row besides its texts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,7 +154,7 @@ def _changes(
         [_operations(changed, Operation.UPSERT), _operations(pa.table({ID: gone}), Operation.DELETE)],
         promote_options="default",
     )
-    parts = list(_split(rows.combine_chunks(), settings)) or [rows]
+    parts = list(_split(rows.combine_chunks(), settings))
     batches = []
     for number, part in enumerate(parts, 1):
         reached = offset if number == len(parts) else output.completion_offset
@@ -168,28 +169,16 @@ def _operations(table: pa.Table, operation: Operation) -> pa.Table:
 
 
 def _split(rows: pa.Table, settings: FunctionSettings) -> Iterator[pa.Table]:
-    """In parts that are within the bounds of a batch, or have one row."""
-    sizes = np.full(rows.num_rows, 64, dtype=np.int64)
+    """In parts that are within the bounds of a batch, or a row beyond."""
+    sizes = np.full(rows.num_rows, _ROW_BYTES, dtype=np.int64)
     for column in rows.columns:
         if pa.types.is_string(column.type):
             sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy()
-    number = _parts(sizes, settings)
-    for first, last in (
-        zip(*(np.searchsorted(number, range(number[-1] + 1), side=side) for side in ("left", "right")), strict=True)
-        if len(number)
-        else ()
-    ):
-        yield rows.slice(int(first), int(last - first))
-
-
-def _parts(sizes: npt.NDArray[np.int64], settings: FunctionSettings) -> npt.NDArray[np.int64]:
-    """(n,) ascending numbers of the part of each row."""
     by_size = np.cumsum(sizes) // settings.batch_size_bytes
     by_rows = np.arange(len(sizes)) // settings.batch_records
-    breaks = (np.diff(by_size, prepend=0) > 0) | (np.diff(by_rows, prepend=0) > 0)
-    if len(breaks):
-        breaks[0] = False
-    return np.cumsum(breaks)
+    ends = np.flatnonzero((np.diff(by_size) > 0) | (np.diff(by_rows) > 0)) + 1
+    for first, last in pairwise([0, *ends.tolist(), rows.num_rows]):
+        yield rows.slice(first, last - first)
 
 
 def _batch(rows: pa.Table) -> pa.RecordBatch:

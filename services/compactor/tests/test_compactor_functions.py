@@ -150,6 +150,27 @@ async def test_of_many_values_the_most_frequent_are_listed_and_the_rest_is_said(
     assert counted(world.written(stats)) == values_of(world.snapshots[world.oracle.head_offset])
 
 
+async def test_long_texts_are_left_out_and_writes_are_of_bounded_size() -> None:
+    world = await FunctionWorld.create()
+    stats = await world.attach()
+    texts = {"long": "x" * 1_025, "longest": "é" * 513, "fits": "é" * 512}
+    await world.write([put(name, text=text) for name, text in texts.items()])
+    await world.write([put(f"id{n}", text=f"{n:03}" * 300) for n in range(100)])
+    await world.flush()
+    await world.runner(batch_size_bytes=20_000).run_due()
+    written = world.written(stats)
+    assert written[GUARD]["count"] == 103
+    [omitted] = [row for row in written.values() if row["value"] == "omitted_values"]
+    assert (omitted["value_label"], omitted["count"]) == ("text", 2)
+    assert {row["value"] for row in written.values() if row["key"] == "text"} == {
+        texts["fits"],
+        *(f"{n:03}" * 300 for n in range(100)),
+    }
+    sizes = [decode_batch(entry.payload).nbytes for entry in world.catalog.state(stats.output_collection_id).entries]
+    assert len(sizes) >= 10
+    assert max(sizes) < 2 * 20_000
+
+
 async def test_a_function_attached_late_catches_up() -> None:
     world = await FunctionWorld.create()
     await world.write([put("a", x=1)])
