@@ -10,6 +10,7 @@ import pytest
 
 from shoal_sysdb.service import FunctionsServicer
 from shoal_testing.contract_catalog import CatalogContract
+from shoal_testing.contract_forks import ForkContract
 from shoal_testing.contract_functions import FunctionsContract
 from shoal_testing.contract_log import LogContract
 from shoal_testing.contract_stores import Stores
@@ -28,6 +29,10 @@ async def stores(fresh_database: str) -> AsyncIterator[Stores]:
 
 class TestCatalogService(CatalogContract):
     """All cases of the catalog."""
+
+
+class TestForks(ForkContract):
+    """All cases of forks."""
 
 
 class TestLogService(LogContract):

@@ -42,6 +42,7 @@ from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore, S3Config, S3ObjectStore, ensure_bucket
 from shoal_storage.postgres import open_pool
 from shoal_sysdb.catalog import CatalogService
+from shoal_sysdb.forks import ForkLimits
 from shoal_sysdb.functions import FunctionsService
 from shoal_sysdb.migrate import migrate
 from shoal_sysdb.service import CatalogServicer, FunctionsServicer
@@ -139,7 +140,11 @@ async def _build_sysdb(context: Context) -> None:
     )
     context.stack.push_async_callback(pool.close)
     store = PostgresCatalogStore(pool)
-    catalog = CatalogService(store, max_upload_age_ms=config.logservice.append.max_upload_age_ms)
+    catalog = CatalogService(
+        store,
+        max_upload_age_ms=config.logservice.append.max_upload_age_ms,
+        fork_limits=settings_of(ForkLimits, config.sysdb.fork),
+    )
     CatalogServicer(catalog).add_to(context.server.grpc_server)
     FunctionsServicer(FunctionsService(store)).add_to(context.server.grpc_server)
 
@@ -220,6 +225,7 @@ async def _build_frontend(context: Context) -> None:
         _limits(config),
         config.frontend.cached_names,
         SystemClock(),
+        config.frontend.allow_reset,
         peers.functions,
     )
     ShoalServicer(database).add_to(context.server.grpc_server)

@@ -95,6 +95,23 @@ async def test_a_count_of_records() -> None:
     assert await _records(site, "out") == {"function_output": {"total_count": 2, "completion_offset": 4}}
 
 
+async def test_a_fork_has_no_functions_and_may_get_its_own() -> None:
+    site = await _site()
+    await _attach(site)
+    await site.post("add", {"ids": ["a", "b"], "embeddings": [[1], [2]], "metadatas": [{"n": 1}, {"n": 2}]})
+    await _run(site)
+    forked = (await site.post("fork", {"new_name": "forked"})).json["id"]
+    path = f"{T}/collections/{forked}"
+    assert (await site.http("GET", f"{path}/functions/fn")).status == 404
+    body = {"name": "fn", "function_id": "statistics", "output_collection": "forked-out"}
+    assert (await site.http("POST", f"{path}/functions/attach", body)).json["created"]
+    await site.http("POST", f"{path}/delete", {"ids": ["a"]})
+    await site.system.compactor.compact(forked, merge=False)
+    await site.system.new_runner().run_due()
+    assert set(await _records(site, "forked-out")) == {"n::i:2", "summary::s:total_count"}
+    assert set(await _records(site, "out")) == {"n::i:1", "n::i:2", "summary::s:total_count"}
+
+
 async def test_detaching_may_take_the_output_along_and_deleting_it_detaches() -> None:
     site = await _site()
     await _attach(site, "one", output="out1")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from shoal_core.contracts.catalog import (
     Backlog,
+    BorrowedObjects,
     Catalog,
     Collection,
     Database,
@@ -19,6 +20,7 @@ from shoal_core.contracts.catalog import (
     Lease,
     NewCollection,
     PublishRequest,
+    Tenant,
     VersionInfo,
 )
 from shoal_core.contracts.functions import AttachedFunction, DueFunction, Functions, NewFunction
@@ -65,6 +67,7 @@ __all__ = [
     "AppendResult",
     "AttachedFunction",
     "Backlog",
+    "BorrowedObjects",
     "Catalog",
     "Collection",
     "CollectionRef",
@@ -105,6 +108,7 @@ __all__ = [
     "TailEntry",
     "TailRequest",
     "Target",
+    "Tenant",
     "TextLeaf",
     "TextStatistics",
     "VersionInfo",
