@@ -11,8 +11,9 @@ from shoal_cluster.etcd.client import EtcdClient
 from shoal_cluster.registry import EtcdRegistry
 from shoal_cluster.routed_access import RoutedAccess
 from shoal_cluster.routed_catalog import RoutedCatalog
+from shoal_cluster.routed_functions import RoutedFunctions
 from shoal_cluster.routing import RoutedLog, RoutedQueryNodes, Router, RoutingSettings
-from shoal_core.contracts import Access, Catalog, Log, QueryNode
+from shoal_core.contracts import Access, Catalog, Functions, Log, QueryNode
 from shoal_core.errors import InvalidArgument
 from shoal_core.ports import Member
 from shoal_runtime.config import Config
@@ -20,6 +21,7 @@ from shoal_runtime.sections import settings_of
 from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_wire.clients.access import AccessClient
 from shoal_wire.clients.catalog import CatalogClient
+from shoal_wire.clients.functions import FunctionsClient
 from shoal_wire.clients.log import LogClient
 from shoal_wire.clients.query import QueryClient
 
@@ -35,6 +37,7 @@ class Peers:
     log: Log
     nodes: QueryNode
     access: Access
+    functions: Functions
 
     async def start(self) -> None:
         """Begin to watch the registry."""
@@ -84,6 +87,9 @@ def find_peers(config: Config) -> Peers:
     def catalog_of(member: Member) -> Catalog:
         return CatalogClient(channels.get(member.address), timeout_ms)
 
+    def functions_of(member: Member) -> Functions:
+        return FunctionsClient(channels.get(member.address), timeout_ms)
+
     def log_of(member: Member) -> Log:
         return LogClient(channels.get(member.address), timeout_ms)
 
@@ -101,4 +107,5 @@ def find_peers(config: Config) -> Peers:
         RoutedLog(Router("logservice", registry, policy, log_of, clock, random, routing)),
         RoutedQueryNodes(Router("querynode", registry, policy, node_of, clock, random, routing)),
         RoutedAccess(Router("sysdb", registry, policy, access_of, clock, random, routing)),
+        RoutedFunctions(Router("sysdb", registry, policy, functions_of, clock, random, routing)),
     )

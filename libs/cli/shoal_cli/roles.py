@@ -13,6 +13,7 @@ from functools import partial
 from shoal_cli.entry import check_addresses, make_entrance
 from shoal_cli.peers import Peers, channel_settings, find_peers
 from shoal_compactor.compactor import Compactor, CompactorSettings
+from shoal_compactor.functions import FunctionRunner
 from shoal_compactor.garbage import Sweeper
 from shoal_compactor.service import CompactorServicer
 from shoal_core.errors import Internal, InvalidArgument
@@ -45,8 +46,9 @@ from shoal_storage.postgres import open_pool
 from shoal_sysdb.access import AccessService
 from shoal_sysdb.catalog import CatalogService
 from shoal_sysdb.forks import ForkLimits
+from shoal_sysdb.functions import FunctionsService
 from shoal_sysdb.migrate import migrate
-from shoal_sysdb.service import AccessServicer, CatalogServicer
+from shoal_sysdb.service import AccessServicer, CatalogServicer, FunctionsServicer
 from shoal_sysdb.store import PostgresCatalogStore
 
 _log = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ _SERVICES = {
     "logservice": ("shoal.v1.LogService",),
     "querynode": ("shoal.v1.QueryService",),
     "compactor": ("shoal.v1.CompactorService",),
-    "sysdb": ("shoal.v1.CatalogService", "shoal.v1.AccessService"),
+    "sysdb": ("shoal.v1.CatalogService", "shoal.v1.AccessService", "shoal.v1.FunctionsService"),
 }
 _DRAIN_S = 10.0
 _SETTLE_S = 0.5
@@ -140,13 +142,15 @@ async def _build_sysdb(context: Context) -> None:
         statement_timeout_ms=postgres.statement_timeout_ms,
     )
     context.stack.push_async_callback(pool.close)
+    store = PostgresCatalogStore(pool)
     catalog = CatalogService(
-        PostgresCatalogStore(pool),
+        store,
         max_upload_age_ms=config.logservice.append.max_upload_age_ms,
         fork_limits=settings_of(ForkLimits, config.sysdb.fork),
     )
     CatalogServicer(catalog).add_to(context.server.grpc_server)
     AccessServicer(AccessService(pool)).add_to(context.server.grpc_server)
+    FunctionsServicer(FunctionsService(store)).add_to(context.server.grpc_server)
 
 
 async def _build_log(context: Context) -> None:
@@ -194,6 +198,23 @@ async def _build_compactor(context: Context) -> None:
         "shoal_sweep_failures", "Collections that could not be swept.", lambda: sweeper.counters.failures
     )
     context.background.start("sweeper", sweeper.run())
+    runner = FunctionRunner(
+        holder,
+        peers.catalog,
+        peers.functions,
+        peers.log,
+        objects,
+        cache,
+        SystemClock(),
+        is_mine,
+        settings.functions,
+    )
+    context.telemetry.total("shoal_function_runs", "Runs of attached functions.", lambda: runner.counters.runs)
+    context.telemetry.total(
+        "shoal_function_records", "Records written to their outputs.", lambda: runner.counters.records
+    )
+    context.telemetry.total("shoal_function_failures", "Runs that failed.", lambda: runner.counters.failures)
+    context.background.start("functions", runner.run())
     CompactorServicer(compactor).add_to(context.server.grpc_server)
 
 
@@ -211,6 +232,7 @@ async def _build_frontend(context: Context) -> None:
         config.frontend.cached_names,
         SystemClock(),
         config.frontend.allow_reset,
+        peers.functions,
     )
     limits = _limits(config)
     entrance = make_entrance(config.frontend, database, peers.access, SystemClock(), SystemRandom(), limits)

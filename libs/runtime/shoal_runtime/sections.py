@@ -223,6 +223,10 @@ class LimitsSection(Section):
     """Metadata of a collection, as JSON."""
     idempotency_key_size_bytes: Count = _LIMITS.idempotency_key_size_bytes
     """An idempotency key."""
+    functions: Count = _LIMITS.functions
+    """Functions attached to a collection."""
+    function_name_size_bytes: Count = _LIMITS.function_name_size_bytes
+    """The name of an attached function."""
     page_size: Count = _LIMITS.page_size
     """Collections of one page of a list."""
     message_size_bytes: Count = _LIMITS.message_size_bytes

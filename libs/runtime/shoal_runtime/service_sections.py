@@ -230,6 +230,39 @@ class GarbageSection(Section):
     """Log what would be deleted, and delete nothing."""
 
 
+class FunctionsSection(Section):
+    """The runner of attached functions."""
+
+    poll_ms: Count = 1_000
+    """Between two looks for functions that are behind."""
+    page: Count = 100
+    """Functions per look."""
+    parallel_jobs: Count = 1
+    """Collections whose functions run at a time."""
+    orphan_age_ms: TimeMs = 15_000
+    """A function that its owner left behind for longer is run by any compactor."""
+    lease_ms: Count = 15_000
+    """A lease on the functions of a collection; renewed three times within this."""
+    retry_ms: TimeMs = 2_000
+    """A function that failed is left alone for so long, twice as long after each further failure."""
+    longest_retry_ms: TimeMs = 300_000
+    """But for no longer than this."""
+    keys: Count = 1_000
+    """Metadata keys in the output of `statistics`: those with the most values. The output says how many are left out."""
+    values_per_key: Count = 10_000
+    """Values listed per key and type: the most frequent. The output says how many are left out."""
+    values: Count = 100_000
+    """Values listed of all keys together."""
+    value_size_bytes: Count = 1_024
+    """Longer texts are not listed."""
+    batch_records: Count = 5_000
+    """Records of one write to an output."""
+    batch_size_bytes: Count = 4 << 20
+    """And their bytes."""
+    cache_size_bytes: SizeBytes = 64 << 20
+    """Counts kept of segments, so that only what changed is counted again."""
+
+
 class CompactorSection(ServiceSection):
     """The compactor."""
 
@@ -256,6 +289,7 @@ class CompactorSection(ServiceSection):
     flush: FlushSection = FlushSection()
     policy: MergeSection = MergeSection()
     garbage: GarbageSection = GarbageSection()
+    functions: FunctionsSection = FunctionsSection()
 
 
 class AccessSection(Section):

@@ -20,6 +20,7 @@ from shoal_core.contracts import (
     Answer,
     AppendRequest,
     AppendResult,
+    AttachedFunction,
     Backlog,
     BorrowedObjects,
     Catalog,
@@ -30,8 +31,10 @@ from shoal_core.contracts import (
     CountRequest,
     Database,
     DenseLeaf,
+    DueFunction,
     EncodedAnswer,
     ExpiredUpload,
+    Functions,
     GarbageCollection,
     GarbageRoots,
     GetRequest,
@@ -42,6 +45,7 @@ from shoal_core.contracts import (
     Lease,
     Log,
     NewCollection,
+    NewFunction,
     PublicApi,
     PublishRequest,
     QueryNode,
@@ -70,14 +74,14 @@ from shoal_frontend.access.gate import Gate
 from shoal_frontend.grpc_api import ShoalServicer
 from shoal_log.service import LogServicer
 from shoal_query.service import QueryServicer
-from shoal_sysdb.service import CatalogServicer
+from shoal_sysdb.service import CatalogServicer, FunctionsServicer
 from shoal_testing.virtual_clock import VirtualClock
-from shoal_wire.clients import CatalogClient, LogClient, PublicClient, QueryClient
+from shoal_wire.clients import CatalogClient, FunctionsClient, LogClient, PublicClient, QueryClient
 from shoal_wire.codec.answers import encode_answer_bytes
 from shoal_wire.messages import message_options
 from shoal_wire.rpc import Rpc
 from shoal_wire.server import method_name
-from shoal_wire.v1 import catalog_pb2, compactor_pb2, log_pb2, query_pb2, shoal_pb2
+from shoal_wire.v1 import catalog_pb2, compactor_pb2, functions_pb2, log_pb2, query_pb2, shoal_pb2
 
 pytestmark = pytest.mark.integration
 
@@ -317,7 +321,24 @@ SEARCHES = [
         "page",
     ),
 ]
+NEW_FUNCTION = NewFunction("f", "statistics", "out", {"x": [1, None]})
+FUNCTION = AttachedFunction("i", "f", "statistics", "t", "d", "di", "in", "oi", "out", {"x": [1, None]}, 7, 2, "why")
+FRESH_FUNCTION = AttachedFunction("i", "f", "statistics", "t", "d", "di", "in", "oi", "out", {})
+FUNCTIONS = [
+    case("attach_function", (FUNCTION, True), "c", NEW_FUNCTION, limit=8),
+    case("attach_function", (FRESH_FUNCTION, False), "c", NewFunction("f", "x", "out"), limit=1),
+    case("get_function", FUNCTION, "c", "f"),
+    case("detach_function", None, "c", "f"),
+    case("due_functions", [DueFunction(FUNCTION, 9, 8), DueFunction(FRESH_FUNCTION, 1, 0)], limit=3),
+    case("complete_function", None, LEASE, "f", 9),
+    case("fail_function", None, LEASE, "f", "why", retry_ms=1, longest_retry_ms=2),
+]
+
 PUBLIC = [
+    case("attach_function", (FUNCTION, True), REF, NEW_FUNCTION),
+    case("get_function", FUNCTION, REF, "f"),
+    case("detach_function", None, REF, "f"),
+    case("detach_function", None, REF, "f", delete_output=True),
     case("create_tenant", None, "t"),
     case("get_tenant", TENANT, "t"),
     case("name_tenant", None, "t", "r"),
@@ -392,6 +413,11 @@ async def test_catalog(call: Case) -> None:
     await passes(Catalog, CatalogServicer, CatalogClient, call)
 
 
+@pytest.mark.parametrize("call", FUNCTIONS)
+async def test_functions(call: Case) -> None:
+    await passes(Functions, FunctionsServicer, FunctionsClient, call)
+
+
 @pytest.mark.parametrize("call", LOG)
 async def test_log(call: Case) -> None:
     await passes(Log, LogServicer, LogClient, call)
@@ -408,7 +434,8 @@ async def test_public(call: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "cases"), [(Catalog, CATALOG), (Log, LOG), (QueryNode, QUERY), (PublicApi, PUBLIC)]
+    ("protocol", "cases"),
+    [(Catalog, CATALOG), (Functions, FUNCTIONS), (Log, LOG), (QueryNode, QUERY), (PublicApi, PUBLIC)],
 )
 def test_every_verb_has_a_case(protocol: type, cases: list[Any]) -> None:
     assert {param.values[0].method for param in cases} == verbs(protocol)
@@ -417,11 +444,13 @@ def test_every_verb_has_a_case(protocol: type, cases: list[Any]) -> None:
 def test_the_clients_implement_the_protocols() -> None:
     channel = grpc.aio.insecure_channel
     catalog: type[Catalog] = CatalogClient
+    functions: type[Functions] = FunctionsClient
     log: type[Log] = LogClient
     node: type[QueryNode] = QueryClient
     api: type[PublicApi] = PublicClient
     assert channel is not None
-    for client, protocol in ((catalog, Catalog), (log, Log), (node, QueryNode), (api, PublicApi)):
+    pairs = ((catalog, Catalog), (functions, Functions), (log, Log), (node, QueryNode), (api, PublicApi))
+    for client, protocol in pairs:
         for verb in verbs(protocol):
             assert inspect.signature(getattr(client, verb)) == inspect.signature(getattr(protocol, verb)), verb
 
@@ -430,6 +459,7 @@ def test_the_clients_implement_the_protocols() -> None:
     ("file", "service", "servicer"),
     [
         (catalog_pb2, "CatalogService", CatalogServicer),
+        (functions_pb2, "FunctionsService", FunctionsServicer),
         (log_pb2, "LogService", LogServicer),
         (query_pb2, "QueryService", QueryServicer),
         (shoal_pb2, "ShoalService", ShoalServicer),

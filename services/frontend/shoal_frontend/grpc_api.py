@@ -9,7 +9,7 @@ from shoal_core.filters import Filter
 from shoal_frontend.access.entrance import Entrance
 from shoal_frontend.access.grpc_api import Door
 from shoal_frontend.api import Api
-from shoal_wire.codec import catalog, common
+from shoal_wire.codec import catalog, common, functions
 from shoal_wire.codec.answers import answer_size_bytes, encode_answer_bytes, encode_answers_bytes, encode_count
 from shoal_wire.codec.filters import decode_filter, decoding_work
 from shoal_wire.codec.log import decode_condition
@@ -18,7 +18,7 @@ from shoal_wire.codec.ranking import decode_searches
 from shoal_wire.codec.records import decode_operations, estimated_size_bytes
 from shoal_wire.messages import LARGE_BYTES, sized
 from shoal_wire.server import add_service
-from shoal_wire.v1 import catalog_pb2, types_pb2
+from shoal_wire.v1 import catalog_pb2, functions_pb2, types_pb2
 from shoal_wire.v1 import shoal_pb2 as pb
 from shoal_wire.v1.types_pb2 import Empty
 
@@ -114,6 +114,20 @@ class ShoalServicer:
 
     async def delete_collection(self, request: pb.CollectionRef) -> Empty:
         await self._api.delete_collection(decode_ref(request))
+        return Empty()
+
+    async def attach_function(self, request: pb.AttachRequest) -> functions_pb2.AttachFunctionResponse:
+        new = functions.decode_new_function(request.function)
+        return functions.encode_attached(await self._api.attach_function(decode_ref(request.collection), new))
+
+    async def get_function(self, request: pb.FunctionRef) -> functions_pb2.AttachedFunction:
+        found = await self._api.get_function(decode_ref(request.collection), request.name)
+        return functions.encode_function(found)
+
+    async def detach_function(self, request: pb.DetachRequest) -> Empty:
+        await self._api.detach_function(
+            decode_ref(request.collection), request.name, delete_output=request.delete_output
+        )
         return Empty()
 
     async def write(self, request: pb.WriteRequest) -> pb.WriteResponse:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shoal_core.contracts import CollectionRef, Condition, Include, Json, NewCollection
+from shoal_core.contracts import CollectionRef, Condition, Include, Json, NewCollection, NewFunction
 from shoal_core.errors import DimensionMismatch, InvalidArgument
 from shoal_core.limits import Limits
 from shoal_core.rank_json import check_metadata_key, check_selected
@@ -87,6 +87,22 @@ def check_new_collection(new: NewCollection, limits: Limits) -> None:
     check_collection_metadata(new.metadata, limits)
     check_json(new.configuration, "configuration", limits)
     check_schema(new.schema, limits)
+
+
+def check_new_function(new: NewFunction, limits: Limits) -> None:
+    """Raise `InvalidArgument` for anything a function cannot be attached with. Which functions there are the catalog knows."""
+    check_function_name(new.name, limits)
+    check_text(new.function, "function", limits.name_size_bytes)
+    check_name(new.output_collection, "output_collection")
+    if new.params:
+        raise InvalidArgument("params must be empty - no functions currently accept parameters", field="params")
+
+
+def check_function_name(name: str, limits: Limits) -> None:
+    """Raise `InvalidArgument` for a name that no attached function has."""
+    if not name:
+        raise InvalidArgument("an attached function has a name", field="name")
+    check_text(name, "name", limits.function_name_size_bytes)
 
 
 def check_schema(schema: Schema, limits: Limits) -> None:

@@ -180,10 +180,6 @@ async def test_version_1_is_gone(method: str) -> None:
     [
         ("POST", f"{T}/collections/{ID}/conditional/get", "TransactionsNotSupported"),
         ("POST", f"{T}/collections/{ID}/conditional/commit", "TransactionsNotSupported"),
-        ("POST", f"{T}/collections/{ID}/functions/attach", "ChromaError"),
-        ("GET", f"{T}/collections/{ID}/functions/f", "ChromaError"),
-        ("POST", f"{T}/collections/{ID}/attached_functions/f/add_input", "ChromaError"),
-        ("POST", f"{T}/collections/{ID}/attached_functions/f/detach", "ChromaError"),
     ],
 )
 async def test_what_is_not_served_says_so(method: str, path: str, name: str) -> None:

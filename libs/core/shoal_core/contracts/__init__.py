@@ -34,6 +34,7 @@ from shoal_core.contracts.catalog import (
     Tenant,
     VersionInfo,
 )
+from shoal_core.contracts.functions import AttachedFunction, DueFunction, Functions, NewFunction
 from shoal_core.contracts.log import (
     EVERYTHING,
     AppendRequest,
@@ -78,6 +79,7 @@ __all__ = [
     "Answer",
     "AppendRequest",
     "AppendResult",
+    "AttachedFunction",
     "Backlog",
     "BorrowedObjects",
     "Catalog",
@@ -90,8 +92,10 @@ __all__ = [
     "CredentialKind",
     "Database",
     "DenseLeaf",
+    "DueFunction",
     "EncodedAnswer",
     "ExpiredUpload",
+    "Functions",
     "GarbageCollection",
     "GarbageRoots",
     "GetRequest",
@@ -106,6 +110,7 @@ __all__ = [
     "Log",
     "NewCollection",
     "NewCredential",
+    "NewFunction",
     "Outcome",
     "PublicApi",
     "PublishRequest",

@@ -19,6 +19,7 @@ import pyarrow as pa
 from shoal_core.consistency import STRONG, Consistency
 from shoal_core.contracts import (
     Answer,
+    AttachedFunction,
     Collection,
     CollectionRef,
     Condition,
@@ -29,6 +30,7 @@ from shoal_core.contracts import (
     IndexingStatus,
     Json,
     NewCollection,
+    NewFunction,
     Tenant,
     WriteResult,
 )
@@ -248,6 +250,32 @@ class Guarded:
 
     async def count_forks(self, ref: CollectionRef) -> int:
         return await self._on("count_forks", ref, lambda found: self.api.count_forks(found))
+
+    # --- functions
+
+    async def attach_function(self, ref: CollectionRef, new: NewFunction) -> tuple[AttachedFunction, bool]:
+        """Who may change the one and could make the other."""
+
+        async def attach(found: CollectionRef) -> tuple[AttachedFunction, bool]:
+            self._check_new_name("attach_function", ref, new.output_collection)
+            await self.gate.check_new_collection(
+                self.api, NewCollection(ref.tenant, ref.database, new.output_collection)
+            )
+            return await self.api.attach_function(found, new)
+
+        return await self._on("attach_function", ref, attach)
+
+    async def get_function(self, ref: CollectionRef, name: str) -> AttachedFunction:
+        return await self._on("get_function", ref, lambda found: self.api.get_function(found, name))
+
+    async def detach_function(self, ref: CollectionRef, name: str, *, delete_output: bool = False) -> None:
+        async def detach(found: CollectionRef) -> None:
+            if delete_output:
+                function = await self.api.get_function(found, name)
+                self._check_new_name("detach_function", ref, function.output_collection)
+            await self.api.detach_function(found, name, delete_output=delete_output)
+
+        await self._on("detach_function", ref, detach)
 
     # --- writes
 

@@ -61,6 +61,9 @@ VERBS: Mapping[str, Verb] = {
     "delete_collection": Verb(_EDIT, Load.WRITE),
     "fork_collection": Verb(_READ, Load.WRITE),  # and to edit what it makes
     "count_forks": Verb(_READ, Load.READ),
+    "attach_function": Verb(_EDIT, Load.WRITE),
+    "get_function": Verb(_READ, Load.READ),
+    "detach_function": Verb(_EDIT, Load.WRITE),
     "write": Verb(_WRITE, Load.WRITE),
     "delete_where": Verb(_WRITE, Load.WRITE),
     "get": Verb(_READ, Load.READ),

@@ -17,6 +17,7 @@ from shoal_frontend.http_api.bodies import Disconnected, PayloadTooLarge, json_r
 from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.catalog_routes import CatalogRoutes
 from shoal_frontend.http_api.errors import answer_of
+from shoal_frontend.http_api.function_routes import FunctionRoutes
 from shoal_frontend.http_api.gateway import SESSION, Application, Gateway, Message, Receive, Route, Scope, Send
 from shoal_frontend.http_api.record_routes import RecordRoutes
 from shoal_frontend.http_api.system_routes import VERSION, SystemRoutes
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 def create_app(gateway: Gateway) -> FastAPI:
     """The gateway as an ASGI application, with its description at ``/docs`` and ``/openapi.json``."""
     app = FastAPI(title="Shoal", version=VERSION, redoc_url=None, redirect_slashes=False)
-    for routes in (SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway)):
+    for routes in (SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway), FunctionRoutes(gateway)):
         for route in routes.routes():
             _add(app, gateway.entrance, route)
     for status in (404, 405):

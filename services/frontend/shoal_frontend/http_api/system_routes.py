@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from fastapi import Request, Response
 from fastapi.responses import PlainTextResponse
 
-from shoal_core.errors import Unimplemented
 from shoal_frontend.http_api.bodies import json_response
 from shoal_frontend.http_api.gateway import API, COLLECTION, Gateway, Route
 
@@ -42,10 +41,6 @@ class SystemRoutes:
             Route("POST", f"{API}/reset", self.reset),
             Route("POST", f"{COLLECTION}/conditional/get", self.conditional),
             Route("POST", f"{COLLECTION}/conditional/commit", self.conditional),
-            Route("POST", f"{COLLECTION}/functions/attach", self.functions),
-            Route("GET", f"{COLLECTION}/functions/{{name}}", self.functions),
-            Route("POST", f"{COLLECTION}/attached_functions/{{name}}/add_input", self.functions),
-            Route("POST", f"{COLLECTION}/attached_functions/{{name}}/detach", self.functions),
             *(Route(method, "/api/v1/{rest:path}", self.old, is_open=True) for method in _METHODS),
         )
 
@@ -86,10 +81,6 @@ class SystemRoutes:
     async def old(self, request: Request) -> Response:
         """Anything of version 1."""
         return json_response(_OLD, 410)
-
-    async def functions(self, request: Request) -> Response:
-        """Functions attached to collections."""
-        raise Unimplemented("Attached functions are not supported")
 
     async def conditional(self, request: Request) -> Response:
         """Reads and writes that depend on each other."""
