@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shoal_core.consistency import as_of
-from shoal_core.contracts import CollectionRef, Condition, Include, NewCollection
+from shoal_core.contracts import CollectionRef, Condition, Include, NewCollection, NewFunction
 from shoal_core.ranking import DenseQuery, Knn, Search, Select
 from shoal_frontend.api import Api
 from tests.isolation.isolation_worlds import resource_name, upserts
@@ -162,6 +162,11 @@ CALLS: Mapping[str, Call] = {
     "count_collections": Call(lambda api, aim, ref: api.count_collections(aim.tenant, aim.database)),
     "modify_collection": Call(lambda api, aim, ref: api.modify_collection(ref, name=aim.new_name, metadata={"x": 1})),
     "delete_collection": Call(lambda api, aim, ref: api.delete_collection(ref)),
+    "attach_function": Call(
+        lambda api, aim, ref: api.attach_function(ref, NewFunction("f", "record_counter", aim.new_name))
+    ),
+    "get_function": Call(lambda api, aim, ref: api.get_function(ref, "f")),
+    "detach_function": Call(lambda api, aim, ref: api.detach_function(ref, "f", delete_output=True)),
     "fork_collection": Call(lambda api, aim, ref: api.fork_collection(ref, aim.new_name)),
     "count_forks": Call(lambda api, aim, ref: api.count_forks(ref)),
     "write": Call(

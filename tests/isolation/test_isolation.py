@@ -15,11 +15,8 @@ from hypothesis import strategies as st
 from shoal_core.contracts import CollectionRef
 from shoal_core.errors import ShoalError
 from shoal_frontend.api import Api
-from shoal_frontend.http_api.app import create_app
-from shoal_frontend.http_api.catalog_routes import CatalogRoutes
+from shoal_frontend.http_api.app import all_routes, create_app
 from shoal_frontend.http_api.gateway import Gateway
-from shoal_frontend.http_api.record_routes import RecordRoutes
-from shoal_frontend.http_api.system_routes import SystemRoutes
 from shoal_testing.direct import DirectSystem
 from tests.isolation.isolation_routes import CALLS, ROUTES, Aim, filled
 from tests.isolation.isolation_worlds import (
@@ -134,12 +131,7 @@ def test_over_the_public_api_without_authentication(tried: tuple[Plan, list[Any]
 def test_every_route_is_tried() -> None:
     world = asyncio.run(World(Plan((), None), False, DirectSystem()).start())
     gateway = Gateway(world.entrance, world.system.clock, world.system.random)
-    closed = {
-        (route.method, route.path)
-        for routes in (SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway))
-        for route in routes.routes()
-        if not route.is_open
-    }
+    closed = {(route.method, route.path) for route in all_routes(gateway) if not route.is_open}
     served = {
         (method, route.path)
         for route in create_app(gateway).routes

@@ -17,6 +17,8 @@ from libs.wire.tests.wire_support import same
 from shoal_compactor.service import CompactorServicer
 from shoal_core.consistency import Consistency, ReadLevel, ServedAt, VersionToken
 from shoal_core.contracts import (
+    Access,
+    AccessAdmin,
     Answer,
     AppendRequest,
     AppendResult,
@@ -71,17 +73,26 @@ from shoal_core.ranking import Div, GroupBy, Knn, Search, Select, SparseQuery, S
 from shoal_core.schema import Analyzer, Index, Schema
 from shoal_frontend.access.entrance import Entrance
 from shoal_frontend.access.gate import Gate
+from shoal_frontend.access.grpc_api import AccessAdminServicer
 from shoal_frontend.grpc_api import ShoalServicer
 from shoal_log.service import LogServicer
 from shoal_query.service import QueryServicer
-from shoal_sysdb.service import CatalogServicer, FunctionsServicer
+from shoal_sysdb.service import AccessServicer, CatalogServicer, FunctionsServicer
 from shoal_testing.virtual_clock import VirtualClock
-from shoal_wire.clients import CatalogClient, FunctionsClient, LogClient, PublicClient, QueryClient
+from shoal_wire.clients import (
+    AccessAdminClient,
+    AccessClient,
+    CatalogClient,
+    FunctionsClient,
+    LogClient,
+    PublicClient,
+    QueryClient,
+)
 from shoal_wire.codec.answers import encode_answer_bytes
 from shoal_wire.messages import message_options
 from shoal_wire.rpc import Rpc
 from shoal_wire.server import method_name
-from shoal_wire.v1 import catalog_pb2, compactor_pb2, functions_pb2, log_pb2, query_pb2, shoal_pb2
+from shoal_wire.v1 import access_pb2, catalog_pb2, compactor_pb2, functions_pb2, log_pb2, query_pb2, shoal_pb2
 
 pytestmark = pytest.mark.integration
 
@@ -449,7 +460,17 @@ def test_the_clients_implement_the_protocols() -> None:
     node: type[QueryNode] = QueryClient
     api: type[PublicApi] = PublicClient
     assert channel is not None
-    pairs = ((catalog, Catalog), (functions, Functions), (log, Log), (node, QueryNode), (api, PublicApi))
+    access: type[Access] = AccessClient
+    admin: type[AccessAdmin] = AccessAdminClient
+    pairs = (
+        (catalog, Catalog),
+        (functions, Functions),
+        (log, Log),
+        (node, QueryNode),
+        (api, PublicApi),
+        (access, Access),
+        (admin, AccessAdmin),
+    )
     for client, protocol in pairs:
         for verb in verbs(protocol):
             assert inspect.signature(getattr(client, verb)) == inspect.signature(getattr(protocol, verb)), verb
@@ -464,6 +485,8 @@ def test_the_clients_implement_the_protocols() -> None:
         (query_pb2, "QueryService", QueryServicer),
         (shoal_pb2, "ShoalService", ShoalServicer),
         (compactor_pb2, "CompactorService", CompactorServicer),
+        (access_pb2, "AccessService", AccessServicer),
+        (access_pb2, "AccessAdminService", AccessAdminServicer),
     ],
 )
 def test_servicers_take_and_return_what_the_protos_say(file: Any, service: str, servicer: type) -> None:

@@ -48,6 +48,7 @@ from shoal_frontend.validate import check_page
 T = TypeVar("T")
 
 _IDS_ONLY = Include()
+_FUNCTION = "function"  # the field of errors about attached functions
 _READ, _EDIT = Permission.READ, Permission.EDIT
 
 
@@ -99,7 +100,7 @@ class Guarded:
     async def get_tenant(self, name: str) -> Tenant:
         if not self.principal.sees_tenant(name):
             raise _no_tenant(name)
-        return await self._pass("get_tenant", name, lambda: self.api.get_tenant(name), _no_tenant(name))
+        return await self._pass("get_tenant", name, lambda: self.api.get_tenant(name), lambda: _no_tenant(name))
 
     async def name_tenant(self, name: str, resource_name: str) -> None:
         self._check_owner("name_tenant")
@@ -112,13 +113,14 @@ class Guarded:
             await self.gate.check_new_database(self.api, tenant)
             return await self.api.create_database(tenant, name)
 
-        return await self._pass("create_database", tenant, create, _no_tenant(tenant))
+        return await self._pass("create_database", tenant, create, lambda: _no_tenant(tenant))
 
     async def get_database(self, tenant: str, name: str) -> Database:
-        missing = _no_database(tenant, name)
         if not self.principal.sees_database(tenant, name):
-            raise missing
-        return await self._pass("get_database", tenant, lambda: self.api.get_database(tenant, name), missing)
+            raise _no_database(tenant, name)
+        return await self._pass(
+            "get_database", tenant, lambda: self.api.get_database(tenant, name), lambda: _no_database(tenant, name)
+        )
 
     async def list_databases(self, tenant: str, *, limit: int = 100, offset: int = 0) -> list[Database]:
         check_page(limit, offset, self.limits.page_size)
@@ -138,19 +140,23 @@ class Guarded:
         return await self._pass("list_databases", tenant, visible)
 
     async def delete_database(self, tenant: str, name: str) -> None:
-        missing = _no_database(tenant, name)
         if not self.principal.sees_database(tenant, name):
-            raise missing
+            raise _no_database(tenant, name)
         self._check_tenant("delete_database", tenant)
-        await self._pass("delete_database", tenant, lambda: self.api.delete_database(tenant, name), missing)
+        await self._pass(
+            "delete_database",
+            tenant,
+            lambda: self.api.delete_database(tenant, name),
+            lambda: _no_database(tenant, name),
+        )
 
     # --- collections
 
     async def create_collection(self, new: NewCollection, *, get_or_create: bool = False) -> tuple[Collection, bool]:
         """Who may only read gets a collection that is there, too, where that will do."""
-        tenant, database, missing = new.tenant, new.database, _no_database(new.tenant, new.database)
+        tenant, database = new.tenant, new.database
         if not self.principal.sees_database(tenant, database):
-            raise missing
+            raise _no_database(tenant, database)
         if not self.principal.may(_EDIT, tenant, database, new.name):
             if not (get_or_create and self.principal.may(_READ, tenant, database, new.name)):
                 raise _not_allowed("create_collection")
@@ -158,7 +164,12 @@ class Guarded:
                 return await self.get_collection(CollectionRef(tenant, database, new.name)), False
             except NotFound:
                 raise _not_allowed("create_collection") from None
-        return await self._pass("create_collection", tenant, lambda: self._create(new, get_or_create), missing)
+        return await self._pass(
+            "create_collection",
+            tenant,
+            lambda: self._create(new, get_or_create),
+            lambda: _no_database(tenant, database),
+        )
 
     async def _create(self, new: NewCollection, get_or_create: bool) -> tuple[Collection, bool]:
         if get_or_create and not self.gate.unlimited:
@@ -179,10 +190,12 @@ class Guarded:
             found = await self.api.get_collection_by_resource_name(resource_name, database, name)
             return found if self.principal.may(_READ, found.tenant, found.database, found.name) else None
 
-        missing = NotFound(f"no collection {resource_name}:{database}:{name}", field="name")
+        def missing() -> NotFound:
+            return NotFound(f"no collection {resource_name}:{database}:{name}", field="name")
+
         found = await self._pass("get_collection_by_resource_name", self.principal.tenant(), find, missing)
         if found is None:
-            raise missing
+            raise missing()
         return found
 
     async def list_collections(
@@ -494,9 +507,9 @@ class Guarded:
 
     async def _on(self, verb: str, ref: CollectionRef, call: Callable[[CollectionRef], Awaitable[T]]) -> T:
         """``call`` with the collection, if the principal may do ``verb`` with it. Raises `NotFound`, `PermissionDenied`."""
-        permission, missing = VERBS[verb].permission, _no_collection(ref)
+        permission = VERBS[verb].permission
         if not self.principal.sees_database(ref.tenant, ref.database):
-            raise missing
+            raise _no_collection(ref)
 
         async def checked() -> T:
             if ref.id and not self.principal.may_all(permission, ref.tenant, ref.database):
@@ -505,7 +518,7 @@ class Guarded:
                 self._check_name(verb, ref, ref.name)
             return await call(ref)
 
-        return await self._pass(verb, ref.tenant, checked, missing)
+        return await self._pass(verb, ref.tenant, checked, lambda: _no_collection(ref))
 
     async def _by_id(self, verb: str, ref: CollectionRef, call: Callable[[CollectionRef], Awaitable[T]]) -> T:
         """``call`` with id and name. `NotFound` means that nothing was done yet, see `Names`: then the name is looked up again."""
@@ -544,15 +557,15 @@ class Guarded:
             raise _not_allowed(verb)
 
     async def _pass(
-        self, verb: str, tenant: str, call: Callable[[], Awaitable[T]], missing: NotFound | None = None
+        self, verb: str, tenant: str, call: Callable[[], Awaitable[T]], missing: Callable[[], NotFound] | None = None
     ) -> T:
-        """``call()`` through the gate; what is not found is ``missing``, whatever the reason."""
+        """``call()`` through the gate; what is not found is ``missing()``, whatever the reason, but for functions of what is."""
         try:
             return await self.gate.passed(self.principal.id, tenant, VERBS[verb].load, call)
-        except NotFound:
-            if missing is None:
+        except NotFound as error:
+            if missing is None or error.field == _FUNCTION:
                 raise
-            raise missing from None
+            raise missing() from None
 
     async def _visible(
         self,

@@ -63,7 +63,7 @@ def same(left: bytes, right: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PasswordCost:
-    """Of scrypt (RFC 7914). The defaults are among those that OWASP recommends: 32 MiB, about 0.3 s."""
+    """Of scrypt (RFC 7914). The defaults are among those that OWASP recommends: 32 MiB, some tenths of a second."""
 
     log2_n: int = 15
     r: int = 8

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 from shoal_core.contracts import Role
 
 
-class Permission(Enum):
+class Permission(IntEnum):
     """What a role allows."""
 
     READ = auto()  # records, and that there are tenants, databases and collections
@@ -19,7 +19,7 @@ class Permission(Enum):
     OWN = auto()  # tenants, credentials, the whole system
 
 
-class Load(Enum):
+class Load(IntEnum):
     """Which rate a verb counts against."""
 
     READ = auto()

@@ -34,9 +34,8 @@ _log = logging.getLogger(__name__)
 def create_app(gateway: Gateway) -> FastAPI:
     """The gateway as an ASGI application, with its description at ``/docs`` and ``/openapi.json``."""
     app = FastAPI(title="Shoal", version=VERSION, redoc_url=None, redirect_slashes=False)
-    for routes in (SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway), FunctionRoutes(gateway)):
-        for route in routes.routes():
-            _add(app, gateway.entrance, route)
+    for route in all_routes(gateway):
+        _add(app, gateway.entrance, route)
     for status in (404, 405):
         app.add_exception_handler(status, _no_route)
     app.add_middleware(_Traced, random=gateway.random)
@@ -49,6 +48,12 @@ def create_app(gateway: Gateway) -> FastAPI:
             expose_headers=[TRACE_HEADER, RETRY_HEADER],
         )
     return app
+
+
+def all_routes(gateway: Gateway) -> list[Route]:
+    """Everything that is served."""
+    parts = SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway), FunctionRoutes(gateway)
+    return [route for part in parts for route in part.routes()]
 
 
 def _add(app: FastAPI, entrance: Entrance, route: Route) -> None:

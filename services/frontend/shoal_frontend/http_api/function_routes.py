@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from shoal_core.contracts import AttachedFunction, CollectionRef, NewFunction
+from shoal_core.contracts import AttachedFunction, NewFunction
 from shoal_core.errors import AlreadyExists, InvalidArgument, NotFound
 from shoal_frontend.http_api.bodies import json_response, parsed
 from shoal_frontend.http_api.body_error import flag_of, member, text_of
