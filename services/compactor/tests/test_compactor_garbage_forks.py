@@ -8,7 +8,7 @@ import pytest
 
 from shoal_compactor.garbage import GarbageSettings
 from shoal_core.errors import NotFound
-from shoal_testing.garbage import SweptWorld, publish_versions
+from shoal_testing.garbage import SweptWorld, publish_versions, two_segments
 
 SETTINGS = GarbageSettings()
 RETENTION_S = SETTINGS.version_retention_ms / 1000
@@ -63,3 +63,36 @@ async def test_a_sweep_reads_one_manifest_of_each_fork() -> None:
     assert (report.counters.failures, report.counters.versions) == (0, 1)
     assert world.objects.gets - gets == 1  # all of them began with the version that the source has
     await world.check()
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+@pytest.mark.parametrize("calls", range(1, 14))
+async def test_a_fork_at_any_moment_of_a_sweep_keeps_its_objects(calls: int, deleted: bool) -> None:
+    """With no retention at all; the fork of a fork shares what only the first fork has from the source."""
+    world = await two_segments()
+    first = await world.catalog.fork_collection(world.collection.id, "first")
+    while await world.merge() is not None:
+        pass
+    if deleted:
+        await world.catalog.delete_collection(world.collection.id)
+    sweep = world.sweeping(grace_ms=0, version_retention_ms=0, deleted_retention_ms=0)
+    ended = False
+    for _ in range(calls):
+        ended = ended or await sweep.advance()
+    second = await world.catalog.fork_collection(first.id, "second")
+    forks = [second]
+    if not deleted:
+        await world.flush()
+        forks.append(await world.catalog.fork_collection(world.collection.id, "of what has just been flushed"))
+        await world.upsert("id1", "id13", "new", value=3.0)
+        await world.flush()
+        while await world.merge() is not None:  # and is replaced at once
+            pass
+    await world.catalog.delete_collection(first.id)
+    if not ended:
+        await sweep.run_out()
+    settings = {"grace_ms": 0, "version_retention_ms": 0, "deleted_retention_ms": 0}
+    for _ in range(2):
+        assert (await world.sweeper(**settings).sweep()).counters.failures == 0
+    for fork in forks:
+        await world.check_version(await world.catalog.get_version(fork.id))
