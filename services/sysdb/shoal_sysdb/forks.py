@@ -101,12 +101,17 @@ class ForkStatements:
         return Source(row["name"], row["forks"], row["tail_records"], row["tail_size_bytes"])
 
     async def insert_fork(self, source_id: UUID, name: str) -> UUID | None:
-        """None when the name is taken; waits for whoever is about to take it."""
+        """None when the name is taken; waits for whoever is about to take it.
+
+        Of its source's ancestors it gets the root, by which a tree is known, and those that are not purged: others lend nothing.
+        """
         made: UUID | None = await self._sql.fetchval(
             """INSERT INTO collection (id, database_id, tenant, database_name, name, incarnation, dimension, space, shards,
                 metadata, configuration, schema, version, ancestors)
             SELECT gen_random_uuid(), database_id, tenant, database_name, $2, gen_random_uuid(), dimension, space, shards,
-                metadata, configuration, schema, version, ancestors || id
+                metadata, configuration, schema, version, ancestors[1:1] || ARRAY(
+                    SELECT known.id FROM unnest(ancestors[2:]) WITH ORDINALITY AS ancestor (id, place)
+                    JOIN collection known ON known.id = ancestor.id ORDER BY place) || id
             FROM collection WHERE id = $1
             ON CONFLICT (database_id, name) WHERE deleted_at IS NULL DO NOTHING RETURNING id""",
             source_id,
