@@ -91,8 +91,8 @@ async def test_a_fork_at_any_moment_of_a_sweep_keeps_its_objects(calls: int, del
     await world.catalog.delete_collection(first.id)
     if not ended:
         await sweep.run_out()
-    settings = {"grace_ms": 0, "version_retention_ms": 0, "deleted_retention_ms": 0}
     for _ in range(2):
-        assert (await world.sweeper(**settings).sweep()).counters.failures == 0
+        sweeper = world.sweeper(grace_ms=0, version_retention_ms=0, deleted_retention_ms=0)
+        assert (await sweeper.sweep()).counters.failures == 0
     for fork in forks:
         await world.check_version(await world.catalog.get_version(fork.id))
