@@ -113,7 +113,10 @@ class DatabaseService:
 
     async def delete_database(self, tenant: str, name: str) -> None:
         validate.check_names(self.limits, tenant=tenant, name=name)
-        await self.catalog.delete_database(tenant, name)
+        try:
+            await self.catalog.delete_database(tenant, name)
+        finally:
+            self._names.clear()
 
     # --- collections
 
@@ -177,7 +180,10 @@ class DatabaseService:
     async def reset(self) -> None:
         if not self.allow_reset:
             raise PermissionDenied("this system's configuration does not allow to reset it (frontend.allow_reset)")
-        await self.catalog.reset()
+        try:
+            await self.catalog.reset()
+        finally:
+            self._names.clear()
 
     # --- functions
 

@@ -52,6 +52,10 @@ class Names:
         """Look it up again next time."""
         self._known.pop(ref, None)
 
+    def clear(self) -> None:
+        """Look everything up again: many collections are gone."""
+        self._known.clear()
+
     def learned(self, ref: CollectionRef, collection: Collection) -> None:
         """Remember what a call returned anyway."""
         self._known[ref] = collection
