@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse
 
 from shoal_core.errors import Internal, ShoalError
 from shoal_core.ports import Random
-from shoal_frontend.http_api.bodies import Disconnected, PayloadTooLarge, json_response
+from shoal_frontend.http_api.bodies import JSON_TYPE, Disconnected, PayloadTooLarge, json_response
 from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.catalog_routes import CatalogRoutes
 from shoal_frontend.http_api.errors import answer_of
@@ -22,6 +22,8 @@ from shoal_frontend.http_api.system_routes import VERSION, SystemRoutes
 TRACE_HEADER = "chroma-trace-id"
 
 _TRACE_ID = "shoal.trace_id"
+_WITH_BODY = ("POST", "PUT", "PATCH")
+_NOT_JSON = {"error": "ChromaError", "message": "Expected request with `Content-Type: application/json`"}
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 
 _log = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 def _add(app: FastAPI, route: Route) -> None:
     async def answered(request: Request) -> Response:
+        if route.method in _WITH_BODY and not _is_json(request.headers.get("content-type", "")):
+            return json_response(_NOT_JSON, 415)
         try:
             return await route.answer(request)
         except (ShoalError, BodyError) as error:
@@ -68,6 +72,14 @@ def _add(app: FastAPI, route: Route) -> None:
     )
 
 
+def _is_json(content_type: str) -> bool:
+    """Whether a body may be JSON. Without a type it is; of another type it is not: with those that browsers send without asking, a
+    page from anywhere could write to a server on its reader's own machine.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    return not content_type or kind == JSON_TYPE or (kind.startswith("application/") and kind.endswith("+json"))
+
+
 def _described(route: Route) -> dict[str, Any]:
     """What FastAPI cannot see, as bodies and paths are read by hand."""
     described: dict[str, Any] = {
@@ -76,7 +88,7 @@ def _described(route: Route) -> dict[str, Any]:
             for name in _PARAMETER.findall(route.path)
         ]
     }
-    if route.method in ("POST", "PUT", "PATCH"):
+    if route.method in _WITH_BODY:
         described["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
     return described
 
