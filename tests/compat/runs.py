@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from tests.compat.servers import CLIENTS
 
 _HERE = Path(__file__).parent
-_TIMEOUT_S = 270.0
+TIMEOUT_S = 270.0
 _PASSED = re.compile(r"^# pass (\d+)$", re.MULTILINE)
 
 
@@ -37,11 +37,17 @@ async def python_tests(address: str, files: Mapping[str, int], environment: Mapp
     assert not few, f"fewer tests passed than there are: {few}\n{printed}"
 
 
-async def python(*arguments: str, address: str, home: str, environment: Mapping[str, str] | None = None) -> str:
+async def python(
+    *arguments: str,
+    address: str,
+    home: str,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> str:
     """Run the clients' Python in ``clients/``; what it printed. Raises `AssertionError` with that for another status than 0."""
     interpreter = CLIENTS / "bin" / "python"
     assert interpreter.exists(), f"{interpreter} is missing: make clients"
-    return await _run([str(interpreter), *arguments], _HERE / "clients", address, home, environment)
+    return await _run([str(interpreter), *arguments], _HERE / "clients", address, home, environment, timeout_s)
 
 
 async def javascript_tests(
@@ -53,13 +59,18 @@ async def javascript_tests(
     with tempfile.TemporaryDirectory(prefix="shoal-clients-") as home:
         for name, least in files.items():
             command = ["node", "--test", "--test-reporter=tap", name]
-            printed = await _run(command, folder, address, home, environment)
+            printed = await _run(command, folder, address, home, environment, TIMEOUT_S)
             passed = sum(map(int, _PASSED.findall(printed)))
             assert passed >= least, f"{name}: {passed} tests passed, there are {least}\n{printed}"
 
 
 async def _run(
-    command: Sequence[str], folder: Path, address: str, home: str, environment: Mapping[str, str] | None
+    command: Sequence[str],
+    folder: Path,
+    address: str,
+    home: str,
+    environment: Mapping[str, str] | None,
+    timeout_s: float,
 ) -> str:
     # Without proxies, caches or settings of whoever runs this.
     plain = {"PATH": os.environ["PATH"], "HOME": home, "SHOAL_HTTP": address, "HAYSTACK_TELEMETRY_ENABLED": "False"}
@@ -72,7 +83,7 @@ async def _run(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=_TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
     )
     assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-20_000:]}"
