@@ -16,6 +16,7 @@ from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.catalog_routes import CatalogRoutes
 from shoal_frontend.http_api.errors import answer_of
 from shoal_frontend.http_api.gateway import Application, Gateway, Message, Receive, Route, Scope, Send
+from shoal_frontend.http_api.openapi import body_of, describe, parameters_of
 from shoal_frontend.http_api.record_routes import RecordRoutes
 from shoal_frontend.http_api.system_routes import VERSION, SystemRoutes
 
@@ -38,6 +39,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     for status in (404, 405):
         app.add_exception_handler(status, _no_route)
     app.add_middleware(_Traced, random=gateway.random)
+    describe(app.openapi())
     return app
 
 
@@ -84,12 +86,15 @@ def _described(route: Route) -> dict[str, Any]:
     """What FastAPI cannot see, as bodies and paths are read by hand."""
     described: dict[str, Any] = {
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in _PARAMETER.findall(route.path)
+            *(
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in _PARAMETER.findall(route.path)
+            ),
+            *parameters_of(route.method, route.path),
         ]
     }
     if route.method in _WITH_BODY:
-        described["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+        described["requestBody"] = body_of(route.method, route.path)
     return described
 
 
