@@ -59,6 +59,7 @@ def up(
     grpc: GrpcOption = DEFAULT_GRPC,
     http: HttpOption = DEFAULT_HTTP,
     cluster: ClusterOption = 0,
+    allow_reset: Annotated[bool, typer.Option("--allow-reset", help="Let clients delete everything.")] = False,
 ) -> None:
     """Serve a data directory in the foreground until Ctrl-C or SIGTERM, then stop all that was started.
 
@@ -69,7 +70,9 @@ def up(
 
     _run(
         lambda: (
-            serving.serve_cluster(path, grpc, http, cluster) if cluster else serving.serve_embedded(path, grpc, http)
+            serving.serve_cluster(path, grpc, http, cluster, allow_reset=allow_reset)
+            if cluster
+            else serving.serve_embedded(path, grpc, http, allow_reset=allow_reset)
         )
     )
 

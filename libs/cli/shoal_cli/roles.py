@@ -41,6 +41,7 @@ from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore, S3Config, S3ObjectStore, ensure_bucket
 from shoal_storage.postgres import open_pool
 from shoal_sysdb.catalog import CatalogService
+from shoal_sysdb.forks import ForkLimits
 from shoal_sysdb.migrate import migrate
 from shoal_sysdb.service import CatalogServicer
 from shoal_sysdb.store import PostgresCatalogStore
@@ -136,7 +137,11 @@ async def _build_sysdb(context: Context) -> None:
         statement_timeout_ms=postgres.statement_timeout_ms,
     )
     context.stack.push_async_callback(pool.close)
-    catalog = CatalogService(PostgresCatalogStore(pool), max_upload_age_ms=config.logservice.append.max_upload_age_ms)
+    catalog = CatalogService(
+        PostgresCatalogStore(pool),
+        max_upload_age_ms=config.logservice.append.max_upload_age_ms,
+        fork_limits=settings_of(ForkLimits, config.sysdb.fork),
+    )
     CatalogServicer(catalog).add_to(context.server.grpc_server)
 
 
@@ -199,6 +204,7 @@ async def _build_frontend(context: Context) -> None:
         _limits(config),
         config.frontend.cached_names,
         SystemClock(),
+        config.frontend.allow_reset,
     )
     ShoalServicer(database).add_to(context.server.grpc_server)
     if config.frontend.http:

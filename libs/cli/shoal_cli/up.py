@@ -27,10 +27,12 @@ _DRAIN_S = 5.0
 
 
 @asynccontextmanager
-async def embedded_server(path: Path, grpc: str, http: str = "") -> AsyncIterator[tuple[str, str]]:
+async def embedded_server(
+    path: Path, grpc: str, http: str = "", *, allow_reset: bool = False
+) -> AsyncIterator[tuple[str, str]]:
     """Everything in this process, with a gRPC and, if asked for, an HTTP face; the addresses they listen on."""
     async with AsyncExitStack() as stack:
-        system = EmbeddedSystem(path, EmbeddedSettings())
+        system = EmbeddedSystem(path, EmbeddedSettings(allow_reset=allow_reset))
         await system.start()
         stack.push_async_callback(system.close)
         options = ChannelSettings(Limits().message_size_bytes).server_options()
@@ -42,16 +44,17 @@ async def embedded_server(path: Path, grpc: str, http: str = "") -> AsyncIterato
         yield f"{host}:{bound}", await _serve_http(system.api, http, stack)
 
 
-async def serve_embedded(path: Path, grpc: str, http: str) -> None:
+async def serve_embedded(path: Path, grpc: str, http: str, *, allow_reset: bool = False) -> None:
     """Everything in this process until a signal."""
     configure_logging("WARNING", as_json=False)
-    async with stop_signals() as stop, embedded_server(path, grpc, http) as (address, gateway):
+    serving = embedded_server(path, grpc, http, allow_reset=allow_reset)
+    async with stop_signals() as stop, serving as (address, gateway):
         _say(path, address, gateway, "everything in this process")
         await stop.wait()
         typer.echo("Stopping.")
 
 
-async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int) -> None:
+async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int, *, allow_reset: bool = False) -> None:
     """A local cluster."""
     configure_logging("WARNING", as_json=False)
     split_address(grpc, "grpc")
@@ -59,7 +62,9 @@ async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int) -> No
         _, port = split_address(http, "http")
         http = f"{http.rpartition(':')[0]}:{port or free_ports(1)[0]}"
     async with stop_signals() as stop:
-        cluster = LocalCluster(ClusterPlan(path, querynodes=querynodes, grpc=grpc, http=http))
+        environment = {"SHOAL_FRONTEND__ALLOW_RESET": "true"} if allow_reset else {}
+        plan = ClusterPlan(path, querynodes=querynodes, grpc=grpc, http=http, environment=environment)
+        cluster = LocalCluster(plan)
         await cluster.start()
         try:
             roles = ", ".join(f"{count} {role}" for role, count in ClusterPlan(path, querynodes).counts().items())

@@ -15,7 +15,7 @@ from shoal._schema import schema_of
 from shoal.aio_collection import AsyncCollection
 from shoal.embedding import EmbeddingFunction
 from shoal_core import contracts
-from shoal_core.contracts import CollectionRef, Database, NewCollection
+from shoal_core.contracts import CollectionRef, Database, NewCollection, Tenant
 from shoal_core.errors import InvalidArgument
 from shoal_core.limits import Limits
 from shoal_core.ports import Clock, Random
@@ -228,10 +228,15 @@ class AsyncClient:
         text(name, "name")
         await self._caller.call(lambda api: api.create_tenant(name), write=True, repeatable=False)
 
-    async def get_tenant(self, name: str) -> str:
-        """Its name. Raises `NotFound`."""
+    async def get_tenant(self, name: str) -> Tenant:
+        """Raises `NotFound`."""
         text(name, "name")
         return await self._caller.call(lambda api: api.get_tenant(name))
+
+    async def name_tenant(self, name: str, resource_name: str) -> None:
+        """Give a tenant its resource name, once. Raises `NotFound`, `AlreadyExists`."""
+        text(name, "name"), text(resource_name, "resource_name")
+        await self._caller.call(lambda api: api.name_tenant(name, resource_name), write=True)
 
     async def create_database(self, name: str, *, tenant: str | None = None) -> Database:
         """In the client's tenant or another. Raises `NotFound` (tenant), `AlreadyExists`."""
@@ -261,6 +266,10 @@ class AsyncClient:
         start = clock.monotonic()
         await self.get_tenant(self.tenant)
         return (clock.monotonic() - start) * 1_000
+
+    async def reset(self) -> None:
+        """Delete everything, where the system's configuration allows it. Raises `PermissionDenied`."""
+        await self._caller.call(lambda api: api.reset(), write=True, repeatable=False)
 
     async def status(self) -> contracts.Json:
         """Members by role, collections with their lag, limits."""

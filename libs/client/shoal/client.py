@@ -13,7 +13,7 @@ from shoal.aio import DEFAULT_DATABASE, DEFAULT_TENANT, DEFAULT_TIMEOUT_MS, Asyn
 from shoal.collection import Collection
 from shoal.embedding import EmbeddingFunction
 from shoal_core import contracts
-from shoal_core.contracts import Database
+from shoal_core.contracts import Database, Tenant
 from shoal_core.schema import Schema
 
 if TYPE_CHECKING:
@@ -204,9 +204,13 @@ class Client:
         """Raises `AlreadyExists`."""
         self._run(lambda: self._client.create_tenant(name))
 
-    def get_tenant(self, name: str) -> str:
-        """Its name. Raises `NotFound`."""
+    def get_tenant(self, name: str) -> Tenant:
+        """Raises `NotFound`."""
         return self._run(lambda: self._client.get_tenant(name))
+
+    def name_tenant(self, name: str, resource_name: str) -> None:
+        """Give a tenant its resource name, once. Raises `NotFound`, `AlreadyExists`."""
+        self._run(lambda: self._client.name_tenant(name, resource_name))
 
     def create_database(self, name: str, *, tenant: str | None = None) -> Database:
         """In the client's tenant or another. Raises `NotFound` (tenant), `AlreadyExists`."""
@@ -229,6 +233,10 @@ class Client:
     def heartbeat(self) -> float:
         """Milliseconds of one small call there and back, through the catalog. Raises `Unavailable`, `NotFound` (tenant)."""
         return self._run(lambda: self._client.heartbeat())
+
+    def reset(self) -> None:
+        """Delete everything, where the system's configuration allows it. Raises `PermissionDenied`."""
+        self._run(lambda: self._client.reset())
 
     def status(self) -> contracts.Json:
         """Members by role, collections with their lag, limits."""

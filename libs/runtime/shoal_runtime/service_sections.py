@@ -139,11 +139,23 @@ class LogSection(ServiceSection):
     """How long appends may finish at the end."""
 
 
+class ForkSection(Section):
+    """Forks of collections."""
+
+    forks: Count = 256
+    """Forks of one collection, and of its forks."""
+    tail_size_bytes: Count = 32 << 20
+    """Of the log that is not compacted, as far as Postgres holds it; it is copied while appends wait."""
+    retry_ms: TimeMs = 1_000
+    """Hint to who would copy more."""
+
+
 class SysdbSection(ServiceSection):
     """The catalog."""
 
     listen: Address = "127.0.0.1:8801"
     metrics: Address = "127.0.0.1:9801"
+    fork: ForkSection = ForkSection()
 
 
 class QuerySection(ServiceSection):
@@ -263,5 +275,7 @@ class FrontendSection(ServiceSection):
     """Of the latest latencies; beyond it the second one is asked."""
     hedge_min_ms: TimeMs = 10
     """But never sooner than this."""
+    allow_reset: bool = False
+    """Whether a client may delete everything."""
     cached_names: Count = 10_000
     """Collections whose name is remembered; a stale one is noticed and looked up again."""

@@ -21,6 +21,7 @@ from shoal_core.contracts import (
     AppendRequest,
     AppendResult,
     Backlog,
+    BorrowedObjects,
     Catalog,
     Collection,
     CollectionRef,
@@ -55,6 +56,7 @@ from shoal_core.contracts import (
     TailEntry,
     TailRequest,
     Target,
+    Tenant,
     TextLeaf,
     TextStatistics,
     VersionInfo,
@@ -156,9 +158,12 @@ FULL = Collection("id", "t", "d", "n", 7, "i", "cosine", 4, 384, {"a": [1, "é"]
 NEW = NewCollection("t", "d", "n", "ip", 8, {"a": None}, {"ef": {"name": "x"}}, 5, SCHEMA)
 LEASE = Lease("c", "merge", "me", 9)
 VERSION = VersionInfo("c", 3, "v/3", 77)
+TENANT = Tenant("t")
 CATALOG = [
     case("create_tenant", None, "t"),
-    case("get_tenant", "t", "t"),
+    case("get_tenant", TENANT, "t"),
+    case("get_tenant", Tenant("t", "ресурс"), "t"),
+    case("name_tenant", None, "t", "r"),
     case("create_database", DATABASE, "t", "d"),
     case("get_database", DATABASE, "t", "d"),
     case("list_databases", [DATABASE, DATABASE], "t", limit=0, offset=3),
@@ -174,6 +179,10 @@ CATALOG = [
     case("modify_collection", FULL, "id", schema=SCHEMA),
     case("modify_collection", BARE, "id", schema=Schema()),
     case("delete_collection", None, "id"),
+    case("get_collection_by_resource_name", FULL, "r", "d", "n"),
+    case("fork_collection", FULL, "id", "n"),
+    case("count_forks", 2**40, "id"),
+    case("reset", None),
     case("backlog", [Backlog(FULL, 9, 3, 2**40, 5, 2)], limit=10, min_records=5, min_age_ms=6),
     case("claim", LEASE, "c", "flush", "me", ttl_ms=500),
     case("claim", None, "c", "flush", "me", ttl_ms=500),
@@ -198,6 +207,14 @@ CATALOG = [
     ),
     case("garbage_roots", GarbageRoots((VERSION,), frozenset({"u"})), "c", ["u", "v"], version_retention_ms=2**40),
     case("garbage_roots", GarbageRoots((), frozenset()), "c", [], version_retention_ms=0),
+    case(
+        "borrowed_objects",
+        BorrowedObjects((VERSION,), frozenset({"log/c/u", "log/c/v"})),
+        "c",
+        version_retention_ms=2**40,
+        deleted_retention_ms=2**41,
+    ),
+    case("needed_payloads", frozenset({"log/c/u"}), ["log/c/u", "log/c/v"]),
     case("drop_versions", 3, "c", below=2**40, version_retention_ms=5),
     case("purge_collection", True, "c", deleted_retention_ms=2**40, limit=9),
 ]
@@ -295,7 +312,8 @@ SEARCHES = [
 ]
 PUBLIC = [
     case("create_tenant", None, "t"),
-    case("get_tenant", "t", "t"),
+    case("get_tenant", TENANT, "t"),
+    case("name_tenant", None, "t", "r"),
     case("create_database", DATABASE, "t", "d"),
     case("get_database", DATABASE, "t", "d"),
     case("list_databases", [DATABASE], "t"),
@@ -311,6 +329,10 @@ PUBLIC = [
     case("modify_collection", FULL, REF, schema=SCHEMA),
     case("modify_collection", BARE, REF, schema=Schema()),
     case("delete_collection", None, REF),
+    case("get_collection_by_resource_name", FULL, "r", "d", "n"),
+    case("fork_collection", FULL, REF, "n"),
+    case("count_forks", 2**40, REF),
+    case("reset", None),
     case("write", WRITTEN, REF, BATCH),
     case("write", WRITTEN, REF, BIG_BATCH, idempotency_key="k", condition=Condition(4, ())),
     case("write", OUTCOMES, REF, BATCH, outcomes=True),

@@ -78,8 +78,12 @@ class ShoalServicer:
         await self._api.create_tenant(request.name)
         return Empty()
 
-    async def get_tenant(self, request: catalog_pb2.TenantRequest) -> catalog_pb2.TenantRequest:
-        return catalog_pb2.TenantRequest(name=await self._api.get_tenant(request.name))
+    async def get_tenant(self, request: catalog_pb2.TenantRequest) -> catalog_pb2.Tenant:
+        return catalog.encode_tenant(await self._api.get_tenant(request.name))
+
+    async def name_tenant(self, request: catalog_pb2.Tenant) -> Empty:
+        await self._api.name_tenant(request.name, request.resource_name)
+        return Empty()
 
     async def create_database(self, request: catalog_pb2.DatabaseRequest) -> types_pb2.Database:
         return catalog.encode_database(await self._api.create_database(request.tenant, request.name))
@@ -105,6 +109,20 @@ class ShoalServicer:
 
     async def get_collection(self, request: pb.CollectionRef) -> types_pb2.Collection:
         return catalog.encode_collection(await self._api.get_collection(decode_ref(request)))
+
+    async def get_collection_by_resource_name(self, request: catalog_pb2.ResourceNameRequest) -> types_pb2.Collection:
+        found = await self._api.get_collection_by_resource_name(request.resource_name, request.database, request.name)
+        return catalog.encode_collection(found)
+
+    async def fork_collection(self, request: pb.ForkCollectionRequest) -> types_pb2.Collection:
+        return catalog.encode_collection(await self._api.fork_collection(decode_ref(request.collection), request.name))
+
+    async def count_forks(self, request: pb.CollectionRef) -> catalog_pb2.CountForksResponse:
+        return catalog_pb2.CountForksResponse(count=await self._api.count_forks(decode_ref(request)))
+
+    async def reset(self, request: catalog_pb2.ResetRequest) -> Empty:
+        await self._api.reset()
+        return Empty()
 
     async def list_collections(
         self, request: catalog_pb2.ListCollectionsRequest

@@ -95,7 +95,9 @@ async def test_requests_under_way_are_answered_before_it_ends() -> None:
         await proceed.wait()
 
     system = DirectSystem()
-    app = create_app(Gateway(system.database, system.clock, system.random, reset=reset))
+    system.catalog.reset = reset  # type: ignore[method-assign]
+    system.database.allow_reset = True
+    app = create_app(Gateway(system.database, system.clock, system.random))
     async with serve(app, HOST, 0) as port:
         http = await connected(port)
         asked = asyncio.create_task(http("POST", "/api/v2/reset"))

@@ -29,8 +29,12 @@ class CatalogServicer:
         await self._catalog.create_tenant(request.name)
         return Empty()
 
-    async def get_tenant(self, request: pb.TenantRequest) -> pb.TenantRequest:
-        return pb.TenantRequest(name=await self._catalog.get_tenant(request.name))
+    async def get_tenant(self, request: pb.TenantRequest) -> pb.Tenant:
+        return codec.encode_tenant(await self._catalog.get_tenant(request.name))
+
+    async def name_tenant(self, request: pb.Tenant) -> Empty:
+        await self._catalog.name_tenant(request.name, request.resource_name)
+        return Empty()
 
     async def create_database(self, request: pb.DatabaseRequest) -> types_pb2.Database:
         return codec.encode_database(await self._catalog.create_database(request.tenant, request.name))
@@ -58,6 +62,22 @@ class CatalogServicer:
         return codec.encode_collection(
             await self._catalog.get_collection(request.tenant, request.database, request.name)
         )
+
+    async def get_collection_by_resource_name(self, request: pb.ResourceNameRequest) -> types_pb2.Collection:
+        found = await self._catalog.get_collection_by_resource_name(
+            request.resource_name, request.database, request.name
+        )
+        return codec.encode_collection(found)
+
+    async def fork_collection(self, request: pb.ForkRequest) -> types_pb2.Collection:
+        return codec.encode_collection(await self._catalog.fork_collection(request.id, request.name))
+
+    async def count_forks(self, request: pb.CountForksRequest) -> pb.CountForksResponse:
+        return pb.CountForksResponse(count=await self._catalog.count_forks(request.id))
+
+    async def reset(self, request: pb.ResetRequest) -> Empty:
+        await self._catalog.reset()
+        return Empty()
 
     async def list_collections(self, request: pb.ListCollectionsRequest) -> pb.ListCollectionsResponse:
         limit = request.limit if request.HasField("limit") else DEFAULT_PAGE
@@ -138,6 +158,17 @@ class CatalogServicer:
             request.collection_id, request.upload_ids, version_retention_ms=request.version_retention_ms
         )
         return codec.encode_garbage_roots(roots)
+
+    async def get_borrowed_objects(self, request: pb.GetBorrowedObjectsRequest) -> pb.BorrowedObjects:
+        borrowed = await self._catalog.borrowed_objects(
+            request.collection_id,
+            version_retention_ms=request.version_retention_ms,
+            deleted_retention_ms=request.deleted_retention_ms,
+        )
+        return codec.encode_borrowed_objects(borrowed)
+
+    async def get_needed_payloads(self, request: pb.PayloadKeys) -> pb.PayloadKeys:
+        return pb.PayloadKeys(keys=sorted(await self._catalog.needed_payloads(request.keys)))
 
     async def drop_versions(self, request: pb.DropVersionsRequest) -> pb.DropVersionsResponse:
         count = await self._catalog.drop_versions(

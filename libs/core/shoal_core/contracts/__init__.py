@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from shoal_core.contracts.catalog import (
     Backlog,
+    BorrowedObjects,
     Catalog,
     Collection,
     Database,
@@ -19,6 +20,7 @@ from shoal_core.contracts.catalog import (
     Lease,
     NewCollection,
     PublishRequest,
+    Tenant,
     VersionInfo,
 )
 from shoal_core.contracts.log import (
@@ -63,6 +65,7 @@ __all__ = [
     "AppendRequest",
     "AppendResult",
     "Backlog",
+    "BorrowedObjects",
     "Catalog",
     "Collection",
     "CollectionRef",
@@ -100,6 +103,7 @@ __all__ = [
     "TailEntry",
     "TailRequest",
     "Target",
+    "Tenant",
     "TextLeaf",
     "TextStatistics",
     "VersionInfo",

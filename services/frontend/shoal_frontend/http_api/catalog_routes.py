@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 
 from shoal_core.contracts import Database
-from shoal_core.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from shoal_core.errors import AlreadyExists, InvalidArgument, NotFound
 from shoal_frontend.http_api.bodies import json_response, page_of, parsed
 from shoal_frontend.http_api.body_error import member, text_of
 from shoal_frontend.http_api.errors import reworded
@@ -25,11 +25,12 @@ from shoal_frontend.http_api.gateway import (
     ref_by_id,
     ref_by_name,
 )
-from shoal_frontend.http_api.shapes import modification, new_collection, render_collection
+from shoal_frontend.http_api.shapes import checked_name, modification, new_collection, render_collection
 
 _TENANT_NAME_MIN_LENGTH = 3
 _CHARACTERS = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _NO_NAME = "Expected a name containing 3-512 characters from [a-zA-Z0-9._-], starting and ending with a character in [a-zA-Z0-9]. Got: "
+_CRN = "<tenant_resource_name>:<database_name>:<collection_name>"
 _NO_ID = "Validation error: collection_id: Invalid collection ID format, expected UUID"
 
 T = TypeVar("T")
@@ -60,6 +61,9 @@ class CatalogRoutes:
             Route("GET", COLLECTION, self.get_collection),
             Route("PUT", COLLECTION, self.modify_collection),
             Route("DELETE", COLLECTION, self.delete_collection),
+            Route("GET", f"{API}/collections/{{crn}}", self.get_collection_by_crn),
+            Route("POST", f"{COLLECTION}/fork", self.fork_collection),
+            Route("GET", f"{COLLECTION}/fork_count", self.count_forks),
         )
 
     # --- tenants
@@ -76,15 +80,18 @@ class CatalogRoutes:
         return json_response({})
 
     async def get_tenant(self, request: Request) -> Response:
-        """``{name, resource_name}``; tenants have no resource name."""
+        """``{name, resource_name}``."""
         name = request.path_params["tenant"]
         with reworded(NotFound, f"Tenant [{name}] not found"):
             found = await self.gateway.api.get_tenant(name)
-        return json_response({"name": found, "resource_name": None})
+        return json_response({"name": found.name, "resource_name": found.resource_name})
 
     async def update_tenant(self, request: Request) -> Response:
-        """``{resource_name}``."""
-        raise Unimplemented("tenants have no resource names; address collections by tenant, database and name")
+        """``{resource_name}``, which is given once."""
+        name, resource_name = request.path_params["tenant"], await parsed(request, _resource_name)
+        with reworded(NotFound, f"Tenant [{name}] not found"):
+            await self.gateway.api.name_tenant(name, resource_name)
+        return json_response({})
 
     # --- databases
 
@@ -172,6 +179,34 @@ class CatalogRoutes:
             await self.gateway.api.delete_collection(ref)
         return json_response({})
 
+    async def get_collection_by_crn(self, request: Request) -> Response:
+        """By ``resource name of the tenant:database:collection``."""
+        crn = request.path_params["crn"]
+        parts = crn.split(":")
+        if len(parts) != 3 or not all(parts):
+            raise InvalidArgument(f"Validation error: crn: CRN must be in the format {_CRN} with non-empty parts")
+        with reworded(NotFound, f"Collection [{crn}] does not exist"):
+            found = await self.gateway.api.get_collection_by_resource_name(*parts)
+        return json_response(render_collection(found))
+
+    # --- forks
+
+    async def fork_collection(self, request: Request) -> Response:
+        """``{new_name}``: a collection that has what this one has now."""
+        ref, name = ref_by_id(request), await parsed(request, _new_name)
+        with (
+            reworded(NotFound, f"Collection [{ref.id}] does not exist."),
+            reworded(AlreadyExists, f"Collection [{name}] already exists"),
+        ):
+            found = await self.gateway.api.fork_collection(ref, name)
+        return json_response(render_collection(found))
+
+    async def count_forks(self, request: Request) -> Response:
+        """``{count}`` of the forks in the collection's tree."""
+        ref = ref_by_id(request)
+        with reworded(NotFound, f"Collection [{ref.id}] does not exist."):
+            return json_response({"count": await self.gateway.api.count_forks(ref)})
+
     async def _listed(self, request: Request, page: Page[T]) -> list[T]:
         """What the query string asks for, all of it without a limit, however many pages that takes."""
         limit, offset = page_of(request)
@@ -188,6 +223,14 @@ class CatalogRoutes:
 
 def _name(body: Any) -> str:
     return text_of(member(body, "name", ""), "name")
+
+
+def _resource_name(body: Any) -> str:
+    return text_of(member(body, "resource_name", ""), "resource_name")
+
+
+def _new_name(body: Any) -> str:
+    return checked_name(text_of(member(body, "new_name", ""), "new_name"), "new_name")
 
 
 def _rendered(database: Database) -> dict[str, str]:

@@ -43,7 +43,6 @@ class Gateway:
 
     Attributes:
         readiness: for the health check; must be quick.
-        reset: empties the whole system; None where that is not allowed.
     """
 
     api: PublicApi
@@ -51,7 +50,6 @@ class Gateway:
     random: Random
     limits: Limits = Limits()
     readiness: Callable[[], Readiness] = Readiness
-    reset: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

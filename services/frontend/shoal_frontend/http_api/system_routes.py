@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastapi import Request, Response
 from fastapi.responses import PlainTextResponse
 
-from shoal_core.errors import InvalidArgument, PermissionDenied, Unimplemented
+from shoal_core.errors import Unimplemented
 from shoal_frontend.http_api.bodies import json_response
 from shoal_frontend.http_api.gateway import API, COLLECTION, Gateway, Route
 
@@ -19,7 +19,6 @@ _NO_TRANSACTIONS = {
     "error": "TransactionsNotSupported",
     "message": "conditional reads and writes are not served over HTTP yet; Shoal's own client has them",
 }
-_CRN = "<tenant_resource_name>:<database_name>:<collection_name>"
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _DEFAULTS = {"user_id": "", "tenant": "default_tenant", "databases": ["default_database"]}
 
@@ -41,9 +40,6 @@ class SystemRoutes:
             Route("GET", f"{API}/version", self.version),
             Route("GET", f"{API}/auth/identity", self.identity),
             Route("POST", f"{API}/reset", self.reset),
-            Route("GET", f"{API}/collections/{{crn}}", self.collection_by_crn),
-            Route("POST", f"{COLLECTION}/fork", self.fork),
-            Route("GET", f"{COLLECTION}/fork_count", self.fork),
             Route("POST", f"{COLLECTION}/conditional/get", self.conditional),
             Route("POST", f"{COLLECTION}/conditional/commit", self.conditional),
             Route("POST", f"{COLLECTION}/functions/attach", self.functions),
@@ -81,25 +77,12 @@ class SystemRoutes:
 
     async def reset(self, request: Request) -> Response:
         """Forget everything, where that is allowed."""
-        if self.gateway.reset is None:
-            raise PermissionDenied("Resetting is not allowed by this server's configuration")
-        await self.gateway.reset()
+        await self.gateway.api.reset()
         return json_response(True)
 
     async def old(self, request: Request) -> Response:
         """Anything of version 1."""
         return json_response(_OLD, 410)
-
-    async def collection_by_crn(self, request: Request) -> Response:
-        """By a name that holds its tenant's resource name, which tenants do not have here."""
-        parts = request.path_params["crn"].split(":")
-        if len(parts) != 3 or not all(parts):
-            raise InvalidArgument(f"Validation error: crn: CRN must be in the format {_CRN} with non-empty parts")
-        raise Unimplemented("tenants have no resource names; get the collection by tenant, database and name")
-
-    async def fork(self, request: Request) -> Response:
-        """Copies of collections."""
-        raise Unimplemented("Collection forking is not supported")
 
     async def functions(self, request: Request) -> Response:
         """Functions attached to collections."""
