@@ -17,8 +17,6 @@ pytestmark = pytest.mark.integration
 
 # What the server says that it does not serve, with 501.
 NOT_SERVED = {
-    "/api/v2/tenants/{tenant}",
-    "/fork",
     "/conditional/get",
     "/conditional/commit",
     "/functions/attach",

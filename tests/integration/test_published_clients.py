@@ -21,9 +21,15 @@ from tests.compat.servers import shoal_up
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
-TOUR = {"tour_catalog.py": 26, "tour_records.py": 38, "tour_errors.py": 32, "tour_search.py": 20}
+TOUR = {
+    "tour_catalog.py": 26,
+    "tour_records.py": 38,
+    "tour_errors.py": 32,
+    "tour_search.py": 20,
+    "tour_forks.py": 2,
+}
 STORES = {"store_langchain.py": 9, "store_llamaindex.py": 13, "store_haystack.py": 2}
-JAVASCRIPT = {"tour.mjs": 17}
+JAVASCRIPT = {"tour.mjs": 17, "tour_forks.mjs": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,14 @@ async def test_stores_built_on_chroma(served: tuple[str, Mapping[str, str]], sto
     await python_tests(address, {store: STORES[store]}, environment)
 
 
+async def test_reset_where_it_is_allowed() -> None:
+    directory = Path(tempfile.mkdtemp(prefix="shoal-reset-"))
+    async with shoal_up(directory, "--allow-reset") as address:
+        await python_tests(address, {"tour_reset.py": 1})
+    shutil.rmtree(directory)
+
+
 async def test_chromas_clients_and_a_cluster(cluster: LocalCluster) -> None:
     one, other = (role.http for role in cluster.roles.values() if role.role == "frontend")
-    await python_tests(one, {name: TOUR[name] for name in ("tour_records.py", "tour_search.py")})
+    await python_tests(one, {name: TOUR[name] for name in ("tour_records.py", "tour_search.py", "tour_forks.py")})
     await javascript_tests(other, JAVASCRIPT)

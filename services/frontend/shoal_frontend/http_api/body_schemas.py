@@ -311,7 +311,7 @@ _COLLECTIONS: Mapping[str, Json] = {
         },
         examples=[{"new_metadata": {"topic": "birds"}, "new_configuration": {"hnsw": {"ef_search": 200}}}],
     ),
-    "Fork": _object({"new_name": _NAME}, "new_name"),
+    "Fork": _object({"new_name": _NAME}, "new_name", examples=[{"new_name": "fishes-copy"}]),
 }
 
 # --- functions attached to collections, and conditional writes
@@ -357,7 +357,7 @@ SCHEMAS: Mapping[str, Json] = {
         "name",
         examples=[{"name": "aquarium"}],
     ),
-    "TenantChange": _object({"resource_name": _STRING}, "resource_name"),
+    "TenantChange": _object({"resource_name": _STRING}, "resource_name", examples=[{"resource_name": "aquarium-1"}]),
     "NewDatabase": _object({"name": _NAME}, "name", examples=[{"name": "tanks"}]),
     **_COLLECTIONS,
     "SparseVector": _only(
