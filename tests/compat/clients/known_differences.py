@@ -9,6 +9,9 @@ from random_requests import Request
 
 Answer = dict[str, Any]
 
+# A query that its vector index answers without records that are there, and that it would answer with if it looked at all of them.
+MISSED = "nearest records that the index does not find"
+
 
 def as_shoal_says(request: Request, theirs: Answer, ours: Answer) -> tuple[Answer, list[str]]:
     """The reference system's answer in Shoal's way where that is known to differ, and the names of those differences."""
@@ -46,3 +49,4 @@ KNOWN: Mapping[str, Callable[[Request, Answer, Answer], Answer]] = {
     "query among ids that are not there": _ids,
     "metadata of a record with nothing but a uri": _uris,
 }
+NAMES = (*KNOWN, MISSED)

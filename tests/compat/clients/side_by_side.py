@@ -21,7 +21,7 @@ from typing import Any
 import chromadb
 import numpy as np
 from chromadb.config import Settings
-from known_differences import as_shoal_says
+from known_differences import MISSED, as_shoal_says
 from random_requests import Request, Requests
 
 _ROUND_REQUESTS = 60
@@ -89,6 +89,11 @@ def play(genuine: Any, shoal: Any, seed: int, number: int, seen: Seen) -> None:
         seen.errors += "error" in theirs
         reworded, known = as_shoal_says(request, theirs, ours)
         seen.known.update(known)
+        if same(request, reworded, ours, requests.whole):
+            continue
+        if request.method == "query" and not {"error"} & (theirs.keys() | ours.keys()):
+            reworded = exact(pair[0], request, space, theirs)
+            seen.known[MISSED] += 1
         if not same(request, reworded, ours, requests.whole):
             place = f"seed {seed} round {number} step {step} ({space})"
             seen.unknown.append(f"{place}: {request}\n  genuine: {theirs}\n  Shoal:   {ours}")
@@ -131,6 +136,33 @@ def outcome(client: Any, collection: Any, request: Request) -> dict[str, Any]:
     if not isinstance(answer, dict):
         return {"answer": answer}
     return {key: plain(value) for key, value in answer.items() if key != "included"}
+
+
+def exact(genuine: Any, request: Request, space: str, theirs: dict[str, Any]) -> dict[str, Any]:
+    """What the reference system's own records say the answer is, without its index."""
+    selection = {key: value for key, value in request.arguments.items() if key in ("ids", "where", "where_document")}
+    got = genuine.get(**selection, include=["documents", "metadatas", "uris", "embeddings"])
+    records = {name: plain(got[name]) for name in _COLUMNS}
+    answer: dict[str, Any] = {key: None if value is None else [] for key, value in theirs.items()}
+    for query in request.arguments["query_embeddings"]:
+        far = distances(space, np.array(query), np.array(got["embeddings"]).reshape(-1, len(query)))
+        nearest = np.argsort(far, kind="stable")[: request.arguments["n_results"]]
+        for name, column in answer.items():
+            if column is not None:
+                values = far.tolist() if name == "distances" else records[name]
+                column.append([values[at] for at in nearest])
+    return answer
+
+
+def distances(space: str, query: Any, vectors: Any) -> Any:
+    """(n,) float64."""
+    dots = vectors @ query
+    if space == "l2":
+        return ((vectors - query) ** 2).sum(axis=1)
+    if space == "ip":
+        return 1 - dots
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+    return 1 - np.divide(dots, lengths, out=np.zeros_like(dots), where=lengths > 0)
 
 
 def plain(value: Any) -> Any:
