@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from shoal_runtime.servers.ports import free_ports
@@ -17,20 +18,29 @@ from shoal_runtime.servers.process import ServerCommand, ServerProcess
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / ".venv-clients"
+SHOAL = Path(sys.executable).with_name("shoal")
 
 _READY_S = 120.0
 _STOP_S = 30.0
 _PROBE_S = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Up:
+    """Addresses of a running ``shoal up``."""
+
+    http: str
+    grpc: str
+
+
 @asynccontextmanager
-async def shoal_up(directory: Path, *options: str, environment: Mapping[str, str] | None = None) -> AsyncIterator[str]:
-    """``shoal up`` with everything in one process; its HTTP address. ``options``: more of the command's."""
-    grpc, http = free_ports(2)
-    shoal = str(Path(sys.executable).with_name("shoal"))
-    command = [shoal, "up", "--path", str(directory / "data"), "--grpc", f"127.0.0.1:{grpc}"]
-    async with _running("shoal", [*command, "--http", f"127.0.0.1:{http}", *options], directory, http, environment):
-        yield f"127.0.0.1:{http}"
+async def shoal_up(directory: Path, *options: str, environment: Mapping[str, str] | None = None) -> AsyncIterator[Up]:
+    """``shoal up`` with everything in one process. ``options``: more of the command's."""
+    ports = free_ports(2)
+    up = Up(*(f"127.0.0.1:{port}" for port in ports))
+    command = [str(SHOAL), "up", "--path", str(directory / "data"), "--grpc", up.grpc, "--http", up.http, *options]
+    async with _running("shoal", command, directory, ports[0], environment):
+        yield up
 
 
 @asynccontextmanager

@@ -34,7 +34,7 @@ def folder() -> Iterator[Path]:
 
 async def test_malformed_bodies_are_refused_and_write_nothing(folder: Path) -> None:
     async with shoal_up(folder) as shoal:
-        printed = await python("malformed.py", address=shoal, home=str(folder))
+        printed = await python("malformed.py", address=shoal.http, home=str(folder))
     summary = json.loads(printed.splitlines()[-1])
     assert summary["wrong"] == 0, printed
     assert summary["refused"] >= 1_000, printed

@@ -6,10 +6,13 @@ The numbers say how many tests there are: a run with fewer fails.
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ import pytest_asyncio
 
 from shoal_cli.local_cluster import LocalCluster
 from tests.compat.runs import javascript_tests, python_tests
-from tests.compat.servers import shoal_up
+from tests.compat.servers import SHOAL, shoal_up
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -32,48 +35,84 @@ STORES = {"store_langchain.py": 9, "store_llamaindex.py": 13, "store_haystack.py
 JAVASCRIPT = {"tour.mjs": 17, "tour_forks.mjs": 1}
 
 
+ROOT_TOKEN = "root-token-of-the-tests-with-published-clients"
+USER, PASSWORD = "keeper", "password-of-the-tests-with-published-clients"
+
+
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """How clients say who they are. ``server``: options of ``shoal up``; ``clients``: the environment of the tours."""
+    """How clients say who they are.
+
+    Attributes:
+        credentials: a token, or user and password; empty for none.
+        whole: whether the whole tour is made this way, or only some of it.
+    """
 
     name: str
-    server: tuple[str, ...] = ()
-    clients: Mapping[str, str] = field(default_factory=dict)
+    credentials: str = ""
+    whole: bool = True
 
 
-AUTH = (Auth("none"),)
+EVERY_AUTH = (
+    Auth("none"),
+    Auth("token", ROOT_TOKEN),
+    Auth("x-chroma-token", ROOT_TOKEN, whole=False),
+    Auth("basic", f"{USER}:{PASSWORD}", whole=False),
+)
+AUTH = EVERY_AUTH[:1]  # the gateway does not ask yet
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server, and how clients come in."""
+
+    address: str
+    auth: Auth
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Of the tours."""
+        return {"SHOAL_AUTH": self.auth.name, "SHOAL_CREDENTIALS": self.auth.credentials}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session", params=AUTH, ids=lambda auth: auth.name)
-async def served(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, Mapping[str, str]]]:
-    """Everything in one process: its address, and what clients must be told."""
+async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
+    """Everything in one process, which asks who calls unless clients do not say so."""
     auth: Auth = request.param
     directory = Path(tempfile.mkdtemp(prefix="shoal-clients-"))
-    async with shoal_up(directory, *auth.server) as address:
-        yield address, auth.clients
+    environment = {"SHOAL_FRONTEND__ACCESS__ROOT_TOKEN": ROOT_TOKEN} if auth.credentials else {}
+    async with shoal_up(directory, environment=environment) as up:
+        if auth.name == "basic":
+            await asyncio.to_thread(make_user, up.grpc)
+        yield Served(up.http, auth)
     shutil.rmtree(directory)
 
 
-async def test_chromas_python_client(served: tuple[str, Mapping[str, str]]) -> None:
-    address, environment = served
-    await python_tests(address, TOUR, environment)
+def make_user(grpc: str) -> None:
+    """The one that basic authentication is tried with."""
+    command = [str(SHOAL), "access", "user", "create", USER, "--grant", "owner", "--address", grpc]
+    environment = {**os.environ, "SHOAL_TOKEN": ROOT_TOKEN, "SHOAL_PASSWORD": PASSWORD}
+    subprocess.run(command, env=environment, check=True, timeout=60)
 
 
-async def test_chromas_javascript_client(served: tuple[str, Mapping[str, str]]) -> None:
-    address, environment = served
-    await javascript_tests(address, JAVASCRIPT, environment)
+async def test_chromas_python_client(served: Served) -> None:
+    files = TOUR if served.auth.whole else {"tour_catalog.py": TOUR["tour_catalog.py"]}
+    await python_tests(served.address, files, served.environment)
 
 
-@pytest.mark.parametrize("store", STORES)
-async def test_stores_built_on_chroma(served: tuple[str, Mapping[str, str]], store: str) -> None:
-    address, environment = served
-    await python_tests(address, {store: STORES[store]}, environment)
+async def test_chromas_javascript_client(served: Served) -> None:
+    await javascript_tests(served.address, JAVASCRIPT, served.environment)
+
+
+async def test_stores_built_on_chroma(served: Served) -> None:
+    files = STORES if served.auth.whole else {"store_haystack.py": STORES["store_haystack.py"]}
+    await python_tests(served.address, files, served.environment)
 
 
 async def test_reset_where_it_is_allowed() -> None:
     directory = Path(tempfile.mkdtemp(prefix="shoal-reset-"))
-    async with shoal_up(directory, "--allow-reset") as address:
-        await python_tests(address, {"tour_reset.py": 1})
+    async with shoal_up(directory, "--allow-reset") as up:
+        await python_tests(up.http, {"tour_reset.py": 1})
     shutil.rmtree(directory)
 
 

@@ -44,7 +44,7 @@ async def test_the_same_requests_have_the_same_answers(folder: Path) -> None:
     async with shoal_up(folder / "shoal") as shoal, genuine_server(folder / "genuine") as genuine:
         script = ["side_by_side.py", *ARGUMENTS]
         printed = await python(
-            *script, address=shoal, home=str(folder), environment={"GENUINE_HTTP": genuine}, timeout_s=3_500
+            *script, address=shoal.http, home=str(folder), environment={"GENUINE_HTTP": genuine}, timeout_s=3_500
         )
     summary = json.loads(printed.splitlines()[-1])
     assert summary["unknown differences"] == 0, printed

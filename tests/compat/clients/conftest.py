@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 import os
 import sys
@@ -55,11 +56,26 @@ def settings() -> Settings:
     return Settings(anonymized_telemetry=False, chroma_client_auth_credentials=credentials, **given)
 
 
+def headers() -> dict[str, str]:
+    """What the settings make the sync client send. The async one does not look at them: its users give it headers."""
+    auth, credentials = os.environ.get("SHOAL_AUTH", "none"), os.environ.get("SHOAL_CREDENTIALS", "")
+    basic = base64.b64encode(credentials.encode()).decode()
+    every = {
+        "none": {},
+        "token": {"Authorization": f"Bearer {credentials}"},
+        "x-chroma-token": {"X-Chroma-Token": credentials},
+        "basic": {"Authorization": f"Basic {basic}"},
+    }
+    return every[auth]
+
+
 def admin_settings(implementation: str) -> Settings:
     """Of clients of tenants and databases, which have no short way to be made."""
     made = settings()
     made.chroma_api_impl = implementation
     made.chroma_server_host, made.chroma_server_http_port = host_and_port()
+    if "async" in implementation:
+        made.chroma_server_headers = headers()
     return made
 
 
@@ -88,9 +104,7 @@ class Chroma:
         if self.kind == "sync":
             return sync_client(database, tenant)
         host, port = host_and_port()
-        return await chromadb.AsyncHttpClient(
-            host=host, port=port, settings=settings(), tenant=tenant, database=database
-        )
+        return await chromadb.AsyncHttpClient(host=host, port=port, headers=headers(), tenant=tenant, database=database)
 
     async def create(self, name: str = "things", **more: Any) -> Any:
         """A collection without an embedding function."""
