@@ -319,3 +319,52 @@ async def test_the_dimension_that_was_expected_is_that_of_the_collection_now() -
     http = http_of(slow, site.system)
     answer = await http("POST", f"{T}/collections/{site.id}/add", {"ids": ["a"], "embeddings": [[1, 2]]})
     assert answer.error[2] == "Collection expecting embedding with dimension of 3, got 2"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("", 200),
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("application/vnd.api+json", 200),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("multipart/form-data; boundary=x", 415),
+        ("application/jsonx", 415),
+        (";", 415),
+    ],
+)
+async def test_bodies_are_json_by_their_type(content_type: str, status: int) -> None:
+    site = await Site().start()
+    headers = {"content-type": content_type} if content_type else {}
+    answer = await site.http("POST", f"{T}/collections/{site.id}/get", {}, headers=headers)
+    assert answer.status == status
+    if status == 415:
+        assert answer.error == (415, "ChromaError", "Expected request with `Content-Type: application/json`")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        (
+            "ab",
+            "containing 3-512 characters from [a-zA-Z0-9._-], starting and ending with a character in [a-zA-Z0-9]. Got: ab",
+        ),
+        ("a..b", "that does not contains two consecutive periods (..). Got a..b"),
+        ("1..2.3.4", "that does not contains two consecutive periods (..). Got 1..2.3.4"),
+        ("192.168.1.1", "that is not a valid ip address. Got 192.168.1.1"),
+    ],
+)
+async def test_names_of_collections_that_are_none(name: str, wanted: str) -> None:
+    site = await Site().start()
+    made = await site.http("POST", f"{T}/collections", {"name": name})
+    assert made.error == (400, "InvalidArgumentError", f"Validation error: name: Expected a name {wanted}")
+    renamed = await site.http("PUT", f"{T}/collections/{site.id}", {"new_name": name})
+    assert renamed.error == (400, "InvalidArgumentError", f"Validation error: new_name: Expected a name {wanted}")
+
+
+async def test_names_that_only_look_like_addresses() -> None:
+    site = await Site().start()
+    for name in ("999.1.1.1", "01.1.1.1", "1.2.3"):
+        assert (await site.http("POST", f"{T}/collections", {"name": name})).status == 200

@@ -13,12 +13,13 @@ from fastapi.responses import PlainTextResponse
 from shoal_core.errors import Internal, ShoalError
 from shoal_core.ports import Random
 from shoal_frontend.access.entrance import Entrance
-from shoal_frontend.http_api.bodies import Disconnected, PayloadTooLarge, json_response
+from shoal_frontend.http_api.bodies import JSON_TYPE, Disconnected, PayloadTooLarge, json_response
 from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.catalog_routes import CatalogRoutes
 from shoal_frontend.http_api.errors import answer_of
 from shoal_frontend.http_api.function_routes import FunctionRoutes
 from shoal_frontend.http_api.gateway import SESSION, Application, Gateway, Message, Receive, Route, Scope, Send
+from shoal_frontend.http_api.openapi import body_of, describe, parameters_of
 from shoal_frontend.http_api.record_routes import RecordRoutes
 from shoal_frontend.http_api.system_routes import VERSION, SystemRoutes
 
@@ -26,6 +27,8 @@ TRACE_HEADER = "chroma-trace-id"
 RETRY_HEADER = "retry-after"
 
 _TRACE_ID = "shoal.trace_id"
+_WITH_BODY = ("POST", "PUT", "PATCH")
+_NOT_JSON = {"error": "ChromaError", "message": "Expected request with `Content-Type: application/json`"}
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 
 _log = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ def create_app(gateway: Gateway) -> FastAPI:
             allow_headers=["*"],
             expose_headers=[TRACE_HEADER, RETRY_HEADER],
         )
+    describe(app.openapi())
     return app
 
 
@@ -61,6 +65,8 @@ def _add(app: FastAPI, entrance: Entrance, route: Route) -> None:
         try:
             if not route.is_open:  # before anything of the body is read
                 request.scope[SESSION] = await entrance.admit(request.headers.get)
+            if route.method in _WITH_BODY and not _is_json(request.headers.get("content-type", "")):
+                return json_response(_NOT_JSON, 415)
             return await route.answer(request)
         except (ShoalError, BodyError) as error:
             return _error_response(request, error)
@@ -87,16 +93,27 @@ def _add(app: FastAPI, entrance: Entrance, route: Route) -> None:
     )
 
 
+def _is_json(content_type: str) -> bool:
+    """Whether a body may be JSON. Without a type it is; of another type it is not: with those that browsers send without asking, a
+    page from anywhere could write to a server on its reader's own machine.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    return not content_type or kind == JSON_TYPE or (kind.startswith("application/") and kind.endswith("+json"))
+
+
 def _described(route: Route) -> dict[str, Any]:
     """What FastAPI cannot see, as bodies and paths are read by hand."""
     described: dict[str, Any] = {
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in _PARAMETER.findall(route.path)
+            *(
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in _PARAMETER.findall(route.path)
+            ),
+            *parameters_of(route.method, route.path),
         ]
     }
-    if route.method in ("POST", "PUT", "PATCH"):
-        described["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    if route.method in _WITH_BODY:
+        described["requestBody"] = body_of(route.method, route.path)
     return described
 
 

@@ -107,7 +107,7 @@ def _metadata(metadatas: Sequence[Any], *, deletes: bool) -> Columns:
     except InvalidArgument:
         pass
     plain = [_plain(metadata, row, nulls=deletes) for row, metadata in enumerate(metadatas)]
-    for row, metadata in enumerate(plain):
+    for row, metadata in enumerate(metadatas):
         for key, value in (metadata or {}).items():
             unmarked = isinstance(value, dict) and value.get("#type") != SPARSE_MARK
             if not key or key[0] in "#$" or unmarked:
