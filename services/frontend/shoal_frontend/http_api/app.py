@@ -14,6 +14,7 @@ from shoal_core.ports import Random
 from shoal_frontend.http_api.bodies import Disconnected, PayloadTooLarge, json_response
 from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.catalog_routes import CatalogRoutes
+from shoal_frontend.http_api.conditional_routes import ConditionalRoutes
 from shoal_frontend.http_api.errors import answer_of
 from shoal_frontend.http_api.gateway import Application, Gateway, Message, Receive, Route, Scope, Send
 from shoal_frontend.http_api.record_routes import RecordRoutes
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 def create_app(gateway: Gateway) -> FastAPI:
     """The gateway as an ASGI application, with its description at ``/docs`` and ``/openapi.json``."""
     app = FastAPI(title="Shoal", version=VERSION, redoc_url=None, redirect_slashes=False)
-    for routes in (SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway)):
+    for routes in (SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway), ConditionalRoutes(gateway)):
         for route in routes.routes():
             _add(app, route)
     for status in (404, 405):

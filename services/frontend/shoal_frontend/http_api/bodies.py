@@ -58,10 +58,10 @@ async def read_body(request: Request) -> bytes:
     return b"".join(chunks)
 
 
-async def parsed(request: Request, make: Callable[[Mapping[str, Any]], T]) -> T:
-    """What ``make`` makes of the body, which is an object; in a thread if it is large."""
+async def parsed(request: Request, make: Callable[[Mapping[str, Any]], T], *, quick: bool = True) -> T:
+    """What ``make`` makes of the body, which is an object; in a thread if the body is large, or ``make`` is not ``quick`` anyway."""
     body = await read_body(request)
-    return await apart(len(body) > LARGE_BYTES, parse, body, make)
+    return await apart(not quick or len(body) > LARGE_BYTES, parse, body, make)
 
 
 def parse(body: bytes, make: Callable[[Mapping[str, Any]], T]) -> T:

@@ -15,10 +15,6 @@ from shoal_frontend.http_api.gateway import API, COLLECTION, Gateway, Route
 VERSION = "1.0.0"
 
 _OLD = {"error": "Unimplemented", "message": "The v1 API is deprecated. Please use /v2 apis"}
-_NO_TRANSACTIONS = {
-    "error": "TransactionsNotSupported",
-    "message": "conditional reads and writes are not served over HTTP yet; Shoal's own client has them",
-}
 _CRN = "<tenant_resource_name>:<database_name>:<collection_name>"
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _DEFAULTS = {"user_id": "", "tenant": "default_tenant", "databases": ["default_database"]}
@@ -44,8 +40,6 @@ class SystemRoutes:
             Route("GET", f"{API}/collections/{{crn}}", self.collection_by_crn),
             Route("POST", f"{COLLECTION}/fork", self.fork),
             Route("GET", f"{COLLECTION}/fork_count", self.fork),
-            Route("POST", f"{COLLECTION}/conditional/get", self.conditional),
-            Route("POST", f"{COLLECTION}/conditional/commit", self.conditional),
             Route("POST", f"{COLLECTION}/functions/attach", self.functions),
             Route("GET", f"{COLLECTION}/functions/{{name}}", self.functions),
             Route("POST", f"{COLLECTION}/attached_functions/{{name}}/add_input", self.functions),
@@ -104,7 +98,3 @@ class SystemRoutes:
     async def functions(self, request: Request) -> Response:
         """Functions attached to collections."""
         raise Unimplemented("Attached functions are not supported")
-
-    async def conditional(self, request: Request) -> Response:
-        """Reads and writes that depend on each other."""
-        return json_response(_NO_TRANSACTIONS, 501)
