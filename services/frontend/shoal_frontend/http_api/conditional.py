@@ -8,6 +8,7 @@ ids that it found.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -186,5 +187,6 @@ def _first(ids: Sequence[str], wanted: set[str]) -> str | None:
 
 
 def _repeated(ids: Sequence[str]) -> str:
-    seen: set[str] = set()
-    return next(id_ for id_ in ids if id_ in seen or seen.add(id_))
+    """The first that is there twice."""
+    counts = Counter(ids)
+    return next(id_ for id_ in ids if counts[id_] > 1)

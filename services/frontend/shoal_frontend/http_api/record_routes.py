@@ -68,7 +68,7 @@ class RecordRoutes:
 
     async def _write(self, request: Request, operation: Operation, status: int) -> Response:
         ref = ref_by_id(request)
-        records = await parsed(request, partial(parse_records, operation=operation))
+        records = await parsed(request, partial(parse_records, operation=operation), matrix="embeddings")
         with _missing(ref):
             if records.batch is None:
                 await self.gateway.api.get_collection(ref)
@@ -133,7 +133,7 @@ class RecordRoutes:
     async def query(self, request: Request) -> Response:
         """The nearest of each vector."""
         ref = ref_by_id(request)
-        body = await parsed(request, partial(parse_query, limits=self.gateway.limits))
+        body = await parsed(request, partial(parse_query, limits=self.gateway.limits), matrix="query_embeddings")
         with _missing(ref), _patterns():
             if body.vectors is None:
                 await self.gateway.api.get_collection(ref)

@@ -42,6 +42,7 @@ def parse_vectors(value: Any, name: str, *, nulls: bool = False) -> Vectors | No
     """Lists of numbers, or base64 texts of little-endian float32; None where there are none or all are null.
 
     Args:
+        value: as JSON has it, or the array that was made of it (see `matrices`).
         nulls: rows may be null.
 
     Raises:
@@ -49,6 +50,8 @@ def parse_vectors(value: Any, name: str, *, nulls: bool = False) -> Vectors | No
         DimensionMismatch: the rows differ in length.
         InvalidArgument: a row is empty, or no base64 of whole numbers.
     """
+    if isinstance(value, np.ndarray):
+        return Vectors(value, np.ones(len(value), dtype=bool))
     rows = items(value, name)
     present = [row for row in rows if row is not None] if nulls else rows
     if not present:
