@@ -1,8 +1,8 @@
 """The matrix of a JSON body, parsed without an object per number.
 
-Of ``{"embeddings":[[…],…],…}`` only what is around the matrix goes through the general parser. The matrix itself goes through simdjson, in
-pieces, as a piece holds the interpreter's lock while it is parsed. Whatever is not plainly of this form, or has something wrong, is
-left to the general parser, whose errors say what it is.
+Of ``{"embeddings":[[…],…],…}`` only what is around the matrix goes through the general parser. The matrix itself goes through
+simdjson, in pieces, as a piece holds the interpreter's lock while it is parsed. Whatever is not plainly of this form, or has something
+wrong, is left to the general parser, whose errors say what it is.
 """
 
 from __future__ import annotations
