@@ -182,8 +182,6 @@ async def test_version_1_is_gone(method: str) -> None:
         ("GET", "/api/v2/collections/a:b:c", "ChromaError"),
         ("POST", f"{T}/collections/{ID}/fork", "ChromaError"),
         ("GET", f"{T}/collections/{ID}/fork_count", "ChromaError"),
-        ("POST", f"{T}/collections/{ID}/conditional/get", "TransactionsNotSupported"),
-        ("POST", f"{T}/collections/{ID}/conditional/commit", "TransactionsNotSupported"),
         ("POST", f"{T}/collections/{ID}/functions/attach", "ChromaError"),
         ("GET", f"{T}/collections/{ID}/functions/f", "ChromaError"),
         ("POST", f"{T}/collections/{ID}/attached_functions/f/add_input", "ChromaError"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from shoal_core.contracts import Answer
 from shoal_core.ranking import Search, Select
 from shoal_core.records import DOCUMENT, EMBEDDING, ID, URI_KEY, Kind, embedding_matrix, metadata_fields, one_chunk
 from shoal_frontend.http_api.pieces import (
+    SMALL_BYTES,
     Column,
     Pieces,
     Values,
@@ -33,17 +35,18 @@ _NUMBER_BYTES = 12  # of a float32 as text, with its comma
 _VALUE_BYTES = 24  # of anything else, besides what it has of texts
 
 
-def get_json(answer: Answer, include: Sequence[str], more: Mapping[str, Any] | None = None) -> Pieces:
-    """The answer of a get. ``include`` is echoed; ``more`` are further members."""
-    columns = {"ids": _IDS, **_included(include)}
-    members = {name: column_pieces(answer.rows, column) for name, column in columns.items()}
+def get_json(answer: Answer, size_bytes: int, include: Sequence[str], more: Mapping[str, Any] | None = None) -> Pieces:
+    """The answer of a get. ``size_bytes``: of its rows; ``include`` is echoed; ``more`` are further members."""
+    columns, small = {"ids": _IDS, **_included(include)}, size_bytes <= SMALL_BYTES
+    members = {name: column_pieces(answer.rows, column, small=small) for name, column in columns.items()}
     return object_pieces({**members, "include": [encoded(include)], **_members(more or {})})
 
 
-def query_json(answer: Answer, include: Sequence[str]) -> Pieces:
+def query_json(answer: Answer, size_bytes: int, include: Sequence[str]) -> Pieces:
     """The answer of a query: one list per query vector."""
     columns = {"ids": _IDS, **_included(include), "distances": _DISTANCES if "distances" in include else None}
-    members = {name: nested_pieces(answer.rows, answer.row_counts, column) for name, column in columns.items()}
+    bounds, small = [0, *accumulate(answer.row_counts.tolist())], size_bytes <= SMALL_BYTES
+    members = {name: nested_pieces(answer.rows, bounds, column, small=small) for name, column in columns.items()}
     return object_pieces({**members, "include": [encoded(include)]})
 
 
@@ -53,11 +56,17 @@ def no_queries_json(include: Sequence[str]) -> bytes:
     return encoded({"ids": [], **{name: [] if name in include else None for name in names}, "include": include})
 
 
-def search_json(answers: Sequence[Answer], searches: Sequence[Search], selected: Sequence[Sequence[str]]) -> Pieces:
+def search_json(
+    answers: Sequence[Answer], size_bytes: int, searches: Sequence[Search], selected: Sequence[Sequence[str]]
+) -> Pieces:
     """The answers of searches: per search its columns, or null for those it did not select."""
+    small = size_bytes <= SMALL_BYTES
     parts = [(answer.rows, _selected(search.select)) for answer, search in zip(answers, searches, strict=True)]
     names = ("ids", "documents", "embeddings", "metadatas", "scores")
-    members = {name: list_pieces([column_pieces(rows, columns[name]) for rows, columns in parts]) for name in names}
+    members = {
+        name: list_pieces([column_pieces(rows, columns[name], small=small) for rows, columns in parts])
+        for name in names
+    }
     return object_pieces({**members, "select": [encoded(selected)]})
 
 
@@ -123,11 +132,15 @@ def _metadatas(rows: pa.Table, *, uris: bool = False) -> Values:
         if field.key == URI_KEY and not uris:
             continue
         column = one_chunk(rows.column(field.column))
-        present = np.flatnonzero(np.asarray(column.is_valid())).tolist()
+        present: Sequence[int] = range(len(column))
+        if (
+            column.null_count or field.kind is Kind.SPARSE
+        ):  # which the fields of a struct need to be: they ignore its offset
+            present = np.flatnonzero(np.asarray(column.is_valid())).tolist()
+            column = column.drop_null()
         if not present:
             continue
-        values = column.drop_null()
-        plain = _sparse(values) if field.kind is Kind.SPARSE else values.to_pylist()
+        plain = _sparse(column) if field.kind is Kind.SPARSE else column.to_pylist()
         for row, value in zip(present, plain, strict=True):
             metadata = found[row]
             if metadata is None:

@@ -57,7 +57,7 @@ class ConditionalRoutes:
                 consistency=STRONG if token is None else as_of(offset_of(token, collection)),
             )
         more = {"read_token": read_token(collection, answer.served_at.offset)}
-        return await sent([answer], get_json(answer, asked.include, more))
+        return await sent([answer], lambda size_bytes: get_json(answer, size_bytes, asked.include, more))
 
     async def commit(self, request: Request) -> Response:
         """All of the writes or none: 409 if a record was written that was read, 412 if that can no longer be told."""

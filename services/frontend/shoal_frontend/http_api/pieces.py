@@ -16,8 +16,7 @@ import orjson
 import pyarrow as pa
 
 PIECE_BYTES = 128 << 10
-
-_SMALL_BYTES = 32 << 10  # rows that make no more than a piece or two, whatever is in them
+SMALL_BYTES = 32 << 10  # rows that make no more than a piece or two, whatever is in them
 
 Pieces: TypeAlias = Iterator[bytes]
 Values: TypeAlias = Sequence[Any] | np.ndarray[Any, Any]
@@ -57,28 +56,26 @@ def list_pieces(items: Iterable[Iterable[bytes]]) -> Pieces:
     yield b"[]" if mark == b"[" else b"]"
 
 
-def column_pieces(rows: pa.Table, column: Column | None) -> Pieces:
-    """``[…]`` of all rows, or null for no column."""
+def column_pieces(rows: pa.Table, column: Column | None, *, small: bool) -> Pieces:
+    """``[…]`` of all rows, or null for no column; ``small`` rows (see `SMALL_BYTES`) are one piece."""
     if column is None:
         yield b"null"
-        return
-    if rows.nbytes <= _SMALL_BYTES:
+    elif small:
         yield encoded(column.values(rows))
-        return
-    yield from list_pieces(_inner(rows, start, end, column) for start, end in _slices(column.weights(rows)))
+    else:
+        parts = _slices(column.weights(rows))
+        yield from list_pieces(_inner(column.values(rows.slice(start, end - start))) for start, end in parts)
 
 
-def nested_pieces(rows: pa.Table, row_counts: npt.NDArray[np.uint32], column: Column | None) -> Pieces:
-    """``[[…],…]``: one list per group of rows that follow each other, or null for no column."""
+def nested_pieces(rows: pa.Table, bounds: Sequence[int], column: Column | None, *, small: bool) -> Pieces:
+    """``[[…],…]``: one list for the rows between each bound and the next, or null for no column."""
     if column is None:
         yield b"null"
-        return
-    bounds = np.concatenate([[0], np.cumsum(row_counts, dtype=np.int64)])
-    if rows.nbytes <= _SMALL_BYTES:
+    elif small:
         values = column.values(rows)
-        yield encoded([values[start:end] for start, end in pairwise(bounds.tolist())])
-        return
-    yield from list_pieces(_groups(rows, bounds, column))
+        yield encoded([values[start:end] for start, end in pairwise(bounds)])
+    else:
+        yield from list_pieces(_groups(rows, np.asarray(bounds), column))
 
 
 def _groups(rows: pa.Table, bounds: npt.NDArray[np.int64], column: Column) -> Iterator[Iterable[bytes]]:
@@ -88,16 +85,15 @@ def _groups(rows: pa.Table, bounds: npt.NDArray[np.int64], column: Column) -> It
         start, stop = int(bounds[first]), int(bounds[end])
         part = rows.slice(start, stop - start)
         if end - first == 1:
-            yield column_pieces(part, column)
+            yield column_pieces(part, column, small=False)
             continue
         values = column.values(part)
-        inner = pairwise((bounds[first : end + 1] - start).tolist())
-        yield (encoded([values[left:right] for left, right in inner])[1:-1],)
+        yield _inner([values[left:right] for left, right in pairwise((bounds[first : end + 1] - start).tolist())])
 
 
-def _inner(rows: pa.Table, start: int, end: int, column: Column) -> Iterable[bytes]:
-    """The items of some rows, with commas but without brackets."""
-    yield encoded(column.values(rows.slice(start, end - start)))[1:-1]
+def _inner(values: Values) -> tuple[bytes]:
+    """The items of a list, with commas but without brackets."""
+    return (encoded(values)[1:-1],)
 
 
 def _slices(weights: Weights) -> Iterator[tuple[int, int]]:

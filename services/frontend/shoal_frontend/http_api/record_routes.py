@@ -128,7 +128,7 @@ class RecordRoutes:
                 offset=body.offset,
                 include=include_of(body.include),
             )
-        return await sent([answer], get_json(answer, body.include))
+        return await sent([answer], lambda size_bytes: get_json(answer, size_bytes, body.include))
 
     async def query(self, request: Request) -> Response:
         """The nearest of each vector."""
@@ -149,7 +149,7 @@ class RecordRoutes:
                 )
             except DimensionMismatch as error:
                 raise await self._wrong_dimension(ref, body.vectors.shape[1], error) from error
-        return await sent([answer], query_json(answer, body.include))
+        return await sent([answer], lambda size_bytes: query_json(answer, size_bytes, body.include))
 
     async def search(self, request: Request) -> Response:
         """Several searches at one snapshot."""
@@ -157,7 +157,7 @@ class RecordRoutes:
         body = await parsed(request, partial(parse_searches, limits=self.gateway.limits))
         with _missing(ref):
             answers = await self.gateway.api.search(ref, body.searches, consistency=body.consistency)
-        return await sent(answers, search_json(answers, body.searches, body.selected))
+        return await sent(answers, lambda size_bytes: search_json(answers, size_bytes, body.searches, body.selected))
 
     async def _wrong_dimension(
         self, ref: CollectionRef, got: int | None, error: DimensionMismatch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
@@ -10,19 +10,21 @@ from fastapi.responses import StreamingResponse
 from shoal_core.contracts import Answer
 from shoal_frontend.apart import apart
 from shoal_frontend.http_api.bodies import JSON_TYPE, LARGE_BYTES, json_response
-from shoal_frontend.http_api.pieces import PIECE_BYTES, Pieces
+from shoal_frontend.http_api.pieces import PIECE_BYTES, SMALL_BYTES, Pieces
+from shoal_wire.codec.answers import answer_size_bytes
 
 WHOLE_BYTES = 1 << 20  # JSON that is sent at once
 
 
-async def sent(answers: Sequence[Answer], pieces: Pieces) -> Response:
-    """The response of ``pieces``, the JSON of ``answers``.
+async def sent(answers: Sequence[Answer], to_json: Callable[[int], Pieces]) -> Response:
+    """The response: what ``to_json`` makes of ``answers``, given how many bytes their rows have.
 
     More than ``WHOLE_BYTES`` of it is made in threads, piece by piece, as the connection takes it; nobody makes more once the client
     is gone. Its beginning is made here, so that what fails at once is an error answer.
     """
-    large = sum(answer.rows.nbytes for answer in answers) > LARGE_BYTES
-    head, ended = await apart(large, _head, pieces)
+    size_bytes = sum(answer_size_bytes(answer, SMALL_BYTES) for answer in answers)
+    pieces = to_json(size_bytes)
+    head, ended = await apart(size_bytes > LARGE_BYTES, _head, pieces)
     return json_response(head) if ended else StreamingResponse(_rest(head, pieces), media_type=JSON_TYPE)
 
 
