@@ -17,14 +17,18 @@ WHOLE_BYTES = 1 << 20  # JSON that is sent at once
 
 
 async def sent(answers: Sequence[Answer], to_json: Callable[[int], Pieces]) -> Response:
-    """The response: what ``to_json`` makes of ``answers``, given how many bytes their rows have.
+    """The response: what ``to_json`` makes of ``answers``, given how many bytes their rows have."""
+    size_bytes = sum(answer_size_bytes(answer, SMALL_BYTES) for answer in answers)
+    return await in_pieces(to_json(size_bytes), large=size_bytes > LARGE_BYTES)
+
+
+async def in_pieces(pieces: Pieces, *, large: bool) -> Response:
+    """The response that these make; ``large``: in a thread.
 
     More than ``WHOLE_BYTES`` of it is made in threads, piece by piece, as the connection takes it; nobody makes more once the client
     is gone. Its beginning is made here, so that what fails at once is an error answer.
     """
-    size_bytes = sum(answer_size_bytes(answer, SMALL_BYTES) for answer in answers)
-    pieces = to_json(size_bytes)
-    head, ended = await apart(size_bytes > LARGE_BYTES, _head, pieces)
+    head, ended = await apart(large, _head, pieces)
     return json_response(head) if ended else StreamingResponse(_rest(head, pieces), media_type=JSON_TYPE)
 
 
