@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from binascii import a2b_base64
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shoal_core.errors import ShoalError
+from shoal_core.errors import InvalidArgument, ShoalError
 from shoal_frontend.http_api.bodies import parse
 from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.matrices import parse_with_matrix
@@ -116,6 +117,27 @@ def test_bodies_mean_the_same_with_and_without(parts: list[str], frame: str) -> 
     else:
         np.testing.assert_array_equal(apart.matrix, plain.matrix)
         np.testing.assert_array_equal(apart.valid, plain.valid)
+
+
+@QUICK
+@given(text=st.text("AQg+/-_= \n\u00e9", max_size=12))
+@example(text="AAAAAA==")
+@example(text="AAAAAB==")
+@example(text="AAAA=AAA")
+@example(text="AAAA====")
+def test_texts_are_base64_exactly_where_the_standard_library_says_so(text: str) -> None:
+    try:
+        expected: Any = a2b_base64(text, strict_mode=True)
+    except ValueError as error:
+        expected = f"Validation error: {NAME}: not base64: {error}"
+    body = orjson.dumps({NAME: [text]})
+    found = made(body, NAME)
+    if isinstance(expected, str):
+        assert found == (InvalidArgument, expected)
+    elif isinstance(found, tuple):
+        assert len(expected) % 4 or not expected, found
+    else:
+        assert found.matrix.tobytes() == expected
 
 
 @pytest.mark.parametrize(

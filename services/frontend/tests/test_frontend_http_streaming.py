@@ -59,17 +59,15 @@ def answer_of(*counts: int, seed: int = 0, longest: int = 40) -> Answer:
 )
 def test_pieces_say_what_the_whole_says(counts: list[int], piece: int, include: list[str]) -> None:
     answer = answer_of(*counts)
+    select = Select("documents" in include, "embeddings" in include, "metadatas" in include, True, (URI_KEY,))
+    searches = [Search(select=select), Search()]
+    whole_search = [*search_json([answer, answer], searches, [["a"], []])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces_module, "PIECE_BYTES", piece)
-        select = Select("documents" in include, "embeddings" in include, "metadatas" in include, True, (URI_KEY,))
-        searches = [Search(select=select), Search()]
         for whole, parts in (
             (get_json(answer, SMALL, include, {"more": 1}), get_json(answer, LARGE, include, {"more": 1})),
             (query_json(answer, SMALL, include), query_json(answer, LARGE, include)),
-            (
-                search_json([answer, answer], SMALL, searches, [["a"], []]),
-                search_json([answer, answer], LARGE, searches, [["a"], []]),
-            ),
+            (whole_search, search_json([answer, answer], searches, [["a"], []])),
         ):
             assert b"".join(parts) == b"".join(whole)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -37,17 +37,22 @@ _VALUE_BYTES = 24  # of anything else, besides what it has of texts
 
 def get_json(answer: Answer, size_bytes: int, include: Sequence[str], more: Mapping[str, Any] | None = None) -> Pieces:
     """The answer of a get. ``size_bytes``: of its rows; ``include`` is echoed; ``more`` are further members."""
-    columns, small = {"ids": _IDS, **_included(include)}, size_bytes <= SMALL_BYTES
-    members = {name: column_pieces(answer.rows, column, small=small) for name, column in columns.items()}
-    return object_pieces({**members, "include": [encoded(include)], **_members(more or {})})
+    rows, columns, last = answer.rows, {"ids": _IDS, **_included(include)}, {"include": include, **(more or {})}
+    if size_bytes <= SMALL_BYTES:
+        return iter((encoded({**{name: _all(rows, column) for name, column in columns.items()}, **last}),))
+    members = {name: column_pieces(rows, column) for name, column in columns.items()}
+    return object_pieces({**members, **_members(last)})
 
 
 def query_json(answer: Answer, size_bytes: int, include: Sequence[str]) -> Pieces:
     """The answer of a query: one list per query vector."""
     columns = {"ids": _IDS, **_included(include), "distances": _DISTANCES if "distances" in include else None}
-    bounds, small = [0, *accumulate(answer.row_counts.tolist())], size_bytes <= SMALL_BYTES
-    members = {name: nested_pieces(answer.rows, bounds, column, small=small) for name, column in columns.items()}
-    return object_pieces({**members, "include": [encoded(include)]})
+    rows, bounds = answer.rows, [0, *accumulate(answer.row_counts.tolist())]
+    if size_bytes <= SMALL_BYTES:
+        found = {name: _grouped(_all(rows, column), bounds) for name, column in columns.items()}
+        return iter((encoded({**found, "include": include}),))
+    members = {name: nested_pieces(rows, bounds, column) for name, column in columns.items()}
+    return object_pieces({**members, **_members({"include": include})})
 
 
 def no_queries_json(include: Sequence[str]) -> bytes:
@@ -56,18 +61,20 @@ def no_queries_json(include: Sequence[str]) -> bytes:
     return encoded({"ids": [], **{name: [] if name in include else None for name in names}, "include": include})
 
 
-def search_json(
-    answers: Sequence[Answer], size_bytes: int, searches: Sequence[Search], selected: Sequence[Sequence[str]]
-) -> Pieces:
+def search_json(answers: Sequence[Answer], searches: Sequence[Search], selected: Sequence[Sequence[str]]) -> Pieces:
     """The answers of searches: per search its columns, or null for those it did not select."""
-    small = size_bytes <= SMALL_BYTES
     parts = [(answer.rows, _selected(search.select)) for answer, search in zip(answers, searches, strict=True)]
     names = ("ids", "documents", "embeddings", "metadatas", "scores")
-    members = {
-        name: list_pieces([column_pieces(rows, columns[name], small=small) for rows, columns in parts])
-        for name in names
-    }
-    return object_pieces({**members, "select": [encoded(selected)]})
+    members = {name: list_pieces([column_pieces(rows, columns[name]) for rows, columns in parts]) for name in names}
+    return object_pieces({**members, **_members({"select": selected})})
+
+
+def _all(rows: pa.Table, column: Column | None) -> Values | None:
+    return None if column is None else column.values(rows)
+
+
+def _grouped(values: Values | None, bounds: Sequence[int]) -> list[Values] | None:
+    return None if values is None else [values[start:end] for start, end in pairwise(bounds)]
 
 
 def _members(more: Mapping[str, Any]) -> dict[str, list[bytes]]:

@@ -16,7 +16,7 @@ import orjson
 import pyarrow as pa
 
 PIECE_BYTES = 128 << 10
-SMALL_BYTES = 32 << 10  # rows that make no more than a piece or two, whatever is in them
+SMALL_BYTES = 32 << 10  # rows that make no more than a piece or two, whatever is in them: written at once
 
 Pieces: TypeAlias = Iterator[bytes]
 Values: TypeAlias = Sequence[Any] | np.ndarray[Any, Any]
@@ -56,24 +56,19 @@ def list_pieces(items: Iterable[Iterable[bytes]]) -> Pieces:
     yield b"[]" if mark == b"[" else b"]"
 
 
-def column_pieces(rows: pa.Table, column: Column | None, *, small: bool) -> Pieces:
-    """``[…]`` of all rows, or null for no column; ``small`` rows (see `SMALL_BYTES`) are one piece."""
+def column_pieces(rows: pa.Table, column: Column | None) -> Pieces:
+    """``[…]`` of all rows, or null for no column."""
     if column is None:
         yield b"null"
-    elif small:
-        yield encoded(column.values(rows))
     else:
         parts = _slices(column.weights(rows))
         yield from list_pieces(_inner(column.values(rows.slice(start, end - start))) for start, end in parts)
 
 
-def nested_pieces(rows: pa.Table, bounds: Sequence[int], column: Column | None, *, small: bool) -> Pieces:
+def nested_pieces(rows: pa.Table, bounds: Sequence[int], column: Column | None) -> Pieces:
     """``[[…],…]``: one list for the rows between each bound and the next, or null for no column."""
     if column is None:
         yield b"null"
-    elif small:
-        values = column.values(rows)
-        yield encoded([values[start:end] for start, end in pairwise(bounds)])
     else:
         yield from list_pieces(_groups(rows, np.asarray(bounds), column))
 
@@ -85,7 +80,7 @@ def _groups(rows: pa.Table, bounds: npt.NDArray[np.int64], column: Column) -> It
         start, stop = int(bounds[first]), int(bounds[end])
         part = rows.slice(start, stop - start)
         if end - first == 1:
-            yield column_pieces(part, column, small=False)
+            yield column_pieces(part, column)
             continue
         values = column.values(part)
         yield _inner([values[left:right] for left, right in pairwise((bounds[first : end + 1] - start).tolist())])

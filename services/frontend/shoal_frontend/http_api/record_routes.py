@@ -157,7 +157,7 @@ class RecordRoutes:
         body = await parsed(request, partial(parse_searches, limits=self.gateway.limits))
         with _missing(ref):
             answers = await self.gateway.api.search(ref, body.searches, consistency=body.consistency)
-        return await sent(answers, lambda size_bytes: search_json(answers, size_bytes, body.searches, body.selected))
+        return await sent(answers, lambda _: search_json(answers, body.searches, body.selected))
 
     async def _wrong_dimension(
         self, ref: CollectionRef, got: int | None, error: DimensionMismatch
