@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -45,27 +46,24 @@ class Client:
         """Seconds of each batch."""
         collection = self._collection(name)
 
-        def batches() -> Iterator[Callable[[], Any]]:
-            for at in range(start, end, BATCH):
-                part = slice(at, min(at + BATCH, end))
-                ids = [str(number) for number in range(part.start, part.stop)]
-                rows = self.base[part]
-                yield lambda ids=ids, rows=rows, part=part: collection.add(
-                    ids=ids, embeddings=rows, documents=self.documents[part], metadatas=self.metadatas[part]
-                )
+        def batch(at: int) -> Callable[[], Any]:
+            part = slice(at, min(at + BATCH, end))
+            return partial(
+                collection.add,
+                ids=[str(number) for number in range(part.start, part.stop)],
+                embeddings=self.base[part],
+                documents=self.documents[part],
+                metadatas=self.metadatas[part],
+            )
 
-        return _timed(batches())
+        return _timed(map(batch, range(start, end, BATCH)))
 
     def query(self, name: str, count: int, where: Any = None, offset: int = 0) -> list[float]:
         """Seconds of each query of one vector."""
         collection = self._collection(name)
+        ask = partial(collection.query, n_results=K, where=where, include=_INCLUDE)
         chosen = [(offset + number) % len(self.queries) for number in range(count)]
-        return _timed(
-            lambda row=self.queries[row]: collection.query(
-                query_embeddings=[row], n_results=K, where=where, include=_INCLUDE
-            )
-            for row in chosen
-        )
+        return _timed(partial(ask, query_embeddings=[self.queries[row]]) for row in chosen)
 
     def found(self, name: str, count: int, where: Any = None) -> list[list[int]]:
         """The rows that each of the first queries finds."""
@@ -78,13 +76,13 @@ class Client:
         collection = self._collection(name)
         rng = np.random.default_rng(0)
         choices = [[str(row) for row in rng.choice(len(self.base), ids, replace=False)] for _ in range(count)]
-        return _timed(lambda chosen=chosen: collection.get(ids=chosen) for chosen in choices)
+        return _timed(partial(collection.get, ids=chosen) for chosen in choices)
 
     def _collection(self, name: str) -> Any:
         return self.api.get_collection(name, embedding_function=None)
 
 
-def _timed(calls: Any) -> list[float]:
+def _timed(calls: Iterable[Callable[[], Any]]) -> list[float]:
     times = []
     for call in calls:
         started = time.perf_counter()
