@@ -7,14 +7,11 @@ from shoal_testing.direct import DirectSystem
 from tests.compat.golden import exchanges, listed, replay, row
 
 
-async def _reset() -> None:
-    """There is nothing to forget."""
-
-
 def gateway() -> Http:
     """The gateway over a whole system in this process."""
     system = DirectSystem()
-    return http_of(system.database, system, reset=_reset)
+    system.database.allow_reset = True
+    return http_of(system.database, system)
 
 
 async def test_answers_differ_as_listed_and_no_others() -> None:

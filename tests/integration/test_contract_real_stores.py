@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shoal_testing.contract_catalog import CatalogContract
+from shoal_testing.contract_forks import ForkContract
 from shoal_testing.contract_log import LogContract
 from shoal_testing.contract_stores import Stores
 from shoal_testing.postgres_stores import postgres_stores
@@ -23,6 +24,10 @@ async def stores(fresh_database: str) -> AsyncIterator[Stores]:
 
 class TestCatalogService(CatalogContract):
     """All cases of the catalog."""
+
+
+class TestForks(ForkContract):
+    """All cases of forks."""
 
 
 class TestLogService(LogContract):

@@ -67,3 +67,26 @@ async def test_a_tour_through_two_frontends(cluster: LocalCluster) -> None:
     assert await ask(other, "DELETE", f"{DATABASE}/collections/over-http") == (200, {})
     status, refused = await ask(one, "GET", f"{path}/count")
     assert (status, refused["error"]) == (404, "NotFoundError")
+
+
+async def test_a_fork_through_the_other_frontend(cluster: LocalCluster) -> None:
+    """Made while the source is written; what was acknowledged before is in it, and what comes later is not."""
+    one, other = (role.http for role in cluster.roles.values() if role.role == "frontend")
+    _, made = await ask(one, "POST", f"{DATABASE}/collections", {"name": "forked-source"})
+    path = f"{DATABASE}/collections/{made['id']}"
+    ids = [f"id{number}" for number in range(6_000)]  # enough to be compacted now and then
+    for start in range(0, len(ids), 1_000):
+        part = ids[start : start + 1_000]
+        await ask(one, "POST", f"{path}/add", {"ids": part, "embeddings": [[1, start]] * len(part)})
+    status, fork = await ask(other, "POST", f"{path}/fork", {"new_name": "forked"})
+    assert status == 200
+    await ask(one, "POST", f"{path}/delete", {"ids": ids[:5]})
+    await ask(other, "POST", f"{DATABASE}/collections/{fork['id']}/add", {"ids": ["new"], "embeddings": [[0, 0]]})
+    assert await ask(one, "GET", f"{DATABASE}/collections/{fork['id']}/count") == (200, 6_001)
+    assert await ask(other, "GET", f"{path}/count") == (200, 5_995)
+    assert await ask(other, "GET", f"{path}/fork_count") == (200, {"count": 1})
+    assert await ask(one, "DELETE", f"{DATABASE}/collections/forked-source") == (200, {})
+    status, found = await ask(
+        one, "POST", f"{DATABASE}/collections/{fork['id']}/query", {"query_embeddings": [[0, 0]], "n_results": 1}
+    )
+    assert (status, found["ids"]) == (200, [["new"]])

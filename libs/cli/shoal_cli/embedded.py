@@ -34,6 +34,7 @@ from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore
 from shoal_storage.postgres import open_pool
+from shoal_sysdb.access import AccessService
 from shoal_sysdb.catalog import CatalogService
 from shoal_sysdb.migrate import migrate
 from shoal_sysdb.store import PostgresCatalogStore
@@ -51,6 +52,7 @@ class EmbeddedSettings:
     Attributes:
         cache_size_bytes: blocks kept mapped.
         threads: for searching and folding.
+        allow_reset: whether clients may delete everything.
     """
 
     limits: Limits = Limits()
@@ -59,6 +61,7 @@ class EmbeddedSettings:
     compactor: CompactorSettings = CompactorSettings()
     cache_size_bytes: int = 2 << 30
     threads: int = 4
+    allow_reset: bool = False
 
 
 class EmbeddedCatalog(CatalogService):
@@ -90,6 +93,14 @@ class EmbeddedCatalog(CatalogService):
     async def delete_collection(self, collection_id: str) -> None:
         await self._finish(super().delete_collection(collection_id), [collection_id])
 
+    async def fork_collection(self, collection_id: str, name: str) -> Collection:
+        async with self._names:
+            return await super().fork_collection(collection_id, name)
+
+    async def reset(self) -> None:
+        async with self._names:
+            await self._finish(super().reset(), None)
+
     async def delete_database(self, tenant: str, name: str) -> None:
         await self._finish(self._delete_database(tenant, name), [])
 
@@ -114,13 +125,15 @@ class EmbeddedCatalog(CatalogService):
         self._log.published(info.collection_id, info.version, info.compacted_offset)
         return info
 
-    async def _finish(self, change: Coroutine[Any, Any, T], collection_ids: Sequence[str]) -> T:
+    async def _finish(self, change: Coroutine[Any, Any, T], collection_ids: Sequence[str] | None) -> T:
         """Run a change to its end even if its caller gives up, and tell the log when it has ended: what the log asks the
-        database for before that may be from before the change.
+        database for before that may be from before the change. None stands for all collections.
         """
 
         def tell(ended: asyncio.Task[T]) -> None:
-            for collection_id in collection_ids:
+            if collection_ids is None:
+                self._log.everything_changed()
+            for collection_id in collection_ids or ():
                 self._log.catalog_changed(collection_id)
             if not ended.cancelled():
                 ended.exception()  # its caller may have gone
@@ -150,6 +163,7 @@ class EmbeddedSystem:
         self._settings = settings or EmbeddedSettings()
         self._stack = AsyncExitStack()
         self.api: DatabaseService
+        self.access: AccessService
         self.node: Node
         self.compactor: Compactor
         self.sweeper: Sweeper
@@ -188,6 +202,7 @@ class EmbeddedSystem:
         log = LogService(postgres.dsn, objects, clock, random, log_settings, exclusive=True)
         await log.start()
         stack.push_async_callback(log.close)
+        self.access = AccessService(pool)
         store = PostgresCatalogStore(pool)
         catalog = EmbeddedCatalog(store, log, max_upload_age_ms=log_settings.append.max_upload_age_ms)
         executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="shoal-query")
@@ -200,7 +215,16 @@ class EmbeddedSystem:
         )
         self.sweeper = Sweeper(catalog, objects, clock, lambda collection_id: True, settings.compactor.garbage)
         registry = StaticRegistry([Member(role, _NAME, "in this process") for role in ROLES])
-        self.api = DatabaseService(catalog, log, self.node, random, registry.view, settings.limits, clock=clock)
+        self.api = DatabaseService(
+            catalog,
+            log,
+            self.node,
+            random,
+            registry.view,
+            settings.limits,
+            clock=clock,
+            allow_reset=settings.allow_reset,
+        )
         background = await stack.enter_async_context(Background())
         background.start("compactor", self.compactor.run())
         background.start("sweeper", self.sweeper.run())

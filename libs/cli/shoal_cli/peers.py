@@ -9,14 +9,16 @@ from shoal_cluster.calls import RetryPolicy
 from shoal_cluster.channels import ChannelPool, ChannelSettings
 from shoal_cluster.etcd.client import EtcdClient
 from shoal_cluster.registry import EtcdRegistry
+from shoal_cluster.routed_access import RoutedAccess
 from shoal_cluster.routed_catalog import RoutedCatalog
 from shoal_cluster.routing import RoutedLog, RoutedQueryNodes, Router, RoutingSettings
-from shoal_core.contracts import Catalog, Log, QueryNode
+from shoal_core.contracts import Access, Catalog, Log, QueryNode
 from shoal_core.errors import InvalidArgument
 from shoal_core.ports import Member
 from shoal_runtime.config import Config
 from shoal_runtime.sections import settings_of
 from shoal_runtime.system import SystemClock, SystemRandom
+from shoal_wire.clients.access import AccessClient
 from shoal_wire.clients.catalog import CatalogClient
 from shoal_wire.clients.log import LogClient
 from shoal_wire.clients.query import QueryClient
@@ -32,6 +34,7 @@ class Peers:
     catalog: Catalog
     log: Log
     nodes: QueryNode
+    access: Access
 
     async def start(self) -> None:
         """Begin to watch the registry."""
@@ -87,6 +90,9 @@ def find_peers(config: Config) -> Peers:
     def node_of(member: Member) -> QueryNode:
         return QueryClient(channels.get(member.address), timeout_ms)
 
+    def access_of(member: Member) -> Access:
+        return AccessClient(channels.get(member.address), timeout_ms)
+
     return Peers(
         registry,
         channels,
@@ -94,4 +100,5 @@ def find_peers(config: Config) -> Peers:
         RoutedCatalog(Router("sysdb", registry, policy, catalog_of, clock, random, routing)),
         RoutedLog(Router("logservice", registry, policy, log_of, clock, random, routing)),
         RoutedQueryNodes(Router("querynode", registry, policy, node_of, clock, random, routing)),
+        RoutedAccess(Router("sysdb", registry, policy, access_of, clock, random, routing)),
     )

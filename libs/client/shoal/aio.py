@@ -15,7 +15,7 @@ from shoal._schema import schema_of
 from shoal.aio_collection import AsyncCollection
 from shoal.embedding import EmbeddingFunction
 from shoal_core import contracts
-from shoal_core.contracts import CollectionRef, Database, NewCollection
+from shoal_core.contracts import CollectionRef, Database, NewCollection, Tenant
 from shoal_core.errors import InvalidArgument
 from shoal_core.limits import Limits
 from shoal_core.ports import Clock, Random
@@ -41,6 +41,7 @@ async def connect(
     timeout_ms: int = DEFAULT_TIMEOUT_MS,
     embedding_function: EmbeddingFunction | None = None,
     credentials: grpc.ChannelCredentials | None = None,
+    token: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> AsyncClient:
     """A client of a running Shoal, or with ``path`` a whole Shoal in this process. Belongs to the running event loop.
@@ -54,6 +55,7 @@ async def connect(
         timeout_ms: of every call with its retries.
         embedding_function: for collections of this client that name no other.
         credentials: for TLS; without them the connection is plain text.
+        token: says who calls, where the frontend wants to know (docs/access.md).
         options: for the embedded system.
 
     Raises:
@@ -70,7 +72,7 @@ async def connect(
     if path is not None:
         connection = await open_embedded(path, options or {})
     else:
-        connection = await connect_frontends(parse_addresses(address or ""), timeout_ms, credentials)
+        connection = await connect_frontends(parse_addresses(address or ""), timeout_ms, credentials, token)
     return AsyncClient(
         connection, tenant=tenant, database=database, timeout_ms=timeout_ms, embedding_function=embedding_function
     )
@@ -228,10 +230,15 @@ class AsyncClient:
         text(name, "name")
         await self._caller.call(lambda api: api.create_tenant(name), write=True, repeatable=False)
 
-    async def get_tenant(self, name: str) -> str:
-        """Its name. Raises `NotFound`."""
+    async def get_tenant(self, name: str) -> Tenant:
+        """Raises `NotFound`."""
         text(name, "name")
         return await self._caller.call(lambda api: api.get_tenant(name))
+
+    async def name_tenant(self, name: str, resource_name: str) -> None:
+        """Give a tenant its resource name, once. Raises `NotFound`, `AlreadyExists`."""
+        text(name, "name"), text(resource_name, "resource_name")
+        await self._caller.call(lambda api: api.name_tenant(name, resource_name), write=True)
 
     async def create_database(self, name: str, *, tenant: str | None = None) -> Database:
         """In the client's tenant or another. Raises `NotFound` (tenant), `AlreadyExists`."""
@@ -261,6 +268,10 @@ class AsyncClient:
         start = clock.monotonic()
         await self.get_tenant(self.tenant)
         return (clock.monotonic() - start) * 1_000
+
+    async def reset(self) -> None:
+        """Delete everything, where the system's configuration allows it. Raises `PermissionDenied`."""
+        await self._caller.call(lambda api: api.reset(), write=True, repeatable=False)
 
     async def status(self) -> contracts.Json:
         """Members by role, collections with their lag, limits."""

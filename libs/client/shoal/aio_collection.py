@@ -289,6 +289,24 @@ class AsyncCollection(AsyncWrites):
         )
         self._info = replace(info, dimension=info.dimension or self._info.dimension)
 
+    async def fork(self, name: str) -> AsyncCollection:
+        """A new collection in the same database that has what this one has now, without copying its segments.
+
+        From then on neither sees what is written to the other.
+
+        Raises:
+            AlreadyExists: the name is taken.
+            FailedPrecondition: there are too many forks of one collection.
+            ResourceExhausted: too much of the log is not compacted yet; try again.
+        """
+        text(name, "name")
+        info = await self._caller.call(lambda api: api.fork_collection(self._ref, name), write=True, repeatable=False)
+        return AsyncCollection(self._caller, info, self._embedder, self._limits)
+
+    async def fork_count(self) -> int:
+        """Forks in the tree that this collection belongs to, at any depth."""
+        return await self._caller.call(lambda api: api.count_forks(self._ref))
+
     async def indexing_status(self) -> IndexingStatus:
         """How much of the log is in segments."""
         return await self._caller.call(lambda api: api.indexing_status(self._ref))

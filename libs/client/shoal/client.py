@@ -13,7 +13,7 @@ from shoal.aio import DEFAULT_DATABASE, DEFAULT_TENANT, DEFAULT_TIMEOUT_MS, Asyn
 from shoal.collection import Collection
 from shoal.embedding import EmbeddingFunction
 from shoal_core import contracts
-from shoal_core.contracts import Database
+from shoal_core.contracts import Database, Tenant
 from shoal_core.schema import Schema
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def connect(
     timeout_ms: int = DEFAULT_TIMEOUT_MS,
     embedding_function: EmbeddingFunction | None = None,
     credentials: grpc.ChannelCredentials | None = None,
+    token: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> Client:
     """A client of a running Shoal, or with ``path`` a whole Shoal in this process.
@@ -45,6 +46,7 @@ def connect(
         timeout_ms: of every call with its retries.
         embedding_function: for collections of this client that name no other.
         credentials: for TLS; without them the connection is plain text.
+        token: says who calls, where the frontend wants to know (docs/access.md).
         options: for the embedded system.
 
     Raises:
@@ -62,6 +64,7 @@ def connect(
                 timeout_ms=timeout_ms,
                 embedding_function=embedding_function,
                 credentials=credentials,
+                token=token,
                 options=options,
             )
         )
@@ -204,9 +207,13 @@ class Client:
         """Raises `AlreadyExists`."""
         self._run(lambda: self._client.create_tenant(name))
 
-    def get_tenant(self, name: str) -> str:
-        """Its name. Raises `NotFound`."""
+    def get_tenant(self, name: str) -> Tenant:
+        """Raises `NotFound`."""
         return self._run(lambda: self._client.get_tenant(name))
+
+    def name_tenant(self, name: str, resource_name: str) -> None:
+        """Give a tenant its resource name, once. Raises `NotFound`, `AlreadyExists`."""
+        self._run(lambda: self._client.name_tenant(name, resource_name))
 
     def create_database(self, name: str, *, tenant: str | None = None) -> Database:
         """In the client's tenant or another. Raises `NotFound` (tenant), `AlreadyExists`."""
@@ -229,6 +236,10 @@ class Client:
     def heartbeat(self) -> float:
         """Milliseconds of one small call there and back, through the catalog. Raises `Unavailable`, `NotFound` (tenant)."""
         return self._run(lambda: self._client.heartbeat())
+
+    def reset(self) -> None:
+        """Delete everything, where the system's configuration allows it. Raises `PermissionDenied`."""
+        self._run(lambda: self._client.reset())
 
     def status(self) -> contracts.Json:
         """Members by role, collections with their lag, limits."""

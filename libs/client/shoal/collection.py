@@ -262,6 +262,22 @@ class Collection(Writes):
         """
         self._run(lambda: self._collection.modify(name, metadata, schema))
 
+    def fork(self, name: str) -> Collection:
+        """A new collection in the same database that has what this one has now, without copying its segments.
+
+        From then on neither sees what is written to the other.
+
+        Raises:
+            AlreadyExists: the name is taken.
+            FailedPrecondition: there are too many forks of one collection.
+            ResourceExhausted: too much of the log is not compacted yet; try again.
+        """
+        return Collection(self._loop, self._run(lambda: self._collection.fork(name)))
+
+    def fork_count(self) -> int:
+        """Forks in the tree that this collection belongs to, at any depth."""
+        return self._run(lambda: self._collection.fork_count())
+
     def indexing_status(self) -> IndexingStatus:
         """How much of the log is in segments."""
         return self._run(lambda: self._collection.indexing_status())

@@ -29,6 +29,7 @@ from shoal_core.contracts import (
     Json,
     NewCollection,
     Outcome,
+    Tenant,
     WriteResult,
 )
 from shoal_core.errors import AlreadyExists, NotFound, ShoalError, StaleRead, WriteConflict
@@ -125,8 +126,31 @@ class FakeApi:
     async def create_tenant(self, name: str) -> None:
         await self._do("create_tenant", lambda: None, name=name)
 
-    async def get_tenant(self, name: str) -> str:
-        result: str = await self._do("get_tenant", lambda: name, name=name)
+    async def get_tenant(self, name: str) -> Tenant:
+        result: Tenant = await self._do("get_tenant", lambda: Tenant(name), name=name)
+        return result
+
+    async def name_tenant(self, name: str, resource_name: str) -> None:
+        await self._do("name_tenant", lambda: None, name=name, resource_name=resource_name)
+
+    async def get_collection_by_resource_name(self, resource_name: str, database: str, name: str) -> Collection:
+        raise NotFound("tenants have no resource names here")
+
+    async def reset(self) -> None:
+        await self._do("reset", lambda: None)
+
+    async def fork_collection(self, ref: CollectionRef, name: str) -> Collection:
+        def work() -> Collection:
+            source = self._find(ref)
+            made = replace(source.info, id=f"fork-of-{source.info.id}", name=name)
+            self.state[made.id] = replace(source, info=made)
+            return made
+
+        result: Collection = await self._do("fork_collection", work, ref=ref, name=name)
+        return result
+
+    async def count_forks(self, ref: CollectionRef) -> int:
+        result: int = await self._do("count_forks", lambda: 2, ref=ref)
         return result
 
     async def create_database(self, tenant: str, name: str) -> Database:

@@ -15,6 +15,7 @@ from shoal.aio import AsyncClient, AsyncCollection
 from shoal.embedding import CallableEmbedding
 from shoal_core import errors
 from shoal_core.consistency import Consistency, ReadLevel
+from shoal_core.contracts import Tenant
 from shoal_testing.virtual_clock import SeededRandom, VirtualClock
 
 
@@ -309,7 +310,7 @@ async def test_catalog(client: AsyncClient, api: FakeApi) -> None:
 
 async def test_tenants_and_databases(client: AsyncClient, api: FakeApi) -> None:
     await client.create_tenant("acme")
-    assert await client.get_tenant("acme") == "acme"
+    assert await client.get_tenant("acme") == Tenant("acme")
     assert (await client.create_database("db")).tenant == "default_tenant"
     assert (await client.create_database("db", tenant="acme")).tenant == "acme"
     assert [found.name for found in await client.list_databases()] == ["db", "default_database"]

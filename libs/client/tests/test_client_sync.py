@@ -25,6 +25,7 @@ from shoal import _connect, errors
 from shoal._connect import open_embedded, parse_addresses
 from shoal._loop import LoopThread
 from shoal.aio import AsyncClient, AsyncCollection
+from shoal_core.contracts import Tenant
 
 
 def sync_client(*apis: FakeApi) -> shoal.Client:
@@ -64,13 +65,17 @@ def test_everything_once(client: shoal.Client) -> None:
     assert client.create_collection("other").count() == 0
     assert client.count_collections() == 2
     client.delete_collection("other")
+    draft = films.fork("draft")
+    assert (draft.name, draft.id != films.id, films.fork_count()) == ("draft", True, 2)
     client.create_tenant("acme")
-    assert client.get_tenant("acme") == "acme"
+    client.name_tenant("acme", "a")
+    assert client.get_tenant("acme") == Tenant("acme")
     assert client.create_database("db").name == client.get_database("db").name == "db"
     assert len(client.list_databases()) == 2
     client.delete_database("db")
     assert client.status() == {"members": {}}
     assert client.heartbeat() >= 0
+    client.reset()
     assert (client.tenant, client.database) == ("default_tenant", "default_database")
     assert "fake" in repr(client)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shoal_cluster.routing import Router, is_transient, nothing_happened
 from shoal_core.contracts import (
     Backlog,
+    BorrowedObjects,
     Catalog,
     Collection,
     Database,
@@ -18,6 +19,7 @@ from shoal_core.contracts import (
     Lease,
     NewCollection,
     PublishRequest,
+    Tenant,
     VersionInfo,
 )
 from shoal_core.schema import Schema
@@ -32,8 +34,12 @@ class RoutedCatalog:
     async def create_tenant(self, name: str) -> None:
         await self.router.call(name, lambda catalog: catalog.create_tenant(name), retryable=nothing_happened)
 
-    async def get_tenant(self, name: str) -> str:
+    async def get_tenant(self, name: str) -> Tenant:
         return await self.router.call(name, lambda catalog: catalog.get_tenant(name), retryable=is_transient)
+
+    async def name_tenant(self, name: str, resource_name: str) -> None:
+        """See `Catalog`. The name that a tenant has already is no error."""
+        await self.router.call(name, lambda catalog: catalog.name_tenant(name, resource_name), retryable=is_transient)
 
     async def create_database(self, tenant: str, name: str) -> Database:
         return await self.router.call(
@@ -71,6 +77,26 @@ class RoutedCatalog:
         return await self.router.call(
             collection_id, lambda catalog: catalog.get_collection_by_id(collection_id), retryable=is_transient
         )
+
+    async def get_collection_by_resource_name(self, resource_name: str, database: str, name: str) -> Collection:
+        return await self.router.call(
+            name,
+            lambda catalog: catalog.get_collection_by_resource_name(resource_name, database, name),
+            retryable=is_transient,
+        )
+
+    async def fork_collection(self, collection_id: str, name: str) -> Collection:
+        return await self.router.call(
+            collection_id, lambda catalog: catalog.fork_collection(collection_id, name), retryable=nothing_happened
+        )
+
+    async def count_forks(self, collection_id: str) -> int:
+        return await self.router.call(
+            collection_id, lambda catalog: catalog.count_forks(collection_id), retryable=is_transient
+        )
+
+    async def reset(self) -> None:
+        await self.router.call("reset", lambda catalog: catalog.reset(), retryable=nothing_happened)
 
     async def list_collections(self, tenant: str, database: str, *, limit: int, offset: int) -> list[Collection]:
         return await self.router.call(
@@ -186,6 +212,20 @@ class RoutedCatalog:
             lambda catalog: catalog.garbage_roots(collection_id, upload_ids, version_retention_ms=version_retention_ms),
             retryable=is_transient,
         )
+
+    async def borrowed_objects(
+        self, collection_id: str, *, version_retention_ms: int, deleted_retention_ms: int
+    ) -> BorrowedObjects:
+        return await self.router.call(
+            collection_id,
+            lambda catalog: catalog.borrowed_objects(
+                collection_id, version_retention_ms=version_retention_ms, deleted_retention_ms=deleted_retention_ms
+            ),
+            retryable=is_transient,
+        )
+
+    async def needed_payloads(self, keys: Sequence[str]) -> frozenset[str]:
+        return await self.router.call("garbage", lambda catalog: catalog.needed_payloads(keys), retryable=is_transient)
 
     async def drop_versions(self, collection_id: str, *, below: int, version_retention_ms: int) -> int:
         return await self.router.call(

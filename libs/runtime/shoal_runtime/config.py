@@ -171,11 +171,13 @@ def _type_name(info: FieldInfo) -> str:
         return "list of str"
     if isinstance(info.default, SecretStr):
         return "secret"
+    if isinstance(info.default, dict):
+        return "table"
     return info.annotation.__name__ if isinstance(info.annotation, type) else "path"
 
 
 def _default_text(value: Any) -> str:
-    if value is None or isinstance(value, SecretStr):
+    if value is None or isinstance(value, SecretStr | dict):
         return ""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 

@@ -32,6 +32,8 @@ def _split(value: Any) -> Any:
 
 Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split)]
 
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys are errors."""

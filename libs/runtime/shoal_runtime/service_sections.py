@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
-from shoal_runtime.sections import Address, Count, Section, Share, SizeBytes, TimeMs
+from shoal_runtime.sections import Address, Count, Section, Share, SizeBytes, Texts, TimeMs
 
 _HOUR_MS = 3_600_000
 
@@ -139,11 +139,23 @@ class LogSection(ServiceSection):
     """How long appends may finish at the end."""
 
 
+class ForkSection(Section):
+    """Forks of collections."""
+
+    forks: Count = 256
+    """Forks of one collection, and of its forks."""
+    tail_size_bytes: Count = 32 << 20
+    """Of the log that is not compacted, as far as Postgres holds it; it is copied while appends wait."""
+    retry_ms: TimeMs = 1_000
+    """Hint to who would copy more."""
+
+
 class SysdbSection(ServiceSection):
     """The catalog."""
 
     listen: Address = "127.0.0.1:8801"
     metrics: Address = "127.0.0.1:9801"
+    fork: ForkSection = ForkSection()
 
 
 class QuerySection(ServiceSection):
@@ -246,6 +258,70 @@ class CompactorSection(ServiceSection):
     garbage: GarbageSection = GarbageSection()
 
 
+class AccessSection(Section):
+    """Who may come in. Off, everybody who connects may do everything, so only loopback is listened on."""
+
+    enabled: bool = False
+    """Whether callers must show credentials; a root token turns it on too."""
+    root_token: SecretStr = SecretStr("")
+    """Owns the system; at least 32 characters. For the first credentials; best without one after that. Empty: none."""
+    allow_unauthenticated: bool = False
+    """Listen beyond loopback without authentication: behind something that has it, or in a network that is trusted."""
+    cache_ttl_ms: TimeMs = 3_000
+    """How long a credential is remembered; a revoked one works no longer than that."""
+    cached_credentials: Count = 10_000
+    """Credentials remembered at a time, good and bad."""
+    password_checks: Count = 2
+    """Passwords hashed at a time, each in 32 MiB."""
+    waiting_password_checks: SizeBytes = 64
+    """More may wait for their turn; the rest are refused."""
+    password_attempts_per_s: Annotated[float, Field(gt=0)] = 0.2
+    """Wrong passwords per user name, once the burst is used up."""
+    password_burst: Count = 10
+    """Wrong passwords at once."""
+
+
+class RatesSection(Section):
+    """How often and how many at a time, per frontend process; 0: without limit."""
+
+    reads_per_s: Annotated[float, Field(ge=0)] = 0.0
+    """Requests that only read."""
+    read_burst: SizeBytes = 0
+    """At once, after a pause; 0: as many as in a second."""
+    writes_per_s: Annotated[float, Field(ge=0)] = 0.0
+    """Requests that change something."""
+    write_burst: SizeBytes = 0
+    """At once, after a pause; 0: as many as in a second."""
+    concurrent: SizeBytes = 0
+    """Requests under way at a time."""
+
+
+class QuotasSection(Section):
+    """How much, beside the limits of the system; 0: without a quota."""
+
+    databases: SizeBytes = 0
+    """Databases of the tenant; two made at once may both get in."""
+    collections: SizeBytes = 0
+    """Collections of the tenant; two made at once may both get in."""
+    collections_per_database: SizeBytes = 0
+    """Collections of each database; two made at once may both get in."""
+    batch_records: SizeBytes = 0
+    """Records of one write."""
+    dimension: SizeBytes = 0
+    """Dimension of embeddings."""
+    document_size_bytes: SizeBytes = 0
+    """A document, in UTF-8."""
+    results: SizeBytes = 0
+    """Records of one get, of each vector of a query, of each search."""
+
+
+class TenantSection(Section):
+    """What one tenant may use."""
+
+    rates: RatesSection = RatesSection()
+    quotas: QuotasSection = QuotasSection()
+
+
 class FrontendSection(ServiceSection):
     """The frontend."""
 
@@ -263,5 +339,16 @@ class FrontendSection(ServiceSection):
     """Of the latest latencies; beyond it the second one is asked."""
     hedge_min_ms: TimeMs = 10
     """But never sooner than this."""
+    allow_reset: bool = False
+    """Whether a client may delete everything."""
     cached_names: Count = 10_000
     """Collections whose name is remembered; a stale one is noticed and looked up again."""
+    cors_allow_origins: Texts = ()
+    """Origins whose web pages may call the HTTP side, such as https://app.example.com; *: all. Several are separated by commas."""
+    access: AccessSection = AccessSection()
+    tenant: TenantSection = TenantSection()
+    tenants: dict[str, TenantSection] = Field(default={})
+    """Tenants with limits of their own, by name; what they leave out is as in `frontend.tenant`. In the environment: JSON."""
+    credential: RatesSection = RatesSection()
+    counted_keys: Count = 10_000
+    """Tenants, and credentials, whose rates are counted at a time."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shoal_core.contracts import Collection, Lease, NewCollection, VersionInfo
+from shoal_core.contracts import Collection, Lease, NewCollection, Tenant, VersionInfo
 from shoal_core.errors import (
     AlreadyExists,
     Fenced,
@@ -55,7 +55,7 @@ class CatalogNamesContract:
     async def test_tenants_and_databases(self, stores: Stores) -> None:
         catalog = stores.catalog
         await catalog.create_tenant("t")
-        assert await catalog.get_tenant("t") == "t"
+        assert await catalog.get_tenant("t") == Tenant("t")
         with pytest.raises(AlreadyExists):
             await catalog.create_tenant("t")
         with pytest.raises(NotFound):
@@ -70,6 +70,62 @@ class CatalogNamesContract:
             await catalog.get_database("t", "z")
         assert [item.name for item in await catalog.list_databases("t", limit=2, offset=1)] == ["b", "c"]
         assert await catalog.list_databases("nobody", limit=2, offset=0) == []
+
+    async def test_a_tenant_gets_a_resource_name_once(self, stores: Stores) -> None:
+        catalog = stores.catalog
+        for name in ("t", "u"):
+            await catalog.create_tenant(name)
+        await catalog.create_database("t", "d")
+        made = await stores.create("c", tenant="t")
+        for _ in range(2):
+            await catalog.name_tenant("t", "resource")
+        assert await catalog.get_tenant("t") == Tenant("t", "resource")
+        assert await catalog.get_tenant("u") == Tenant("u")
+        for name, resource_name in (("t", "other"), ("u", "resource")):
+            with pytest.raises(AlreadyExists):
+                await catalog.name_tenant(name, resource_name)
+        with pytest.raises(NotFound):
+            await catalog.name_tenant("nobody", "x")
+        with pytest.raises(InvalidArgument):
+            await catalog.name_tenant("u", "")
+        assert await catalog.get_collection_by_resource_name("resource", "d", "c") == made
+        for names in (("t", "d", "c"), ("resource", "e", "c"), ("resource", "d", "x")):
+            with pytest.raises(NotFound):
+                await catalog.get_collection_by_resource_name(*names)
+
+    async def test_after_a_reset_everything_can_be_made_again(self, stores: Stores) -> None:
+        catalog = stores.catalog
+        for _ in range(2):
+            await catalog.create_tenant("t")
+            await catalog.name_tenant("t", "resource")
+            await catalog.create_database("t", "d")
+            made = [await stores.create("c", tenant="t"), await stores.create("c")]
+            await stores.append(made[1], ["a"])
+            default = await catalog.get_database(DEFAULT_TENANT, DEFAULT_DATABASE)
+            await catalog.reset()
+            for collection in made:
+                with pytest.raises(NotFound):
+                    await catalog.get_collection_by_id(collection.id)
+                with pytest.raises(NotFound):
+                    await stores.append(collection, ["b"])
+            with pytest.raises(NotFound):
+                await catalog.get_tenant("t")
+            with pytest.raises(NotFound):
+                await catalog.create_database("t", "d")
+            assert await catalog.list_databases("t", limit=9, offset=0) == []
+            (again,) = await catalog.list_databases(DEFAULT_TENANT, limit=9, offset=0)
+            assert (again.name, again.id == default.id) == (DEFAULT_DATABASE, False)
+            assert await catalog.count_collections(DEFAULT_TENANT, DEFAULT_DATABASE) == 0
+            assert await catalog.backlog(limit=9, min_records=0, min_age_ms=0) == []
+
+    async def test_a_collection_says_what_is_compacted(self, stores: Stores) -> None:
+        made = await stores.create()
+        await stores.append(made, ["a", "b"])
+        assert (made.version, made.compacted_offset) == (0, 0)
+        await stores.compact(made, 2)
+        found = await stores.catalog.get_collection_by_id(made.id)
+        assert (found.version, found.compacted_offset) == (1, 2)
+        assert await stores.catalog.list_collections(DEFAULT_TENANT, DEFAULT_DATABASE, limit=9, offset=0) == [found]
 
     async def test_a_deleted_database_takes_its_collections_along(self, stores: Stores) -> None:
         catalog = stores.catalog

@@ -40,7 +40,7 @@ class DirectSystem:
         self.random = SeededRandom(seed)
         self.catalog = MemoryCatalog(self.clock, self.random)
         self.log = MemoryLog(self.catalog)
-        self.objects = MemoryObjectStore()
+        self.objects = MemoryObjectStore(time_ns=self.clock.time_ns)
         self.blocks = DirectBlocks(self.objects)
         self.settings = settings or CompactorSettings()
         self.node = self.new_node("node-0")

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from shoal_core.contracts import (
     Backlog,
+    BorrowedObjects,
     Collection,
     Database,
     ExpiredUpload,
@@ -17,10 +18,12 @@ from shoal_core.contracts import (
     Lease,
     NewCollection,
     PublishRequest,
+    Tenant,
     VersionInfo,
 )
 from shoal_core.errors import (
     AlreadyExists,
+    FailedPrecondition,
     Fenced,
     InvalidArgument,
     NotFound,
@@ -29,7 +32,7 @@ from shoal_core.errors import (
 )
 from shoal_core.ports import Clock, Random
 from shoal_core.schema import Schema, check_change
-from shoal_testing.fake_garbage import expired_uploads, find_garbage, find_roots, purge
+from shoal_testing.fake_garbage import borrowing_versions, expired_uploads, find_garbage, find_roots, purge
 from shoal_testing.fake_state import (
     CollectionState,
     Hook,
@@ -54,20 +57,31 @@ class MemoryCatalog:
         clock: dates leases, uploads and appends.
         random: for ids.
         max_upload_age_ms: publish refuses uploads that began longer ago.
+        max_forks: in a tree.
 
     Attributes:
         before, after: called with the method's name around `backlog`, `claim`, `renew`, `begin_upload`, `publish`,
             `get_version` and `version_at`, to raise what a service far away might: `Unavailable` before, `OutcomeUnknown` after.
+        payload_keys: payloads that an entry names; the log beside it keeps all payloads in itself, so only tests put any here.
     """
 
-    def __init__(self, clock: Clock, random: Random | None = None, *, max_upload_age_ms: int = 15 * 60 * 1000) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        random: Random | None = None,
+        *,
+        max_upload_age_ms: int = 15 * 60 * 1000,
+        max_forks: int = 256,
+    ) -> None:
         self.before: Hook = lambda name: None
         self.after: Hook = lambda name: None
+        self.payload_keys: set[str] = set()
         self._clock = clock
         self._random = random or SeededRandom()
         self._max_upload_age_ms = max_upload_age_ms
+        self._max_forks = max_forks
         self._databases: dict[tuple[str, str], Database] = {}
-        self._tenants = {DEFAULT_TENANT}
+        self._tenants = {DEFAULT_TENANT: Tenant(DEFAULT_TENANT)}
         self._states: dict[str, CollectionState] = {}
         self._leases: dict[tuple[str, str], LeaseState] = {}
         self._uploads: dict[str, UploadState] = {}
@@ -97,13 +111,30 @@ class MemoryCatalog:
         """See `Catalog.create_tenant`."""
         if name in self._tenants:
             raise AlreadyExists(f"tenant {name!r} exists", field="name")
-        self._tenants.add(name)
+        self._tenants[name] = Tenant(name)
 
-    async def get_tenant(self, name: str) -> str:
+    async def get_tenant(self, name: str) -> Tenant:
         """See `Catalog.get_tenant`."""
         if name not in self._tenants:
             raise NotFound(f"no tenant {name!r}", field="tenant")
-        return name
+        return self._tenants[name]
+
+    async def name_tenant(self, name: str, resource_name: str) -> None:
+        """See `Catalog.name_tenant`."""
+        if not resource_name:
+            raise InvalidArgument("is empty", field="resource_name")
+        tenant = await self.get_tenant(name)
+        holder = self._of_resource_name(resource_name)
+        if holder == name:
+            return
+        if tenant.resource_name is not None or holder is not None:
+            raise AlreadyExists(
+                f"{name!r} has a resource name, or another has {resource_name!r}", field="resource_name"
+            )
+        self._tenants[name] = Tenant(name, resource_name)
+
+    def _of_resource_name(self, resource_name: str) -> str | None:
+        return next((item.name for item in self._tenants.values() if item.resource_name == resource_name), None)
 
     async def create_database(self, tenant: str, name: str) -> Database:
         """See `Catalog.create_database`."""
@@ -130,6 +161,15 @@ class MemoryCatalog:
         for state in self._live(tenant, name):
             state.delete(self.now_ms())
         del self._databases[tenant, name]
+
+    async def reset(self) -> None:
+        """See `Catalog.reset`."""
+        for state in self._states.values():
+            if state.alive:
+                state.delete(self.now_ms())
+        self._databases.clear()
+        self._tenants = {DEFAULT_TENANT: Tenant(DEFAULT_TENANT)}
+        self._add_database(DEFAULT_TENANT, DEFAULT_DATABASE)
 
     def _add_database(self, tenant: str, name: str) -> Database:
         made = self._databases[tenant, name] = Database(self._uuid(), tenant, name)
@@ -173,6 +213,31 @@ class MemoryCatalog:
     async def get_collection_by_id(self, collection_id: str) -> Collection:
         """See `Catalog.get_collection_by_id`."""
         return self.state(collection_id).collection
+
+    async def get_collection_by_resource_name(self, resource_name: str, database: str, name: str) -> Collection:
+        """See `Catalog.get_collection_by_resource_name`."""
+        tenant = self._of_resource_name(resource_name)
+        if tenant is None:
+            raise NotFound(f"no tenant has the resource name {resource_name!r}", field="resource_name")
+        return await self.get_collection(tenant, database, name)
+
+    async def fork_collection(self, collection_id: str, name: str) -> Collection:
+        """See `Catalog.fork_collection`. Any length of log is copied."""
+        source = self.state(collection_id)
+        made = source.collection
+        root = (*source.ancestors, made.id)[0]
+        if sum(root in state.ancestors for state in self._states.values()) >= self._max_forks:
+            raise FailedPrecondition(f"the tree of {made.name!r} has {self._max_forks} forks, which is the most")
+        if self._named(made.tenant, made.database, name) is not None:
+            raise _name_taken(name)
+        fork = source.fork(self._uuid(), self._uuid(), name, self.now_ms())
+        self._states[fork.collection.id] = fork
+        return fork.collection
+
+    async def count_forks(self, collection_id: str) -> int:
+        """See `Catalog.count_forks`."""
+        root = (*self.state(collection_id).ancestors, collection_id)[0]
+        return sum(state.alive and root in state.ancestors for state in self._states.values())
 
     async def list_collections(self, tenant: str, database: str, *, limit: int, offset: int) -> list[Collection]:
         """See `Catalog.list_collections`; empty for an unknown database."""
@@ -367,6 +432,18 @@ class MemoryCatalog:
         """See `Catalog.garbage_roots`."""
         cutoff_ms = self.now_ms() - version_retention_ms
         return find_roots(self.state(collection_id), cutoff_ms, self._uploads.keys() & set(upload_ids))
+
+    async def borrowed_objects(
+        self, collection_id: str, *, version_retention_ms: int, deleted_retention_ms: int
+    ) -> BorrowedObjects:
+        """See `Catalog.borrowed_objects`. No fork names a payload here."""
+        now_ms = self.now_ms()
+        cutoffs = now_ms - version_retention_ms, now_ms - deleted_retention_ms
+        return BorrowedObjects(borrowing_versions(self._states.values(), collection_id, *cutoffs), frozenset())
+
+    async def needed_payloads(self, keys: Sequence[str]) -> frozenset[str]:
+        """See `Catalog.needed_payloads`."""
+        return frozenset(key for key in keys if key in self.payload_keys or key.rpartition("/")[2] in self._uploads)
 
     async def drop_versions(self, collection_id: str, *, below: int, version_retention_ms: int) -> int:
         """See `Catalog.drop_versions`."""

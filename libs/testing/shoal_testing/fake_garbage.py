@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from shoal_core.contracts import ExpiredUpload, GarbageCollection, GarbageRoots
+from shoal_core.contracts import ExpiredUpload, GarbageCollection, GarbageRoots, VersionInfo
 from shoal_core.errors import FailedPrecondition
 from shoal_testing.fake_state import CollectionState, UploadState
 
@@ -36,8 +36,21 @@ def find_garbage(
 
 def find_roots(state: CollectionState, cutoff_ms: float, uploads: set[str]) -> GarbageRoots:
     """Retained versions, ascending."""
+    return GarbageRoots(_retained(state, cutoff_ms), frozenset(uploads))
+
+
+def borrowing_versions(
+    states: Iterable[CollectionState], collection_id: str, version_cutoff_ms: float, deleted_cutoff_ms: float
+) -> tuple[VersionInfo, ...]:
+    """Retained versions of the forks of a collection that live, or were deleted later than that."""
+    forks = (state for state in states if collection_id in state.ancestors)
+    needed = (fork for fork in forks if fork.deleted_ms is None or fork.deleted_ms > deleted_cutoff_ms)
+    return tuple(info for fork in needed for info in _retained(fork, version_cutoff_ms))
+
+
+def _retained(state: CollectionState, cutoff_ms: float) -> tuple[VersionInfo, ...]:
     first = max(1, state.oldest, state.oldest_retained(cutoff_ms))
-    return GarbageRoots(tuple(state.versions[first:]), frozenset(uploads))
+    return tuple(state.versions[first:])
 
 
 def purge(states: dict[str, CollectionState], collection_id: str, cutoff_ms: float, limit: int) -> bool:

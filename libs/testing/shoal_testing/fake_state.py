@@ -54,6 +54,7 @@ class CollectionState:
         published_ms: when each version came.
         oldest: versions below it are forgotten, but for version 0.
         deleted_ms: when it was deleted, or None.
+        ancestors: of a fork, from the root of its tree to the collection it comes from.
     """
 
     collection: Collection
@@ -61,6 +62,7 @@ class CollectionState:
     published_ms: list[float]
     oldest: int = 0
     deleted_ms: float | None = None
+    ancestors: tuple[str, ...] = ()
     head_offset: int = 0
     total_bytes: int = 0
     trim_floor: int = 0
@@ -128,6 +130,22 @@ class CollectionState:
         """Make it the current version."""
         self.versions.append(info)
         self.published_ms.append(now_ms)
+        self.collection = replace(self.collection, version=info.version, compacted_offset=info.compacted_offset)
+
+    def fork(self, fork_id: str, incarnation: str, name: str, now_ms: float) -> CollectionState:
+        """Another collection that has what this one has. Of its versions it knows the current one, and its log begins there."""
+        made = replace(self.collection, id=fork_id, incarnation=incarnation, name=name, epoch=1)
+        return CollectionState(
+            collection=made,
+            versions=[replace(info, collection_id=fork_id) for info in self.versions],
+            published_ms=[now_ms] * len(self.versions),
+            oldest=self.current.version,
+            ancestors=(*self.ancestors, self.collection.id),
+            head_offset=self.head_offset,
+            total_bytes=self.total_bytes,
+            trim_floor=self.current.compacted_offset,
+            entries=self.uncompacted,
+        )
 
     def find(self, version: int) -> VersionInfo | None:
         """A version that is not forgotten."""

@@ -7,6 +7,7 @@ import pytest
 from shoal_core.contracts import Catalog, Collection, Lease, Log
 from shoal_core.errors import BackPressure, OutcomeUnknown, Unavailable
 from shoal_testing.contract_catalog import CatalogContract
+from shoal_testing.contract_forks import ForkContract
 from shoal_testing.contract_log import LogContract
 from shoal_testing.contract_stores import HOUR_MS, Stores
 from shoal_testing.fake_catalog import MemoryCatalog
@@ -47,6 +48,10 @@ def stores(catalog: MemoryCatalog, log: MemoryLog, clock: VirtualClock) -> Store
 
 class TestMemoryCatalog(CatalogContract):
     """All cases of the catalog."""
+
+
+class TestMemoryForks(ForkContract):
+    """All cases of forks."""
 
 
 class TestMemoryLog(LogContract):

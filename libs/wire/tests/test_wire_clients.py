@@ -21,6 +21,7 @@ from shoal_core.contracts import (
     AppendRequest,
     AppendResult,
     Backlog,
+    BorrowedObjects,
     Catalog,
     Collection,
     CollectionRef,
@@ -55,6 +56,7 @@ from shoal_core.contracts import (
     TailEntry,
     TailRequest,
     Target,
+    Tenant,
     TextLeaf,
     TextStatistics,
     VersionInfo,
@@ -63,10 +65,13 @@ from shoal_core.contracts import (
 from shoal_core.filters import And, Comparator, Compare, IdIn, Text, TextMatcher
 from shoal_core.ranking import Div, GroupBy, Knn, Search, Select, SparseQuery, Sum, TextQuery, Val
 from shoal_core.schema import Analyzer, Index, Schema
+from shoal_frontend.access.entrance import Entrance
+from shoal_frontend.access.gate import Gate
 from shoal_frontend.grpc_api import ShoalServicer
 from shoal_log.service import LogServicer
 from shoal_query.service import QueryServicer
 from shoal_sysdb.service import CatalogServicer
+from shoal_testing.virtual_clock import VirtualClock
 from shoal_wire.clients import CatalogClient, LogClient, PublicClient, QueryClient
 from shoal_wire.codec.answers import encode_answer_bytes
 from shoal_wire.messages import message_options
@@ -120,6 +125,10 @@ async def serving(servicer: Any) -> AsyncIterator[grpc.aio.Channel]:
         await server.stop(None)
 
 
+def public_servicer(recorder: Any) -> ShoalServicer:
+    return ShoalServicer(Entrance(recorder, Gate(VirtualClock())))
+
+
 def bound(protocol: type, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments by name, defaults among them."""
     arguments = inspect.signature(getattr(protocol, method)).bind(None, *args, **kwargs)
@@ -156,9 +165,12 @@ FULL = Collection("id", "t", "d", "n", 7, "i", "cosine", 4, 384, {"a": [1, "é"]
 NEW = NewCollection("t", "d", "n", "ip", 8, {"a": None}, {"ef": {"name": "x"}}, 5, SCHEMA)
 LEASE = Lease("c", "merge", "me", 9)
 VERSION = VersionInfo("c", 3, "v/3", 77)
+TENANT = Tenant("t")
 CATALOG = [
     case("create_tenant", None, "t"),
-    case("get_tenant", "t", "t"),
+    case("get_tenant", TENANT, "t"),
+    case("get_tenant", Tenant("t", "ресурс"), "t"),
+    case("name_tenant", None, "t", "r"),
     case("create_database", DATABASE, "t", "d"),
     case("get_database", DATABASE, "t", "d"),
     case("list_databases", [DATABASE, DATABASE], "t", limit=0, offset=3),
@@ -174,6 +186,10 @@ CATALOG = [
     case("modify_collection", FULL, "id", schema=SCHEMA),
     case("modify_collection", BARE, "id", schema=Schema()),
     case("delete_collection", None, "id"),
+    case("get_collection_by_resource_name", FULL, "r", "d", "n"),
+    case("fork_collection", FULL, "id", "n"),
+    case("count_forks", 2**40, "id"),
+    case("reset", None),
     case("backlog", [Backlog(FULL, 9, 3, 2**40, 5, 2)], limit=10, min_records=5, min_age_ms=6),
     case("claim", LEASE, "c", "flush", "me", ttl_ms=500),
     case("claim", None, "c", "flush", "me", ttl_ms=500),
@@ -198,6 +214,14 @@ CATALOG = [
     ),
     case("garbage_roots", GarbageRoots((VERSION,), frozenset({"u"})), "c", ["u", "v"], version_retention_ms=2**40),
     case("garbage_roots", GarbageRoots((), frozenset()), "c", [], version_retention_ms=0),
+    case(
+        "borrowed_objects",
+        BorrowedObjects((VERSION,), frozenset({"log/c/u", "log/c/v"})),
+        "c",
+        version_retention_ms=2**40,
+        deleted_retention_ms=2**41,
+    ),
+    case("needed_payloads", frozenset({"log/c/u"}), ["log/c/u", "log/c/v"]),
     case("drop_versions", 3, "c", below=2**40, version_retention_ms=5),
     case("purge_collection", True, "c", deleted_retention_ms=2**40, limit=9),
 ]
@@ -295,7 +319,8 @@ SEARCHES = [
 ]
 PUBLIC = [
     case("create_tenant", None, "t"),
-    case("get_tenant", "t", "t"),
+    case("get_tenant", TENANT, "t"),
+    case("name_tenant", None, "t", "r"),
     case("create_database", DATABASE, "t", "d"),
     case("get_database", DATABASE, "t", "d"),
     case("list_databases", [DATABASE], "t"),
@@ -311,6 +336,10 @@ PUBLIC = [
     case("modify_collection", FULL, REF, schema=SCHEMA),
     case("modify_collection", BARE, REF, schema=Schema()),
     case("delete_collection", None, REF),
+    case("get_collection_by_resource_name", FULL, "r", "d", "n"),
+    case("fork_collection", FULL, REF, "n"),
+    case("count_forks", 2**40, REF),
+    case("reset", None),
     case("write", WRITTEN, REF, BATCH),
     case("write", WRITTEN, REF, BIG_BATCH, idempotency_key="k", condition=Condition(4, ())),
     case("write", OUTCOMES, REF, BATCH, outcomes=True),
@@ -375,7 +404,7 @@ async def test_query(call: Case) -> None:
 
 @pytest.mark.parametrize("call", PUBLIC)
 async def test_public(call: Case) -> None:
-    await passes(PublicApi, ShoalServicer, PublicClient, call)
+    await passes(PublicApi, public_servicer, PublicClient, call)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +459,7 @@ async def test_encoded_answers_pass_through_untouched() -> None:
     assert [kwargs for _, _, kwargs in recorder.calls] == [{"encoded": True}] * 3
 
     recorder.result = EncodedAnswer(b"\xff not a message")
-    async with serving(ShoalServicer(recorder)) as channel:
+    async with serving(public_servicer(recorder)) as channel:
         ref = shoal_pb2.GetRequest(collection=shoal_pb2.CollectionRef(name="n"))
         raw = await Rpc("shoal.v1.ShoalService", channel, 5000).send("Get", ref.SerializeToString())
         raw_query = await Rpc("shoal.v1.ShoalService", channel, 5000).send("Query", b"")
@@ -440,7 +469,7 @@ async def test_encoded_answers_pass_through_untouched() -> None:
 async def test_pages_have_a_default_size_for_clients_that_name_none() -> None:
     recorder = Recorder()
     recorder.result = []
-    for servicer, service in ((CatalogServicer, "CatalogService"), (ShoalServicer, "ShoalService")):
+    for servicer, service in ((CatalogServicer, "CatalogService"), (public_servicer, "ShoalService")):
         async with serving(servicer(recorder)) as channel:
             for method in ("ListDatabases", "ListCollections"):
                 await Rpc(f"shoal.v1.{service}", channel, 5000).send(method, b"")

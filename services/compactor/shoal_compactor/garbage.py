@@ -8,6 +8,9 @@ What is garbage follows from the catalog, by the database's clock:
   time (once open they hold its blocks), and compactors finish reading their inputs. Objects that no retained version names, and
   whose intent is gone, were replaced, or left by a publish that lost a race.
 * A deleted collection is refused everywhere; after a retention all of it goes.
+* Forks go on reading objects of the collection they come from: what a retained version of a fork, or an entry of its log, names is
+  kept, and a deleted collection is not forgotten before that.
+* A payload of the log that no entry names, and whose intent is gone, is left from an entry that was trimmed.
 
 Objects go first and the row that tells of them last, so a sweeper may die at any moment and the next one finds the rest. Whatever is
 done here may be done twice, or by two sweepers at once.
@@ -21,7 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, fields
 from uuid import UUID
 
-from shoal_core.contracts import Catalog, ExpiredUpload, GarbageCollection, GarbageRoots, VersionInfo
+from shoal_core.contracts import BorrowedObjects, Catalog, ExpiredUpload, GarbageCollection, GarbageRoots, VersionInfo
 from shoal_core.errors import Corrupt, NotFound, ShoalError
 from shoal_core.ports import Clock, ObjectInfo, ObjectStore
 from shoal_storage.manifest import decode_manifest
@@ -239,6 +242,10 @@ class Sweeper:
             return
         kept |= await self._named(collection_id, [info for info in now.versions if info not in roots.versions])
         garbage = [info for info in suspects if info.key not in kept and _upload_of(info.key) not in now.uploads]
+        if garbage:  # asked last: a fork that comes later begins with a version that is current then
+            borrowed = await self._borrowed(collection_id)
+            lent = await self._named(collection_id, borrowed.versions)
+            garbage = [info for info in garbage if info.key not in lent]
         await self._delete(garbage, report)
         if all_of_them and roots.versions and not report.dry_run:
             report.counters.versions += await self.catalog.drop_versions(
@@ -246,6 +253,22 @@ class Sweeper:
                 below=roots.versions[0].version,
                 version_retention_ms=self.settings.version_retention_ms,
             )
+        await self._sweep_payloads(collection_id, report)
+
+    async def _sweep_payloads(self, collection_id: str, report: SweepReport) -> None:
+        """Payloads of the log are listed before it is asked which of them are needed: entries name only what has an intent."""
+        stored = await self._old_objects(_payloads(collection_id), lambda key: True)
+        needed: frozenset[str] = frozenset()
+        for start in range(0, len(stored), _DELETE_KEYS):
+            needed |= await self.catalog.needed_payloads([info.key for info in stored[start : start + _DELETE_KEYS]])
+        await self._delete([info for info in stored if info.key not in needed], report)
+
+    async def _borrowed(self, collection_id: str) -> BorrowedObjects:
+        return await self.catalog.borrowed_objects(
+            collection_id,
+            version_retention_ms=self.settings.version_retention_ms,
+            deleted_retention_ms=self.settings.deleted_retention_ms,
+        )
 
     async def _roots(self, collection_id: str, upload_ids: Iterable[str]) -> GarbageRoots | None:
         """None when the collection was deleted: that has a retention of its own."""
@@ -270,28 +293,38 @@ class Sweeper:
         return keys
 
     async def _suspects(self, collection_id: str, kept: set[str]) -> tuple[list[ObjectInfo], bool]:
-        """Objects that may be garbage, and whether these are all."""
+        """Objects of segments that may be garbage, and whether these are all."""
+        found = await self._old_objects(_segments(collection_id), lambda key: key not in kept and bool(_upload_of(key)))
+        return found, len(found) < self.settings.objects
+
+    async def _old_objects(self, prefix: str, wanted: Callable[[str], bool]) -> list[ObjectInfo]:
+        """Up to ``settings.objects`` that are wanted and not young."""
         youngest_ns = self.clock.time_ns() - self.settings.grace_ms * 1_000_000
         found: list[ObjectInfo] = []
-        async for info in self.objects.list(_segments(collection_id)):
-            if info.key in kept or info.modified_ns > youngest_ns or not _upload_of(info.key):
-                continue
+        async for info in self.objects.list(prefix):
             if len(found) == self.settings.objects:
-                return found, False
-            found.append(info)
-        return found, True
+                break
+            if info.modified_ns <= youngest_ns and wanted(info.key):
+                found.append(info)
+        return found
 
     async def _sweep_deleted(self, collection_id: str, report: SweepReport) -> None:
+        borrowed = await self._borrowed(collection_id)
+        lent = await self._named(collection_id, borrowed.versions) | borrowed.payload_keys
         left = self.settings.objects
+        any_lent = False
         for prefix in (_segments(collection_id), _payloads(collection_id)):
             found: list[ObjectInfo] = []
             async for info in self.objects.list(prefix):
                 if left == 0:
                     break
+                if info.key in lent:
+                    any_lent = True
+                    continue
                 found.append(info)
                 left -= 1
             await self._delete(found, report)
-        if left == 0:
+        if left == 0 or any_lent:
             return
         if report.dry_run:
             report.counters.collections += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from shoal_core.contracts import Catalog, Collection, Lease, PublishRequest, VersionInfo
@@ -54,10 +54,11 @@ class Publisher:
         return await self.load(collection, info)
 
     async def load(self, collection: Collection, info: VersionInfo) -> Manifest:
-        """The manifest of a version."""
+        """The manifest of a version. That of a fork's first version was written for its source."""
         if info.version == 0:
             return empty_manifest(collection.id, collection.space, collection.shards)
-        return decode_manifest(await self.objects.get(info.manifest_key))
+        manifest = decode_manifest(await self.objects.get(info.manifest_key))
+        return replace(manifest, collection_id=collection.id)
 
     async def upload(self, objects: Sequence[tuple[BlockRef, EncodedBlock]]) -> None:
         """Put all objects, a few at a time. Raises what the first put that failed raised."""

@@ -119,6 +119,7 @@ async def test_payloads_of_appends_that_came_to_nothing_are_swept() -> None:
     failed, acknowledged = await world.catalog.begin_upload(world.collection.id), str(uuid4())
     for name in (failed, acknowledged):
         await world.objects.put(f"{log}/{name}", b"payload")
+    world.catalog.payload_keys.add(f"{log}/{acknowledged}")
     await world.clock.advance(ORPHAN_S)
     await world.sweeper().sweep()
     assert await world.stored() == sorted([f"{log}/{failed}", f"{log}/{acknowledged}"])
@@ -128,6 +129,20 @@ async def test_payloads_of_appends_that_came_to_nothing_are_swept() -> None:
     counters = report.counters
     assert (counters.uploads, counters.objects, counters.size_bytes, counters.failures) == (1, 1, 7, 0)
     assert await world.catalog.expired_uploads(limit=9) == []
+
+
+async def test_payloads_that_no_entry_names_any_more_are_swept() -> None:
+    """As when a log node died between dropping a partition and deleting what it named."""
+    world = await SweptWorld.create()
+    left, named = (f"log/{world.collection.id}/{uuid4()}" for _ in range(2))
+    for key in (left, named):
+        await world.objects.put(key, b"payload")
+    world.catalog.payload_keys.add(named)
+    await world.clock.advance(SETTINGS.grace_ms / 1000 - 0.001)
+    assert (await world.sweeper().sweep()).counters.objects == 0
+    await world.clock.advance(0.001)
+    assert (await world.sweeper().sweep()).counters.objects == 1
+    assert await world.stored() == [named]
 
 
 async def test_orphans_of_a_purged_collection_are_swept() -> None:

@@ -28,9 +28,10 @@ from shoal_core.contracts import (
     NewCollection,
     QueryNode,
     QueryRequest,
+    Tenant,
     WriteResult,
 )
-from shoal_core.errors import InvalidArgument
+from shoal_core.errors import InvalidArgument, PermissionDenied
 from shoal_core.filters import Filter
 from shoal_core.limits import Limits
 from shoal_core.ports import Clock, MembershipView, Random
@@ -55,7 +56,8 @@ _IDS_ONLY = Include()
 class DatabaseService:
     """`PublicApi` over the other services.
 
-    ``members`` is the registry's view, for `status`; with a ``clock`` explained reads say how long each stage took here.
+    ``members`` is the registry's view, for `status`; with a ``clock`` explained reads say how long each stage took here;
+    ``allow_reset`` lets callers delete everything.
     """
 
     catalog: Catalog
@@ -66,6 +68,7 @@ class DatabaseService:
     limits: Limits = field(default_factory=Limits)
     cached_names: int = 10_000
     clock: Clock | None = None
+    allow_reset: bool = False
     _names: Names = field(init=False)
     _fanout: Fanout = field(init=False)
     _writes: Writes = field(init=False)
@@ -81,9 +84,14 @@ class DatabaseService:
         validate.check_tenant_name(name, self.limits)
         await self.catalog.create_tenant(name)
 
-    async def get_tenant(self, name: str) -> str:
+    async def get_tenant(self, name: str) -> Tenant:
         validate.check_names(self.limits, name=name)
         return await self.catalog.get_tenant(name)
+
+    async def name_tenant(self, name: str, resource_name: str) -> None:
+        validate.check_names(self.limits, name=name)
+        validate.check_resource_name(resource_name, self.limits)
+        await self.catalog.name_tenant(name, resource_name)
 
     async def create_database(self, tenant: str, name: str) -> Database:
         validate.check_name(name, "database.name")
@@ -112,6 +120,10 @@ class DatabaseService:
 
     async def get_collection(self, ref: CollectionRef) -> Collection:
         return await self._names.resolve(ref)
+
+    async def get_collection_by_resource_name(self, resource_name: str, database: str, name: str) -> Collection:
+        validate.check_names(self.limits, resource_name=resource_name, database=database, name=name)
+        return await self.catalog.get_collection_by_resource_name(resource_name, database, name)
 
     async def list_collections(
         self, tenant: str, database: str, *, limit: int = 100, offset: int = 0
@@ -148,6 +160,20 @@ class DatabaseService:
         found = await self._names.resolve(ref)
         self._names.forget(ref)
         await self.catalog.delete_collection(found.id)
+
+    async def fork_collection(self, ref: CollectionRef, name: str) -> Collection:
+        validate.check_name(name, "name")
+        found = await self._names.resolve(ref)
+        return await self.catalog.fork_collection(found.id, name)
+
+    async def count_forks(self, ref: CollectionRef) -> int:
+        found = await self._names.resolve(ref)
+        return await self.catalog.count_forks(found.id)
+
+    async def reset(self) -> None:
+        if not self.allow_reset:
+            raise PermissionDenied("this system's configuration does not allow to reset it (frontend.allow_reset)")
+        await self.catalog.reset()
 
     # --- writes
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import grpc.aio
-import numpy as np
-import numpy.typing as npt
 
-from shoal_core.consistency import Consistency
-from shoal_core.contracts import Answer, CollectionRef, EncodedAnswer, Include, PublicApi
+from shoal_core.contracts import Answer, EncodedAnswer
 from shoal_core.filters import Filter
+from shoal_frontend.access.entrance import Entrance
+from shoal_frontend.access.grpc_api import Door
+from shoal_frontend.api import Api
 from shoal_wire.codec import catalog, common
 from shoal_wire.codec.answers import answer_size_bytes, encode_answer_bytes, encode_answers_bytes, encode_count
 from shoal_wire.codec.filters import decode_filter, decoding_work
@@ -29,57 +26,30 @@ DEFAULT_PAGE = 100
 _WORK_PER_BYTE = 64  # of searches: between that of vectors, which are wrapped, and that of filters
 
 
-class Api(PublicApi, Protocol):
-    """`PublicApi`, with reads whose answer may be the bytes of the one shard that gave it."""
-
-    async def get_encoded(
-        self,
-        ref: CollectionRef,
-        *,
-        ids: Sequence[str] | None,
-        where: Filter | None,
-        limit: int | None,
-        offset: int,
-        include: Include,
-        consistency: Consistency,
-        explain: bool,
-        allow_scan: bool,
-        cursor: str | None,
-    ) -> Answer | EncodedAnswer: ...
-
-    async def query_encoded(
-        self,
-        ref: CollectionRef,
-        vectors: npt.NDArray[np.float32],
-        k: int,
-        *,
-        ids: Sequence[str] | None,
-        where: Filter | None,
-        include: Include,
-        consistency: Consistency,
-        ef: int,
-        exact: bool,
-        explain: bool,
-        allow_scan: bool,
-    ) -> Answer | EncodedAnswer: ...
-
-
 class ShoalServicer:
-    """Serves `Api` as ``shoal.v1.ShoalService``."""
+    """Serves the API of each call's principal as ``shoal.v1.ShoalService``."""
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
+    def __init__(self, entrance: Entrance) -> None:
+        self._door = Door(entrance)
+
+    @property
+    def _api(self) -> Api:
+        return self._door.session.api
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register with a server that has not been started."""
-        add_service(server, pb.DESCRIPTOR, "ShoalService", self)
+        add_service(server, pb.DESCRIPTOR, "ShoalService", self, admit=self._door.admit)
 
     async def create_tenant(self, request: catalog_pb2.TenantRequest) -> Empty:
         await self._api.create_tenant(request.name)
         return Empty()
 
-    async def get_tenant(self, request: catalog_pb2.TenantRequest) -> catalog_pb2.TenantRequest:
-        return catalog_pb2.TenantRequest(name=await self._api.get_tenant(request.name))
+    async def get_tenant(self, request: catalog_pb2.TenantRequest) -> catalog_pb2.Tenant:
+        return catalog.encode_tenant(await self._api.get_tenant(request.name))
+
+    async def name_tenant(self, request: catalog_pb2.Tenant) -> Empty:
+        await self._api.name_tenant(request.name, request.resource_name)
+        return Empty()
 
     async def create_database(self, request: catalog_pb2.DatabaseRequest) -> types_pb2.Database:
         return catalog.encode_database(await self._api.create_database(request.tenant, request.name))
@@ -105,6 +75,20 @@ class ShoalServicer:
 
     async def get_collection(self, request: pb.CollectionRef) -> types_pb2.Collection:
         return catalog.encode_collection(await self._api.get_collection(decode_ref(request)))
+
+    async def get_collection_by_resource_name(self, request: catalog_pb2.ResourceNameRequest) -> types_pb2.Collection:
+        found = await self._api.get_collection_by_resource_name(request.resource_name, request.database, request.name)
+        return catalog.encode_collection(found)
+
+    async def fork_collection(self, request: pb.ForkCollectionRequest) -> types_pb2.Collection:
+        return catalog.encode_collection(await self._api.fork_collection(decode_ref(request.collection), request.name))
+
+    async def count_forks(self, request: pb.CollectionRef) -> catalog_pb2.CountForksResponse:
+        return catalog_pb2.CountForksResponse(count=await self._api.count_forks(decode_ref(request)))
+
+    async def reset(self, request: catalog_pb2.ResetRequest) -> Empty:
+        await self._api.reset()
+        return Empty()
 
     async def list_collections(
         self, request: catalog_pb2.ListCollectionsRequest

@@ -57,6 +57,13 @@ def check_tenant_name(name: str, limits: Limits) -> None:
         raise InvalidArgument(f"at least {limits.tenant_name_min_size_bytes} bytes are needed", field="tenant.name")
 
 
+def check_resource_name(name: str, limits: Limits) -> None:
+    """Raise `InvalidArgument` for a tenant's second name that could not be told apart in ``resource:database:collection``."""
+    check_text(name, "resource_name", limits.name_size_bytes)
+    if not name or ":" in name:
+        raise InvalidArgument("1 character at least, and no colon", field="resource_name")
+
+
 def check_name(name: str, field: str) -> None:
     """Raise `InvalidArgument` unless this is a name for a database or collection."""
     if not _NAME.fullmatch(name) or ".." in name or _IPV4.fullmatch(name):

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from services.frontend.tests.frontend_support import DIMENSION, Cluster, put
-from shoal_core.contracts import AppendRequest, CollectionRef, Condition, IndexingStatus, NewCollection, WriteResult
+from shoal_core.contracts import (
+    AppendRequest,
+    CollectionRef,
+    Condition,
+    IndexingStatus,
+    NewCollection,
+    Tenant,
+    WriteResult,
+)
 from shoal_core.errors import (
     BackPressure,
     DimensionMismatch,
@@ -387,7 +395,7 @@ def test_tenants_databases_and_collections() -> None:
     async def scenario(cluster: Cluster) -> None:
         database = cluster.database
         await database.create_tenant("tenant")
-        assert await database.get_tenant("tenant") == "tenant"
+        assert await database.get_tenant("tenant") == Tenant("tenant")
         made = await database.create_database("tenant", "first")
         assert await database.get_database("tenant", "first") == made
         for name in ("one", "two", "three"):

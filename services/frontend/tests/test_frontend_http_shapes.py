@@ -137,7 +137,7 @@ def test_a_collection_of_defaults() -> None:
 
 
 def test_counters_and_dimension() -> None:
-    found = render_collection(replace(made(), dimension=3), log_position=7, version=2)
+    found = render_collection(replace(made(), dimension=3, compacted_offset=7, version=2))
     assert (found["dimension"], found["log_position"], found["version"]) == (3, 7, 2)
 
 

@@ -56,6 +56,10 @@ class KnownHeads:
         """Drop what is known."""
         self._states.pop(collection_id, None)
 
+    def clear(self) -> None:
+        """Drop everything that is known."""
+        self._states.clear()
+
     @property
     def collection_ids(self) -> list[str]:
         """Of which something is known."""

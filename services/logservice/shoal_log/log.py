@@ -177,6 +177,12 @@ class LogService:
         if self._committed_heads is not None:
             self._committed_heads.catalog_changed(collection_id)
 
+    def everything_changed(self) -> None:
+        """As `catalog_changed`, for all collections."""
+        self._known.clear()
+        if self._committed_heads is not None:
+            self._committed_heads.everything_changed()
+
     # --- within ------------------------------------------------------------------------------------------------------
 
     def _check_request(self, request: AppendRequest) -> None:

@@ -35,6 +35,10 @@ _NEEDED = """SELECT count(*) FROM unnest($1::uuid[], $2::bigint[]) AS n (id, end
 _RAISE_FLOORS = """UPDATE log_head h SET trim_floor = greatest(h.trim_floor, n.end_offset)
     FROM unnest($1::uuid[], $2::bigint[]) AS n (id, end_offset) WHERE h.collection_id = n.id"""
 
+# Forks have entries that name the objects of the collection they come from.
+_KEYS = """SELECT DISTINCT object_key FROM {name} gone WHERE object_key IS NOT NULL AND NOT EXISTS (
+    SELECT FROM log_entry other WHERE other.object_key = gone.object_key AND other.tableoid <> gone.tableoid)"""
+
 _FORGET_KEYS = """DELETE FROM idempotency WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM idempotency WHERE created_at < clock_timestamp() - make_interval(secs => $1::float8 / 1000)
     ORDER BY created_at LIMIT $2))"""
@@ -63,7 +67,7 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A partition that went, and the objects that its entries named."""
+    """A partition that went, and the objects that its entries named and no others do."""
 
     period: Period
     object_keys: tuple[str, ...]
@@ -115,7 +119,7 @@ class PartitionStore:
             await connection.execute(_LOCK_COLLECTIONS, ids)
             await connection.execute(_LOCK_HEADS, ids)
             await connection.execute(_RAISE_FLOORS, ids, ends)
-            keys = await connection.fetch(f"SELECT object_key FROM {period.name} WHERE object_key IS NOT NULL")
+            keys = await connection.fetch(_KEYS.format(name=period.name))
             await connection.execute(f"DROP TABLE {period.name}")
         return Dropped(period, tuple(row["object_key"] for row in keys))
 

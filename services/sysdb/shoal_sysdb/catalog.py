@@ -11,6 +11,7 @@ from uuid import UUID
 
 from shoal_core.contracts import (
     Backlog,
+    BorrowedObjects,
     Collection,
     Database,
     ExpiredUpload,
@@ -20,6 +21,7 @@ from shoal_core.contracts import (
     Lease,
     NewCollection,
     PublishRequest,
+    Tenant,
     VersionInfo,
 )
 from shoal_core.errors import (
@@ -46,9 +48,12 @@ from shoal_sysdb.checks import (
     parse_uuid,
     parse_uuids,
 )
+from shoal_sysdb.forks import ForkLimits, fork
 from shoal_sysdb.names import NameStatements
 from shoal_sysdb.store import PostgresCatalogStore
 from shoal_sysdb.versions import PublishedVersion, VersionStatements
+
+DEFAULT_TENANT, DEFAULT_DATABASE = "default_tenant", "default_database"
 
 _CREATE_TRIES = 8
 _LOWEST_ID = UUID(int=0)
@@ -60,11 +65,19 @@ class CatalogService:
     Args:
         max_upload_age_ms: publish refuses objects whose upload began longer ago, by the database's clock. Whoever sweeps
             orphans waits twice as long.
+        fork_limits: what may be forked.
     """
 
-    def __init__(self, store: PostgresCatalogStore, *, max_upload_age_ms: int = 15 * 60 * 1000) -> None:
+    def __init__(
+        self,
+        store: PostgresCatalogStore,
+        *,
+        max_upload_age_ms: int = 15 * 60 * 1000,
+        fork_limits: ForkLimits | None = None,
+    ) -> None:
         self._store = store
         self._max_upload_age_ms = max_upload_age_ms
+        self._fork_limits = fork_limits or ForkLimits()
 
     # --- tenants and databases ---------------------------------------------------------------------------------------
 
@@ -74,17 +87,35 @@ class CatalogService:
             if not await sql.names.insert_tenant(name):
                 raise AlreadyExists(f"tenant {name!r} exists", field="name")
 
-    async def get_tenant(self, name: str) -> str:
+    async def get_tenant(self, name: str) -> Tenant:
         """See `Catalog.get_tenant`."""
         async with self._store.session() as sql:
-            if not await sql.names.has_tenant(name):
+            tenant = await sql.names.find_tenant(name)
+        if tenant is None:
+            raise no_tenant(name)
+        return tenant
+
+    async def name_tenant(self, name: str, resource_name: str) -> None:
+        """See `Catalog.name_tenant`. The name that it has already is no error."""
+        if not resource_name:
+            raise InvalidArgument("is empty", field="resource_name")
+        async with self._store.transaction() as sql:
+            tenant = await sql.names.lock_tenant(name)
+            if tenant is None:
                 raise no_tenant(name)
-        return name
+            if tenant.resource_name == resource_name:
+                return
+            if tenant.resource_name is not None:
+                raise AlreadyExists(f"tenant {name!r} has a resource name, which stays", field="resource_name")
+            # Says it well; the unique index decides.
+            if await sql.names.find_tenant_by_resource_name(resource_name) is not None:
+                raise AlreadyExists(f"another tenant has the resource name {resource_name!r}", field="resource_name")
+            await sql.names.update_tenant(name, resource_name)
 
     async def create_database(self, tenant: str, name: str) -> Database:
         """See `Catalog.create_database`."""
         async with self._store.transaction() as sql:
-            if not await sql.names.has_tenant(tenant):
+            if not await sql.names.share_tenant(tenant):
                 raise no_tenant(tenant)
             database = await sql.names.insert_database(tenant, name)
             if database is None:
@@ -110,9 +141,19 @@ class CatalogService:
             database_id = await sql.names.lock_database(tenant, name)
             if database_id is None:
                 raise no_database(tenant, name)
-            collection_ids = await sql.names.lock_collections_of(database_id)
-            await _delete(sql.names, collection_ids)
-            await sql.names.delete_database(database_id)
+            await _delete(sql.names, await sql.names.lock_collections_of([database_id]))
+            await sql.names.delete_databases([database_id])
+
+    async def reset(self) -> None:
+        """See `Catalog.reset`."""
+        async with self._store.transaction() as sql:
+            await sql.names.lock_other_tenants(DEFAULT_TENANT)
+            database_ids = await sql.names.lock_databases()
+            await _delete(sql.names, await sql.names.lock_collections_of(database_ids))
+            await sql.names.delete_databases(database_ids)
+            await sql.names.delete_other_tenants(DEFAULT_TENANT)
+            await sql.names.insert_tenant(DEFAULT_TENANT)
+            await sql.names.insert_database(DEFAULT_TENANT, DEFAULT_DATABASE)
 
     # --- collections -------------------------------------------------------------------------------------------------
 
@@ -153,6 +194,15 @@ class CatalogService:
             collection = await sql.names.find_collection(tenant, database, name)
         if collection is None:
             raise NotFound(f"no collection {name!r} in database {database!r} of tenant {tenant!r}", field="name")
+        return collection
+
+    async def get_collection_by_resource_name(self, resource_name: str, database: str, name: str) -> Collection:
+        """See `Catalog.get_collection_by_resource_name`."""
+        async with self._store.session() as sql:
+            tenant = await sql.names.find_tenant_by_resource_name(resource_name)
+            collection = None if tenant is None else await sql.names.find_collection(tenant, database, name)
+        if collection is None:
+            raise NotFound(f"no collection {resource_name}:{database}:{name}", field="name")
         return collection
 
     async def get_collection_by_id(self, collection_id: str) -> Collection:
@@ -205,6 +255,31 @@ class CatalogService:
             if await sql.names.lock_collection(wanted) is None:
                 raise no_collection(collection_id)
             await _delete(sql.names, [wanted])
+
+    async def fork_collection(self, collection_id: str, name: str) -> Collection:
+        """See `Catalog.fork_collection`, and `forks` for what is shared and what is copied."""
+        wanted = parse_collection_id(collection_id)
+        async with self._store.session() as sql:
+            source = await sql.names.find_collection_by_id(wanted)
+        if source is None:
+            raise no_collection(collection_id)
+        async with self._store.transaction() as sql:
+            if await sql.names.share_database(source.tenant, source.database) is None:
+                raise no_collection(collection_id)
+            fork_id = await fork(sql.forks, wanted, name, source.database, self._fork_limits)
+            made = await sql.names.find_collection_by_id(fork_id)
+        if made is None:
+            raise no_collection(str(fork_id))
+        return made
+
+    async def count_forks(self, collection_id: str) -> int:
+        """See `Catalog.count_forks`."""
+        wanted = parse_collection_id(collection_id)
+        async with self._store.session() as sql:
+            count = await sql.forks.count_live(wanted)
+        if count is None:
+            raise no_collection(collection_id)
+        return count
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
@@ -346,6 +421,21 @@ class CatalogService:
         if found is None:
             raise no_collection(collection_id)
         return GarbageRoots(tuple(found[0]), frozenset(found[1]))
+
+    async def borrowed_objects(
+        self, collection_id: str, *, version_retention_ms: int, deleted_retention_ms: int
+    ) -> BorrowedObjects:
+        """See `Catalog.borrowed_objects`."""
+        wanted = parse_collection_id(collection_id)
+        async with self._store.session() as sql:
+            versions = await sql.forks.borrowing_versions(wanted, version_retention_ms, deleted_retention_ms)
+            payload_keys = await sql.forks.borrowed_payloads(wanted)
+        return BorrowedObjects(tuple(versions), frozenset(payload_keys))
+
+    async def needed_payloads(self, keys: Sequence[str]) -> frozenset[str]:
+        """See `Catalog.needed_payloads`."""
+        async with self._store.session() as sql:
+            return frozenset(await sql.garbage.needed_payloads(keys))
 
     async def drop_versions(self, collection_id: str, *, below: int, version_retention_ms: int) -> int:
         """See `Catalog.drop_versions`."""

@@ -12,13 +12,11 @@ from uuid import UUID
 
 from shoal_core.contracts import ExpiredUpload, GarbageCollection, VersionInfo
 from shoal_core.errors import Internal
-from shoal_sysdb.sql import AGE_MS, Sql
-
-_AGO = "statement_timestamp() - make_interval(secs => {ms}::float8 / 1000)"
+from shoal_sysdb.sql import AGE_MS, AGO, Sql
 
 # Without such a version every row is retained: none has been replaced for so long.
 _OLDEST_RETAINED = f"""(SELECT coalesce(max(old.version), 0) FROM collection_version old
-    WHERE old.collection_id = $1 AND old.created_at <= {_AGO.format(ms="$2")})"""
+    WHERE old.collection_id = $1 AND old.created_at <= {AGO.format(ms="$2")})"""
 
 
 class GarbageStatements:
@@ -33,7 +31,7 @@ class GarbageStatements:
         """Intents older than ``age_ms``, oldest first, but for those that a transaction is using just now."""
         rows = await self._sql.fetch(
             f"""SELECT id, collection_id, {AGE_MS.format(since="created_at")} - $1::bigint AS overdue_ms FROM upload_intent
-            WHERE created_at < {_AGO.format(ms="$1")} ORDER BY created_at LIMIT $2 FOR KEY SHARE SKIP LOCKED""",
+            WHERE created_at < {AGO.format(ms="$1")} ORDER BY created_at LIMIT $2 FOR KEY SHARE SKIP LOCKED""",
             age_ms,
             limit,
         )
@@ -42,8 +40,18 @@ class GarbageStatements:
     async def drop_uploads(self, upload_ids: Sequence[UUID], age_ms: int) -> None:
         """Forget intents that are older than ``age_ms``."""
         await self._sql.execute(
-            f"DELETE FROM upload_intent WHERE id = ANY ($1) AND created_at < {_AGO.format(ms='$2')}", upload_ids, age_ms
+            f"DELETE FROM upload_intent WHERE id = ANY ($1) AND created_at < {AGO.format(ms='$2')}", upload_ids, age_ms
         )
+
+    async def needed_payloads(self, keys: Sequence[str]) -> list[str]:
+        """In one statement, as an append turns an upload into an entry in one transaction."""
+        rows = await self._sql.fetch(
+            """SELECT asked.key FROM unnest($1::text[]) AS asked (key)
+            WHERE EXISTS (SELECT FROM log_entry e WHERE e.object_key = asked.key)
+                OR EXISTS (SELECT FROM upload_intent i WHERE i.id::text = split_part(asked.key, '/', 3))""",
+            keys,
+        )
+        return [row["key"] for row in rows]
 
     # --- versions ----------------------------------------------------------------------------------------------------
 
@@ -54,14 +62,14 @@ class GarbageStatements:
         rows = await self._sql.fetch(
             f"""WITH expired AS (
                 SELECT collection_id, (array_agg(created_at ORDER BY version))[2] AS replaced_at FROM collection_version
-                WHERE collection_id > $1 AND created_at <= {_AGO.format(ms="$3")} GROUP BY collection_id HAVING count(*) > 1
+                WHERE collection_id > $1 AND created_at <= {AGO.format(ms="$3")} GROUP BY collection_id HAVING count(*) > 1
             )
             SELECT c.id, c.deleted_at IS NOT NULL AS deleted, greatest(0, CASE
                 WHEN c.deleted_at IS NULL THEN {AGE_MS.format(since="e.replaced_at")} - $3::bigint
                 ELSE {AGE_MS.format(since="c.deleted_at")} - $4::bigint END) AS overdue_ms
             FROM collection c LEFT JOIN expired e ON e.collection_id = c.id
             WHERE c.id > $1 AND CASE WHEN c.deleted_at IS NULL THEN $5 OR e.collection_id IS NOT NULL
-                ELSE c.deleted_at <= {_AGO.format(ms="$4")} END
+                ELSE c.deleted_at <= {AGO.format(ms="$4")} END
             ORDER BY c.id LIMIT $2""",
             after,
             limit,

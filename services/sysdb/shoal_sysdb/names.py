@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from shoal_core.contracts import Collection, Database, Json, NewCollection
+from shoal_core.contracts import Collection, Database, Json, NewCollection, Tenant
 from shoal_core.errors import Internal
 from shoal_core.schema import Schema
 from shoal_sysdb.sql import COLLECTION_COLUMNS, Sql, collection_of, database_of, dump_json
@@ -21,11 +21,37 @@ class NameStatements:
 
     async def insert_tenant(self, name: str) -> bool:
         """False when it exists."""
-        statement = "INSERT INTO tenant (name) VALUES ($1) ON CONFLICT DO NOTHING RETURNING name"
+        statement = """INSERT INTO tenant AS t (name) VALUES ($1)
+            ON CONFLICT (name) DO UPDATE SET deleted_at = NULL WHERE t.deleted_at IS NOT NULL RETURNING name"""
         return await self._sql.fetchval(statement, name) is not None
 
-    async def has_tenant(self, name: str) -> bool:
-        return bool(await self._sql.fetchval("SELECT EXISTS (SELECT FROM tenant WHERE name = $1)", name))
+    async def find_tenant(self, name: str) -> Tenant | None:
+        row = await self._sql.fetchrow(
+            "SELECT name, resource_name FROM tenant WHERE name = $1 AND deleted_at IS NULL", name
+        )
+        return Tenant(row["name"], row["resource_name"]) if row else None
+
+    async def share_tenant(self, name: str) -> bool:
+        """Whether it exists; it cannot be deleted until the transaction ends."""
+        statement = "SELECT name FROM tenant WHERE name = $1 AND deleted_at IS NULL FOR SHARE"
+        return await self._sql.fetchval(statement, name) is not None
+
+    async def lock_tenant(self, name: str) -> Tenant | None:
+        """The tenant, locked against changes."""
+        row = await self._sql.fetchrow(
+            "SELECT name, resource_name FROM tenant WHERE name = $1 AND deleted_at IS NULL FOR NO KEY UPDATE", name
+        )
+        return Tenant(row["name"], row["resource_name"]) if row else None
+
+    async def find_tenant_by_resource_name(self, resource_name: str) -> str | None:
+        """Its name."""
+        found: str | None = await self._sql.fetchval(
+            "SELECT name FROM tenant WHERE resource_name = $1 AND deleted_at IS NULL", resource_name
+        )
+        return found
+
+    async def update_tenant(self, name: str, resource_name: str) -> None:
+        await self._sql.execute("UPDATE tenant SET resource_name = $2 WHERE name = $1", name, resource_name)
 
     async def insert_database(self, tenant: str, name: str) -> Database | None:
         """None when it exists."""
@@ -69,8 +95,27 @@ class NameStatements:
         )
         return found
 
-    async def delete_database(self, database_id: UUID) -> None:
-        await self._sql.execute("UPDATE database SET deleted_at = clock_timestamp() WHERE id = $1", database_id)
+    async def lock_databases(self) -> list[UUID]:
+        """Ids of all databases, locked in ascending id; no collection is created in them until the transaction ends."""
+        rows = await self._sql.fetch("SELECT id FROM database WHERE deleted_at IS NULL ORDER BY id FOR NO KEY UPDATE")
+        return [row["id"] for row in rows]
+
+    async def delete_databases(self, database_ids: Sequence[UUID]) -> None:
+        await self._sql.execute("UPDATE database SET deleted_at = clock_timestamp() WHERE id = ANY ($1)", database_ids)
+
+    async def lock_other_tenants(self, name: str) -> None:
+        """All but one, locked in order of name, before any database."""
+        await self._sql.execute(
+            "SELECT FROM tenant WHERE name <> $1 AND deleted_at IS NULL ORDER BY name FOR UPDATE", name
+        )
+
+    async def delete_other_tenants(self, name: str) -> None:
+        """All but one; that one loses its resource name. Their rows stay, as their deleted databases name them."""
+        await self._sql.execute(
+            """UPDATE tenant SET resource_name = NULL, deleted_at = CASE WHEN name <> $1 THEN clock_timestamp() END
+            WHERE deleted_at IS NULL""",
+            name,
+        )
 
     # --- collections -------------------------------------------------------------------------------------------------
 
@@ -142,11 +187,11 @@ class NameStatements:
         )
         return collection_of(row) if row else None
 
-    async def lock_collections_of(self, database_id: UUID) -> list[UUID]:
-        """Ids of the live collections of a database, locked in ascending id."""
+    async def lock_collections_of(self, database_ids: Sequence[UUID]) -> list[UUID]:
+        """Ids of the live collections of databases, locked in ascending id."""
         rows = await self._sql.fetch(
-            "SELECT id FROM collection WHERE database_id = $1 AND deleted_at IS NULL ORDER BY id FOR UPDATE",
-            database_id,
+            "SELECT id FROM collection WHERE database_id = ANY ($1) AND deleted_at IS NULL ORDER BY id FOR UPDATE",
+            database_ids,
         )
         return [row["id"] for row in rows]
 

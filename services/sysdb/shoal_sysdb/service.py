@@ -1,15 +1,16 @@
-"""The gRPC face of the catalog: decode, call, encode."""
+"""The gRPC faces of the catalog and of credentials: decode, call, encode."""
 
 from __future__ import annotations
 
 import grpc.aio
 
-from shoal_core.contracts import Catalog
+from shoal_core.contracts import Access, Catalog
+from shoal_wire.codec import access as access_codec
 from shoal_wire.codec import catalog as codec
 from shoal_wire.codec.common import decode_json
 from shoal_wire.server import add_service
+from shoal_wire.v1 import access_pb2, types_pb2
 from shoal_wire.v1 import catalog_pb2 as pb
-from shoal_wire.v1 import types_pb2
 from shoal_wire.v1.types_pb2 import Empty
 
 DEFAULT_PAGE = 100
@@ -29,8 +30,12 @@ class CatalogServicer:
         await self._catalog.create_tenant(request.name)
         return Empty()
 
-    async def get_tenant(self, request: pb.TenantRequest) -> pb.TenantRequest:
-        return pb.TenantRequest(name=await self._catalog.get_tenant(request.name))
+    async def get_tenant(self, request: pb.TenantRequest) -> pb.Tenant:
+        return codec.encode_tenant(await self._catalog.get_tenant(request.name))
+
+    async def name_tenant(self, request: pb.Tenant) -> Empty:
+        await self._catalog.name_tenant(request.name, request.resource_name)
+        return Empty()
 
     async def create_database(self, request: pb.DatabaseRequest) -> types_pb2.Database:
         return codec.encode_database(await self._catalog.create_database(request.tenant, request.name))
@@ -58,6 +63,22 @@ class CatalogServicer:
         return codec.encode_collection(
             await self._catalog.get_collection(request.tenant, request.database, request.name)
         )
+
+    async def get_collection_by_resource_name(self, request: pb.ResourceNameRequest) -> types_pb2.Collection:
+        found = await self._catalog.get_collection_by_resource_name(
+            request.resource_name, request.database, request.name
+        )
+        return codec.encode_collection(found)
+
+    async def fork_collection(self, request: pb.ForkRequest) -> types_pb2.Collection:
+        return codec.encode_collection(await self._catalog.fork_collection(request.id, request.name))
+
+    async def count_forks(self, request: pb.CountForksRequest) -> pb.CountForksResponse:
+        return pb.CountForksResponse(count=await self._catalog.count_forks(request.id))
+
+    async def reset(self, request: pb.ResetRequest) -> Empty:
+        await self._catalog.reset()
+        return Empty()
 
     async def list_collections(self, request: pb.ListCollectionsRequest) -> pb.ListCollectionsResponse:
         limit = request.limit if request.HasField("limit") else DEFAULT_PAGE
@@ -139,6 +160,17 @@ class CatalogServicer:
         )
         return codec.encode_garbage_roots(roots)
 
+    async def get_borrowed_objects(self, request: pb.GetBorrowedObjectsRequest) -> pb.BorrowedObjects:
+        borrowed = await self._catalog.borrowed_objects(
+            request.collection_id,
+            version_retention_ms=request.version_retention_ms,
+            deleted_retention_ms=request.deleted_retention_ms,
+        )
+        return codec.encode_borrowed_objects(borrowed)
+
+    async def get_needed_payloads(self, request: pb.PayloadKeys) -> pb.PayloadKeys:
+        return pb.PayloadKeys(keys=sorted(await self._catalog.needed_payloads(request.keys)))
+
     async def drop_versions(self, request: pb.DropVersionsRequest) -> pb.DropVersionsResponse:
         count = await self._catalog.drop_versions(
             request.collection_id, below=request.below, version_retention_ms=request.version_retention_ms
@@ -150,3 +182,30 @@ class CatalogServicer:
             request.collection_id, deleted_retention_ms=request.deleted_retention_ms, limit=request.limit
         )
         return pb.PurgeCollectionResponse(done=done)
+
+
+class AccessServicer:
+    """Serves `Access` as ``shoal.v1.AccessService``."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register with a server that has not been started."""
+        add_service(server, access_pb2.DESCRIPTOR, "AccessService", self)
+
+    async def create_credential(self, request: access_pb2.NewCredential) -> access_pb2.Credential:
+        new = access_codec.decode_new_credential(request)
+        return access_codec.encode_credential(await self._access.create_credential(new))
+
+    async def find_credential(self, request: access_pb2.CredentialRef) -> access_pb2.ValidCredential:
+        found = await self._access.find_credential(access_codec.decode_kind(request.kind), request.id)
+        return access_codec.encode_valid_credential(found)
+
+    async def list_credentials(self, request: access_pb2.ListCredentialsRequest) -> access_pb2.ListCredentialsResponse:
+        found = await self._access.list_credentials(after=request.after, limit=request.limit)
+        return access_pb2.ListCredentialsResponse(credentials=[access_codec.encode_credential(item) for item in found])
+
+    async def revoke_credential(self, request: access_pb2.CredentialRef) -> Empty:
+        await self._access.revoke_credential(access_codec.decode_kind(request.kind), request.id)
+        return Empty()

@@ -6,14 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias
 
-from shoal_core.contracts import Collection, Database, Json
+from shoal_core.contracts import Collection, Database, Json, VersionInfo
 from shoal_core.errors import InvalidArgument
 from shoal_core.schema import parse_schema
 
 Row: TypeAlias = Mapping[str, Any]
 
 COLLECTION_COLUMNS = """c.id, c.tenant, c.database_name, c.name, c.epoch, c.incarnation, c.dimension, c.space, c.shards,
-    c.metadata, c.configuration, c.schema"""
+    c.metadata, c.configuration, c.schema, c.version AS published_version, coalesce((SELECT published.compacted_offset
+        FROM collection_version published WHERE published.collection_id = c.id AND published.version = c.version), 0)
+        AS published_offset"""
+AGO = "statement_timestamp() - make_interval(secs => {ms}::float8 / 1000)"
 AGE_MS = "greatest(0, extract(epoch FROM statement_timestamp() - {since}) * 1000)::bigint"
 
 
@@ -50,7 +53,14 @@ def collection_of(row: Row) -> Collection:
         metadata=None if metadata is None else json.loads(metadata),
         configuration=json.loads(row["configuration"]),
         schema=parse_schema(json.loads(row["schema"])),
+        version=row["published_version"],
+        compacted_offset=row["published_offset"],
     )
+
+
+def version_of(row: Row) -> VersionInfo:
+    """From ``collection_id, version, manifest_key, compacted_offset``."""
+    return VersionInfo(str(row["collection_id"]), row["version"], row["manifest_key"], row["compacted_offset"])
 
 
 def dump_json(value: Json | None, field: str) -> str | None:

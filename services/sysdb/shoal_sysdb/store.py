@@ -1,10 +1,10 @@
 """The catalog in Postgres: sessions that bind its statements to a connection, with or without a transaction around it.
 
-The statements themselves are in `names`, `versions` and `garbage`, what they mean together is in `catalog`; connections,
+The statements themselves are in `names`, `forks`, `versions` and `garbage`, what they mean together is in `catalog`; connections,
 transactions and what their failures mean are `shoal_storage.postgres`.
 
-Locks, in every transaction of every service: database row, collection rows in ascending id, ``log_head`` rows in ascending
-id, then the rest. Whoever keeps to it cannot deadlock.
+Locks, in every transaction of every service: tenant rows in order of name, database rows in ascending id, collection rows in
+ascending id, ``log_head`` rows in ascending id, then the rest. Whoever keeps to it cannot deadlock.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from shoal_storage.postgres import Connection, Pool, connected, transaction
+from shoal_sysdb.forks import ForkStatements
 from shoal_sysdb.garbage import GarbageStatements
 from shoal_sysdb.names import NameStatements
 from shoal_sysdb.versions import VersionStatements
@@ -24,12 +25,18 @@ class CatalogSession:
     """The catalog's statements over one connection."""
 
     names: NameStatements
+    forks: ForkStatements
     versions: VersionStatements
     garbage: GarbageStatements
 
 
 def _session(connection: Connection) -> CatalogSession:
-    return CatalogSession(NameStatements(connection), VersionStatements(connection), GarbageStatements(connection))
+    return CatalogSession(
+        NameStatements(connection),
+        ForkStatements(connection),
+        VersionStatements(connection),
+        GarbageStatements(connection),
+    )
 
 
 class PostgresCatalogStore:

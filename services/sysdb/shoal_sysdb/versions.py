@@ -7,7 +7,7 @@ from uuid import UUID
 
 from shoal_core.contracts import Backlog, VersionInfo
 from shoal_core.errors import Internal
-from shoal_sysdb.sql import AGE_MS, COLLECTION_COLUMNS, Row, Sql, collection_of
+from shoal_sysdb.sql import AGE_MS, COLLECTION_COLUMNS, Row, Sql, collection_of, version_of
 
 _HIGHEST_OFFSET = 2**63 - 1  # of a bigint
 
@@ -253,5 +253,4 @@ class VersionStatements:
 
 
 def _version(row: Row) -> PublishedVersion:
-    info = VersionInfo(str(row["collection_id"]), row["version"], row["manifest_key"], row["compacted_offset"])
-    return PublishedVersion(info, compacted_bytes=row["compacted_bytes"], age_ms=row["age_ms"])
+    return PublishedVersion(version_of(row), compacted_bytes=row["compacted_bytes"], age_ms=row["age_ms"])

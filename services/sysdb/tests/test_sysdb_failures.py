@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal_core.contracts import NewCollection
+from shoal_core.contracts import NewCollection, Tenant
 from shoal_core.errors import OutcomeUnknown, Unavailable
 from shoal_runtime.servers import PostgresServer
 from shoal_storage.postgres import Pool, open_pool, transaction
@@ -95,7 +95,7 @@ async def test_an_exhausted_pool_is_unavailable(dsn: str) -> None:
     async with transaction(pool):
         with pytest.raises(Unavailable):
             await catalog.get_tenant("default_tenant")
-    assert await catalog.get_tenant("default_tenant") == "default_tenant"
+    assert await catalog.get_tenant("default_tenant") == Tenant("default_tenant")
     await pool.close()
 
 
@@ -109,7 +109,7 @@ async def test_a_cancelled_call_gives_its_connection_back(dsn: str) -> None:
         call.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await call
-    assert await catalog.get_tenant("default_tenant") == "default_tenant"
+    assert await catalog.get_tenant("default_tenant") == Tenant("default_tenant")
     await pool.close()
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from shoal_core.contracts import Catalog, Collection, Lease, NewCollection, PublishRequest
+from shoal_core.contracts import Catalog, Collection, Lease, NewCollection, PublishRequest, Tenant
 from shoal_core.errors import AlreadyExists, InvalidArgument, NotFound, ShoalError, Unavailable
 from shoal_storage.postgres import Pool
 from shoal_sysdb.catalog import CatalogService
@@ -31,7 +31,7 @@ async def _create(catalog: Catalog, name: str, **changes: object) -> Collection:
 
 async def test_tenants(catalog: CatalogService) -> None:
     await catalog.create_tenant("acme")
-    assert await catalog.get_tenant("acme") == "acme"
+    assert await catalog.get_tenant("acme") == Tenant("acme")
     with pytest.raises(AlreadyExists, match="acme"):
         await catalog.create_tenant("acme")
     with pytest.raises(NotFound):

@@ -7,8 +7,20 @@ gRPC (`shoal_wire.clients`). Both raise `shoal_core.errors`. Offsets count a col
 
 from __future__ import annotations
 
+from shoal_core.contracts.access import (
+    ANY,
+    Access,
+    AccessAdmin,
+    Credential,
+    CredentialKind,
+    Grant,
+    NewCredential,
+    Role,
+    ValidCredential,
+)
 from shoal_core.contracts.catalog import (
     Backlog,
+    BorrowedObjects,
     Catalog,
     Collection,
     Database,
@@ -19,6 +31,7 @@ from shoal_core.contracts.catalog import (
     Lease,
     NewCollection,
     PublishRequest,
+    Tenant,
     VersionInfo,
 )
 from shoal_core.contracts.log import (
@@ -58,17 +71,23 @@ from shoal_core.contracts.query import (
 )
 
 __all__ = [
+    "ANY",
     "EVERYTHING",
+    "Access",
+    "AccessAdmin",
     "Answer",
     "AppendRequest",
     "AppendResult",
     "Backlog",
+    "BorrowedObjects",
     "Catalog",
     "Collection",
     "CollectionRef",
     "Condition",
     "CountAnswer",
     "CountRequest",
+    "Credential",
+    "CredentialKind",
     "Database",
     "DenseLeaf",
     "EncodedAnswer",
@@ -76,6 +95,7 @@ __all__ = [
     "GarbageCollection",
     "GarbageRoots",
     "GetRequest",
+    "Grant",
     "HashRange",
     "Head",
     "Include",
@@ -85,11 +105,13 @@ __all__ = [
     "Lease",
     "Log",
     "NewCollection",
+    "NewCredential",
     "Outcome",
     "PublicApi",
     "PublishRequest",
     "QueryNode",
     "QueryRequest",
+    "Role",
     "SearchRequest",
     "SparseLeaf",
     "SparseStatistics",
@@ -100,8 +122,10 @@ __all__ = [
     "TailEntry",
     "TailRequest",
     "Target",
+    "Tenant",
     "TextLeaf",
     "TextStatistics",
+    "ValidCredential",
     "VersionInfo",
     "WriteResult",
     "shard_range",

@@ -12,6 +12,14 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Tenant:
+    """An owner of databases. ``resource_name``: a second name, unique among all tenants, or None while it has none."""
+
+    name: str
+    resource_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Database:
     """A namespace of collections within a tenant."""
 
@@ -52,6 +60,7 @@ class Collection:
         epoch: catalog epoch; grows with every rename or modification, so caches by name can be refused.
         incarnation: UUID text of its log.
         dimension: None until the first write.
+        version, compacted_offset: what had been published when it was looked up.
     """
 
     id: str
@@ -66,6 +75,8 @@ class Collection:
     metadata: Json | None
     configuration: Json
     schema: Schema = field(default_factory=Schema)
+    version: int = 0
+    compacted_offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +155,19 @@ class GarbageRoots:
 
 
 @dataclass(frozen=True, slots=True)
+class BorrowedObjects:
+    """What forks of a collection, and forks of those, may still read of its objects.
+
+    Attributes:
+        versions: the forks' retained ones. They name objects of the collection among others.
+        payload_keys: payloads of the collection's log that entries of other collections name.
+    """
+
+    versions: tuple[VersionInfo, ...]
+    payload_keys: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class GarbageCollection:
     """A collection to sweep.
 
@@ -164,8 +188,15 @@ class Catalog(Protocol):
         """Raises `AlreadyExists`."""
         ...
 
-    async def get_tenant(self, name: str) -> str:
-        """Its name. Raises `NotFound`."""
+    async def get_tenant(self, name: str) -> Tenant:
+        """Raises `NotFound`."""
+        ...
+
+    async def name_tenant(self, name: str, resource_name: str) -> None:
+        """Give a tenant its resource name, once.
+
+        Raises `NotFound`, `AlreadyExists` (it has another one, or another tenant has this one).
+        """
         ...
 
     async def create_database(self, tenant: str, name: str) -> Database:
@@ -196,6 +227,24 @@ class Catalog(Protocol):
         """Raises `NotFound`."""
         ...
 
+    async def get_collection_by_resource_name(self, resource_name: str, database: str, name: str) -> Collection:
+        """By the resource name of its tenant. Raises `NotFound`."""
+        ...
+
+    async def fork_collection(self, collection_id: str, name: str) -> Collection:
+        """A new collection in the same database that has what this one has now, and from then on a life of its own.
+
+        It shares the objects of the current version, and gets a copy of the log after it.
+
+        Raises `NotFound`, `AlreadyExists` (name), `FailedPrecondition` (the tree has too many forks), `ResourceExhausted` (too much
+        of the log is not compacted; later there is less).
+        """
+        ...
+
+    async def count_forks(self, collection_id: str) -> int:
+        """Live forks in the tree that the collection belongs to, at any depth; the root is none. Raises `NotFound`."""
+        ...
+
     async def list_collections(self, tenant: str, database: str, *, limit: int, offset: int) -> list[Collection]:
         """In order of creation, then id."""
         ...
@@ -219,6 +268,10 @@ class Catalog(Protocol):
 
     async def delete_collection(self, collection_id: str) -> None:
         """Raises `NotFound`."""
+        ...
+
+    async def reset(self) -> None:
+        """Delete all tenants, databases and collections, but for an empty default database in the default tenant."""
         ...
 
     async def backlog(self, *, limit: int, min_records: int, min_age_ms: int) -> list[Backlog]:
@@ -299,6 +352,16 @@ class Catalog(Protocol):
         self, collection_id: str, upload_ids: Sequence[str], *, version_retention_ms: int
     ) -> GarbageRoots:
         """What keeps the objects of a live collection. Raises `NotFound`, also when it was deleted."""
+        ...
+
+    async def borrowed_objects(
+        self, collection_id: str, *, version_retention_ms: int, deleted_retention_ms: int
+    ) -> BorrowedObjects:
+        """What forks may still read of a collection, live or deleted: live forks, and those deleted within the retention."""
+        ...
+
+    async def needed_payloads(self, keys: Sequence[str]) -> frozenset[str]:
+        """Of these payloads of logs, those that an entry names, or may yet name as their upload has an intent. All of one instant."""
         ...
 
     async def drop_versions(self, collection_id: str, *, below: int, version_retention_ms: int) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shoal_core.consistency import STRONG, Consistency, VersionToken
-from shoal_core.contracts.catalog import Collection, Database, Json, NewCollection
+from shoal_core.contracts.catalog import Collection, Database, Json, NewCollection, Tenant
 from shoal_core.contracts.log import Condition
 from shoal_core.contracts.query import Answer, CountAnswer, Include
 from shoal_core.filters import Filter
@@ -22,7 +22,10 @@ from shoal_core.schema import Schema
 
 @dataclass(frozen=True, slots=True)
 class CollectionRef:
-    """A collection as a user names it: by id (wins) or by name, within a tenant and database."""
+    """A collection as a user names it: by id or by name, within a tenant and database.
+
+    Beside an id, a name only says what the collection must be called: under another name it is not found.
+    """
 
     tenant: str
     database: str
@@ -76,7 +79,9 @@ class PublicApi(Protocol):
 
     async def create_tenant(self, name: str) -> None: ...
 
-    async def get_tenant(self, name: str) -> str: ...
+    async def get_tenant(self, name: str) -> Tenant: ...
+
+    async def name_tenant(self, name: str, resource_name: str) -> None: ...
 
     async def create_database(self, tenant: str, name: str) -> Database: ...
 
@@ -91,6 +96,8 @@ class PublicApi(Protocol):
     ) -> tuple[Collection, bool]: ...
 
     async def get_collection(self, ref: CollectionRef) -> Collection: ...
+
+    async def get_collection_by_resource_name(self, resource_name: str, database: str, name: str) -> Collection: ...
 
     async def list_collections(
         self, tenant: str, database: str, *, limit: int = 100, offset: int = 0
@@ -109,6 +116,10 @@ class PublicApi(Protocol):
     ) -> Collection: ...
 
     async def delete_collection(self, ref: CollectionRef) -> None: ...
+
+    async def fork_collection(self, ref: CollectionRef, name: str) -> Collection: ...
+
+    async def count_forks(self, ref: CollectionRef) -> int: ...
 
     async def write(
         self,
@@ -210,6 +221,10 @@ class PublicApi(Protocol):
     ) -> CountAnswer: ...
 
     async def indexing_status(self, ref: CollectionRef) -> IndexingStatus: ...
+
+    async def reset(self) -> None:
+        """Delete everything. Raises `PermissionDenied` where the configuration does not allow it."""
+        ...
 
     async def status(self) -> Json:
         """Members by role, collections with their lag, limits: for `shoal status`."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from shoal_core.contracts import (
     Backlog,
+    BorrowedObjects,
     Collection,
     Database,
     ExpiredUpload,
@@ -15,6 +16,7 @@ from shoal_core.contracts import (
     Lease,
     NewCollection,
     PublishRequest,
+    Tenant,
     VersionInfo,
 )
 from shoal_core.schema import Schema
@@ -24,6 +26,7 @@ from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed
 from shoal_wire.v1 import catalog_pb2 as pb
 from shoal_wire.v1 import types_pb2
 
+_TENANT = parsed(pb.Tenant, codec.decode_tenant)
 _DATABASE = parsed(types_pb2.Database, codec.decode_database)
 _COLLECTION = parsed(types_pb2.Collection, codec.decode_collection)
 _VERSION = parsed(pb.Version, codec.decode_version)
@@ -44,9 +47,13 @@ class CatalogClient:
     async def create_tenant(self, name: str) -> None:
         await self._rpc.call("CreateTenant", lambda: pb.TenantRequest(name=name), _NOTHING, write=True)
 
-    async def get_tenant(self, name: str) -> str:
-        answer = await self._rpc.call("GetTenant", lambda: pb.TenantRequest(name=name), pb.TenantRequest.FromString)
-        return answer.name
+    async def get_tenant(self, name: str) -> Tenant:
+        return await self._rpc.call("GetTenant", lambda: pb.TenantRequest(name=name), _TENANT)
+
+    async def name_tenant(self, name: str, resource_name: str) -> None:
+        await self._rpc.call(
+            "NameTenant", lambda: codec.encode_tenant(Tenant(name, resource_name)), _NOTHING, write=True
+        )
 
     async def create_database(self, tenant: str, name: str) -> Database:
         return await self._rpc.call(
@@ -90,6 +97,27 @@ class CatalogClient:
 
     async def get_collection_by_id(self, collection_id: str) -> Collection:
         return await self._rpc.call("GetCollection", lambda: pb.GetCollectionRequest(id=collection_id), _COLLECTION)
+
+    async def get_collection_by_resource_name(self, resource_name: str, database: str, name: str) -> Collection:
+        return await self._rpc.call(
+            "GetCollectionByResourceName",
+            lambda: pb.ResourceNameRequest(resource_name=resource_name, database=database, name=name),
+            _COLLECTION,
+        )
+
+    async def fork_collection(self, collection_id: str, name: str) -> Collection:
+        return await self._rpc.call(
+            "ForkCollection", lambda: pb.ForkRequest(id=collection_id, name=name), _COLLECTION, write=True
+        )
+
+    async def count_forks(self, collection_id: str) -> int:
+        answer = await self._rpc.call(
+            "CountForks", lambda: pb.CountForksRequest(id=collection_id), pb.CountForksResponse.FromString
+        )
+        return answer.count
+
+    async def reset(self) -> None:
+        await self._rpc.call("Reset", pb.ResetRequest, _NOTHING, write=True)
 
     async def list_collections(self, tenant: str, database: str, *, limit: int, offset: int) -> list[Collection]:
         return await self._rpc.call(
@@ -230,6 +258,23 @@ class CatalogClient:
             ),
             parsed(pb.GarbageRoots, codec.decode_garbage_roots),
         )
+
+    async def borrowed_objects(
+        self, collection_id: str, *, version_retention_ms: int, deleted_retention_ms: int
+    ) -> BorrowedObjects:
+        return await self._rpc.call(
+            "GetBorrowedObjects",
+            lambda: pb.GetBorrowedObjectsRequest(
+                collection_id=collection_id,
+                version_retention_ms=version_retention_ms,
+                deleted_retention_ms=deleted_retention_ms,
+            ),
+            parsed(pb.BorrowedObjects, codec.decode_borrowed_objects),
+        )
+
+    async def needed_payloads(self, keys: Sequence[str]) -> frozenset[str]:
+        answer = await self._rpc.call("GetNeededPayloads", lambda: pb.PayloadKeys(keys=keys), pb.PayloadKeys.FromString)
+        return frozenset(answer.keys)
 
     async def drop_versions(self, collection_id: str, *, below: int, version_retention_ms: int) -> int:
         answer = await self._rpc.call(

@@ -20,6 +20,7 @@ from shoal_core.contracts import (
     IndexingStatus,
     Json,
     NewCollection,
+    Tenant,
     WriteResult,
 )
 from shoal_core.filters import Filter
@@ -36,6 +37,7 @@ from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed
 from shoal_wire.v1 import catalog_pb2, types_pb2
 from shoal_wire.v1 import shoal_pb2 as pb
 
+_TENANT = parsed(catalog_pb2.Tenant, catalog.decode_tenant)
 _DATABASE = parsed(types_pb2.Database, catalog.decode_database)
 _COLLECTION = parsed(types_pb2.Collection, catalog.decode_collection)
 _WRITTEN = parsed(pb.WriteResponse, decode_write_result)
@@ -46,22 +48,27 @@ _SEARCH_SIZE_BYTES = 32 << 10  # a guess at a search: one long vector
 
 
 class PublicClient:
-    """Implements `PublicApi`."""
+    """Implements `PublicApi`; ``token`` says who calls."""
 
-    def __init__(self, channel: ChannelSource, timeout_ms: int | None = DEFAULT_TIMEOUT_MS) -> None:
+    def __init__(self, channel: ChannelSource, timeout_ms: int | None = DEFAULT_TIMEOUT_MS, *, token: str = "") -> None:
         self._channel = channel
-        self._rpc = Rpc("shoal.v1.ShoalService", channel, timeout_ms)
+        self._token = token
+        self._rpc = Rpc("shoal.v1.ShoalService", channel, timeout_ms, token=token)
 
     def with_timeout(self, timeout_ms: int | None) -> PublicClient:
         """The same client with another timeout."""
-        return PublicClient(self._channel, timeout_ms)
+        return PublicClient(self._channel, timeout_ms, token=self._token)
 
     async def create_tenant(self, name: str) -> None:
         await self._rpc.call("CreateTenant", lambda: catalog_pb2.TenantRequest(name=name), _NOTHING, write=True)
 
-    async def get_tenant(self, name: str) -> str:
-        read = catalog_pb2.TenantRequest.FromString
-        return (await self._rpc.call("GetTenant", lambda: catalog_pb2.TenantRequest(name=name), read)).name
+    async def get_tenant(self, name: str) -> Tenant:
+        return await self._rpc.call("GetTenant", lambda: catalog_pb2.TenantRequest(name=name), _TENANT)
+
+    async def name_tenant(self, name: str, resource_name: str) -> None:
+        await self._rpc.call(
+            "NameTenant", lambda: catalog.encode_tenant(Tenant(name, resource_name)), _NOTHING, write=True
+        )
 
     async def create_database(self, tenant: str, name: str) -> Database:
         return await self._rpc.call("CreateDatabase", lambda: _database(tenant, name), _DATABASE, write=True)
@@ -97,6 +104,28 @@ class PublicClient:
 
     async def get_collection(self, ref: CollectionRef) -> Collection:
         return await self._rpc.call("GetCollection", lambda: encode_ref(ref), _COLLECTION)
+
+    async def get_collection_by_resource_name(self, resource_name: str, database: str, name: str) -> Collection:
+        return await self._rpc.call(
+            "GetCollectionByResourceName",
+            lambda: catalog_pb2.ResourceNameRequest(resource_name=resource_name, database=database, name=name),
+            _COLLECTION,
+        )
+
+    async def fork_collection(self, ref: CollectionRef, name: str) -> Collection:
+        return await self._rpc.call(
+            "ForkCollection",
+            lambda: pb.ForkCollectionRequest(collection=encode_ref(ref), name=name),
+            _COLLECTION,
+            write=True,
+        )
+
+    async def count_forks(self, ref: CollectionRef) -> int:
+        read = catalog_pb2.CountForksResponse.FromString
+        return (await self._rpc.call("CountForks", lambda: encode_ref(ref), read)).count
+
+    async def reset(self) -> None:
+        await self._rpc.call("Reset", catalog_pb2.ResetRequest, _NOTHING, write=True)
 
     async def list_collections(
         self, tenant: str, database: str, *, limit: int = 100, offset: int = 0

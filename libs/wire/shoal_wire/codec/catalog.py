@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shoal_core.contracts import (
     Backlog,
+    BorrowedObjects,
     Collection,
     Database,
     ExpiredUpload,
@@ -12,6 +13,7 @@ from shoal_core.contracts import (
     Lease,
     NewCollection,
     PublishRequest,
+    Tenant,
     VersionInfo,
 )
 from shoal_core.schema import Schema, parse_schema
@@ -28,6 +30,16 @@ def encode_schema(schema: Schema) -> str:
 def decode_schema(text: str, field: str) -> Schema:
     """The schema. Raises `InvalidArgument` for malformed JSON or a member at fault."""
     return parse_schema(decode_json(text, field))
+
+
+def encode_tenant(tenant: Tenant) -> pb.Tenant:
+    """A tenant as a message."""
+    return pb.Tenant(name=tenant.name, resource_name=tenant.resource_name)
+
+
+def decode_tenant(message: pb.Tenant) -> Tenant:
+    """The tenant."""
+    return Tenant(message.name, message.resource_name if message.HasField("resource_name") else None)
 
 
 def encode_database(database: Database) -> types_pb2.Database:
@@ -85,6 +97,8 @@ def encode_collection(collection: Collection) -> types_pb2.Collection:
         metadata_json=encode_json(collection.metadata, "metadata"),
         configuration_json=encode_json(collection.configuration, "configuration"),
         schema_json=encode_schema(collection.schema),
+        version=collection.version,
+        compacted_offset=collection.compacted_offset,
     )
 
 
@@ -103,6 +117,8 @@ def decode_collection(message: types_pb2.Collection) -> Collection:
         metadata=decode_json(message.metadata_json, "metadata_json"),
         configuration=decode_json(message.configuration_json, "configuration_json") or {},
         schema=decode_schema(message.schema_json, "schema_json"),
+        version=message.version,
+        compacted_offset=message.compacted_offset,
     )
 
 
@@ -207,3 +223,17 @@ def encode_garbage_roots(roots: GarbageRoots) -> pb.GarbageRoots:
 def decode_garbage_roots(message: pb.GarbageRoots) -> GarbageRoots:
     """The garbage roots."""
     return GarbageRoots(tuple(decode_version(version) for version in message.versions), frozenset(message.upload_ids))
+
+
+def encode_borrowed_objects(borrowed: BorrowedObjects) -> pb.BorrowedObjects:
+    """What forks need, as a message."""
+    return pb.BorrowedObjects(
+        versions=[encode_version(version) for version in borrowed.versions], payload_keys=sorted(borrowed.payload_keys)
+    )
+
+
+def decode_borrowed_objects(message: pb.BorrowedObjects) -> BorrowedObjects:
+    """What forks need."""
+    return BorrowedObjects(
+        tuple(decode_version(version) for version in message.versions), frozenset(message.payload_keys)
+    )

@@ -25,7 +25,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CollectionRef(_message.Message):
-    """By id (wins), or by name, within a tenant and database."""
+    """By id or by name, within a tenant and database. Beside an id, the name is what it must be called."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -52,6 +52,29 @@ class CollectionRef(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CollectionRef: _TypeAlias = CollectionRef  # noqa: Y015
+
+@_typing.final
+class ForkCollectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def collection(self) -> Global___CollectionRef: ...
+    def __init__(
+        self,
+        *,
+        collection: Global___CollectionRef | None = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkCollectionRequest: _TypeAlias = ForkCollectionRequest  # noqa: Y015
 
 @_typing.final
 class ModifyRequest(_message.Message):

@@ -735,6 +735,8 @@ class Collection(_message.Message):
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     CONFIGURATION_JSON_FIELD_NUMBER: _builtins.int
     SCHEMA_JSON_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    COMPACTED_OFFSET_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     tenant: _builtins.str
     database: _builtins.str
@@ -749,6 +751,8 @@ class Collection(_message.Message):
     configuration_json: _builtins.str
     schema_json: _builtins.str
     """empty: the default"""
+    version: _builtins.int
+    compacted_offset: _builtins.int
     def __init__(
         self,
         *,
@@ -764,10 +768,12 @@ class Collection(_message.Message):
         metadata_json: _builtins.str = ...,
         configuration_json: _builtins.str = ...,
         schema_json: _builtins.str = ...,
+        version: _builtins.int = ...,
+        compacted_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "dimension", b"dimension"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "configuration_json", b"configuration_json", "database", b"database", "dimension", b"dimension", "epoch", b"epoch", "id", b"id", "incarnation", b"incarnation", "metadata_json", b"metadata_json", "name", b"name", "schema_json", b"schema_json", "shards", b"shards", "space", b"space", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "compacted_offset", b"compacted_offset", "configuration_json", b"configuration_json", "database", b"database", "dimension", b"dimension", "epoch", b"epoch", "id", b"id", "incarnation", b"incarnation", "metadata_json", b"metadata_json", "name", b"name", "schema_json", b"schema_json", "shards", b"shards", "space", b"space", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dimension: _TypeAlias = _typing.Literal["dimension"]  # noqa: Y015
     _WhichOneofArgType__dimension: _TypeAlias = _typing.Literal["_dimension", b"_dimension"]  # noqa: Y015

@@ -8,20 +8,33 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
 
 from shoal_core.errors import Internal, ShoalError
 from shoal_core.ports import Random
+from shoal_frontend.access.entrance import Entrance
 from shoal_frontend.http_api.bodies import Disconnected, PayloadTooLarge, json_response
 from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.catalog_routes import CatalogRoutes
 from shoal_frontend.http_api.conditional_routes import ConditionalRoutes
 from shoal_frontend.http_api.errors import answer_of
-from shoal_frontend.http_api.gateway import COLLECTION, Application, Gateway, Message, Receive, Route, Scope, Send
+from shoal_frontend.http_api.gateway import (
+    COLLECTION,
+    SESSION,
+    Application,
+    Gateway,
+    Message,
+    Receive,
+    Route,
+    Scope,
+    Send,
+)
 from shoal_frontend.http_api.record_routes import RecordRoutes
 from shoal_frontend.http_api.system_routes import VERSION, SystemRoutes
 
 TRACE_HEADER = "chroma-trace-id"
+RETRY_HEADER = "retry-after"
 
 _TRACE_ID = "shoal.trace_id"
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
@@ -39,17 +52,27 @@ def create_app(gateway: Gateway) -> FastAPI:
     answers: dict[tuple[str, str], Answers] = {}
     for routes in (SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway), ConditionalRoutes(gateway)):
         for route in routes.routes():
-            answers[route.method, route.path] = _add(app, route)
+            answers[route.method, route.path] = _add(app, gateway.entrance, route)
     for status in (404, 405):
         app.add_exception_handler(status, _no_route)
     app.add_middleware(_Direct, answers=answers)  # innermost: what is added after it comes before it
     app.add_middleware(_Traced, random=gateway.random)
+    if gateway.cors_allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=gateway.cors_allow_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[TRACE_HEADER, RETRY_HEADER],
+        )
     return app
 
 
-def _add(app: FastAPI, route: Route) -> Answers:
+def _add(app: FastAPI, entrance: Entrance, route: Route) -> Answers:
     async def answered(request: Request) -> Response:
         try:
+            if not route.is_open:  # before anything of the body is read
+                request.scope[SESSION] = await entrance.admit(request.headers.get)
             return await route.answer(request)
         except (ShoalError, BodyError) as error:
             return _error_response(request, error)
@@ -96,7 +119,9 @@ def _error_response(request: Request, error: ShoalError | BodyError) -> Response
     if status >= 500 and status != 501:
         _log.warning("answered %d (trace id %s): %s", status, request.scope.get(_TRACE_ID), error)
     if isinstance(error, ShoalError) and error.retry_after_ms > 0:
-        response.headers["retry-after"] = str(-(-error.retry_after_ms // 1000))
+        response.headers[RETRY_HEADER] = str(-(-error.retry_after_ms // 1000))
+    if status == 401:
+        response.headers["www-authenticate"] = 'Bearer realm="shoal", Basic realm="shoal", charset="UTF-8"'
     return response
 
 

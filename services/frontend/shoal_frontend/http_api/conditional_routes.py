@@ -45,9 +45,9 @@ class ConditionalRoutes:
         ref = ref_by_id(request)
         body = await parsed(request, partial(parse_conditional_get, limits=self.gateway.limits))
         with reworded(NotFound, f"Collection [{ref.id}] does not exist."), reworded(OffsetExpired, _STALE, StaleRead):
-            collection = await self.gateway.api.get_collection(ref)
+            collection = await self.gateway.api_of(request).get_collection(ref)
             token, asked = body.read_token, body.get
-            answer = await self.gateway.api.get(
+            answer = await self.gateway.api_of(request).get(
                 ref,
                 ids=asked.selection.ids,
                 where=asked.selection.where,
@@ -64,13 +64,13 @@ class ConditionalRoutes:
         ref = ref_by_id(request)
         body = await parsed(request, partial(parse_commit, limits=self.gateway.limits), quick=False)
         with reworded(NotFound, f"Collection [{ref.id}] does not exist."), reworded(WriteConflict, _CONFLICT):
-            collection = await self.gateway.api.get_collection(ref)
+            collection = await self.gateway.api_of(request).get_collection(ref)
             offset = None if body.read_token is None else offset_of(body.read_token, collection)
             if body.batch is None:
                 return json_response({"first_inserted_record_offset": None, "record_count": 0})
             condition = None if offset is None or not body.read_ids else Condition(offset, body.read_ids)
             try:
-                result = await self.gateway.api.write(ref, body.batch, condition=condition)
+                result = await self.gateway.api_of(request).write(ref, body.batch, condition=condition)
             except DimensionMismatch as error:
                 if collection.dimension is None or body.dimension is None:
                     raise

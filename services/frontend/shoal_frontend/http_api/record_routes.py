@@ -71,12 +71,12 @@ class RecordRoutes:
         records = await parsed(request, partial(parse_records, operation=operation), matrix="embeddings")
         with _missing(ref):
             if records.batch is None:
-                await self.gateway.api.get_collection(ref)
+                await self.gateway.api_of(request).get_collection(ref)
                 return json_response({}, status)
             try:
-                await self.gateway.api.write(ref, records.batch)
+                await self.gateway.api_of(request).write(ref, records.batch)
             except DimensionMismatch as error:
-                raise await self._wrong_dimension(ref, records.dimension, error) from error
+                raise await self._wrong_dimension(request, ref, records.dimension, error) from error
         return json_response({}, status)
 
     async def delete(self, request: Request) -> Response:
@@ -86,9 +86,9 @@ class RecordRoutes:
         ids, where = body.selection.ids, body.selection.where
         with _missing(ref), _patterns():
             if ids is None and where is None:
-                await self.gateway.api.get_collection(ref)
+                await self.gateway.api_of(request).get_collection(ref)
                 return json_response({"deleted": 0})
-            result = await self.gateway.api.delete_where(ref, ids=ids, where=where, limit=body.limit)
+            result = await self.gateway.api_of(request).delete_where(ref, ids=ids, where=where, limit=body.limit)
         return json_response({"deleted": result.records})
 
     # --- reads
@@ -97,14 +97,14 @@ class RecordRoutes:
         """A number."""
         ref, consistency = ref_by_id(request), level_of(request.query_params.get("read_level"))
         with _missing(ref):
-            answer = await self.gateway.api.count(ref, consistency=consistency)
+            answer = await self.gateway.api_of(request).count(ref, consistency=consistency)
         return json_response(answer.count)
 
     async def indexing_status(self, request: Request) -> Response:
         """How much of the log is compacted, in operations."""
         ref = ref_by_id(request)
         with _missing(ref):
-            status = await self.gateway.api.indexing_status(ref)
+            status = await self.gateway.api_of(request).indexing_status(ref)
         total, indexed = status.head_offset, status.indexed_offset
         return json_response(
             {
@@ -120,7 +120,7 @@ class RecordRoutes:
         ref = ref_by_id(request)
         body = await parsed(request, partial(parse_get, limits=self.gateway.limits))
         with _missing(ref), _patterns():
-            answer = await self.gateway.api.get(
+            answer = await self.gateway.api_of(request).get(
                 ref,
                 ids=body.selection.ids,
                 where=body.selection.where,
@@ -136,10 +136,10 @@ class RecordRoutes:
         body = await parsed(request, partial(parse_query, limits=self.gateway.limits), matrix="query_embeddings")
         with _missing(ref), _patterns():
             if body.vectors is None:
-                await self.gateway.api.get_collection(ref)
+                await self.gateway.api_of(request).get_collection(ref)
                 return json_response(no_queries_json(body.include))
             try:
-                answer = await self.gateway.api.query(
+                answer = await self.gateway.api_of(request).query(
                     ref,
                     body.vectors,
                     body.k,
@@ -148,7 +148,7 @@ class RecordRoutes:
                     include=include_of(body.include),
                 )
             except DimensionMismatch as error:
-                raise await self._wrong_dimension(ref, body.vectors.shape[1], error) from error
+                raise await self._wrong_dimension(request, ref, body.vectors.shape[1], error) from error
         return await sent([answer], lambda size_bytes: query_json(answer, size_bytes, body.include))
 
     async def search(self, request: Request) -> Response:
@@ -156,14 +156,14 @@ class RecordRoutes:
         ref = ref_by_id(request)
         body = await parsed(request, partial(parse_searches, limits=self.gateway.limits))
         with _missing(ref):
-            answers = await self.gateway.api.search(ref, body.searches, consistency=body.consistency)
+            answers = await self.gateway.api_of(request).search(ref, body.searches, consistency=body.consistency)
         return await sent(answers, lambda _: search_json(answers, body.searches, body.selected))
 
     async def _wrong_dimension(
-        self, ref: CollectionRef, got: int | None, error: DimensionMismatch
+        self, request: Request, ref: CollectionRef, got: int | None, error: DimensionMismatch
     ) -> DimensionMismatch:
         """The error in the words that clients know."""
-        expected = (await self.gateway.api.get_collection(ref)).dimension
+        expected = (await self.gateway.api_of(request).get_collection(ref)).dimension
         return error if expected is None or got is None else wrong_dimension(expected, got)
 
 

@@ -55,8 +55,11 @@ _LATER_SETTINGS = ("ef_search", "max_neighbors", "num_threads", "resize_factor",
 _SETTINGS = ("space", "ef_construction", *_LATER_SETTINGS)
 
 
-def render_collection(collection: Collection, *, log_position: int = 0, version: int = 0) -> dict[str, Any]:
-    """The JSON of a collection. What a client said of its embedding function comes back as it was."""
+def render_collection(collection: Collection) -> dict[str, Any]:
+    """The JSON of a collection. What a client said of its embedding function comes back as it was.
+
+    ``log_position`` is the offset up to which the log is compacted.
+    """
     settings, function = stored_settings(collection), stored_function(collection.configuration)
     metadata = {key: value for key, value in (collection.metadata or {}).items() if value is not None}
     return {
@@ -68,8 +71,8 @@ def render_collection(collection: Collection, *, log_position: int = 0, version:
         "dimension": collection.dimension,
         "tenant": collection.tenant,
         "database": collection.database,
-        "log_position": log_position,
-        "version": version,
+        "log_position": collection.compacted_offset,
+        "version": collection.version,
     }
 
 
@@ -89,7 +92,7 @@ def new_collection(tenant: str, database: str, body: Mapping[str, Any]) -> tuple
     get_or_create = flag_of(given.get("get_or_create", False), "get_or_create")
     asked = schema_of(given.get("schema"))
     configured, function = _configuration(given.get("configuration"))
-    _check_name(name, "name")
+    checked_name(name, "name")
     metadata = None if given.get("metadata") is None else _metadata(given["metadata"], "metadata")
     legacy = _legacy_settings(metadata or {})
     if asked.changed and (configured or legacy or function is not None):
@@ -121,7 +124,7 @@ def modification(collection: Collection, body: Mapping[str, Any]) -> dict[str, A
     given = object_of(body, "")
     changes: dict[str, Any] = {}
     if given.get("new_name") is not None:
-        changes["name"] = _check_name(text_of(given["new_name"], "new_name"), "new_name")
+        changes["name"] = checked_name(text_of(given["new_name"], "new_name"), "new_name")
     if given.get("new_metadata") is not None:
         metadata = _metadata(given["new_metadata"], "new_metadata", nulls=True)
         changes["metadata"] = {key: value for key, value in metadata.items() if value is not None}
@@ -185,7 +188,7 @@ def _check_one_index(configuration: Mapping[str, Any]) -> None:
         raise InvalidArgument("Multiple vector index configurations provided")
 
 
-def _check_name(name: str, place: str) -> str:
+def checked_name(name: str, place: str) -> str:
     """The name, if a collection may have it. Raises `InvalidArgument` in words that clients know."""
     try:
         check_name(name, place)
