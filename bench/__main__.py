@@ -1,12 +1,12 @@
-"""``python -m bench``: the WordNet benchmark; ``python -m bench filters``: filters beside DuckDB; ``functions``: statistics."""
+"""``python -m bench``: the WordNet benchmark, or another one by its name: ``filters``, ``functions``, ``http``."""
 
 import sys
 
-from bench import filters, functions, wordnet
+from bench import filters, functions, gateway, wordnet
 
-if sys.argv[1:2] == ["filters"]:
-    filters.main(sys.argv[2:])
-elif sys.argv[1:2] == ["functions"]:
-    functions.main(sys.argv[2:])
+OTHERS = {"filters": filters.main, "functions": functions.main, "http": gateway.main}
+
+if (main := OTHERS.get(sys.argv[1] if len(sys.argv) > 1 else "")) is not None:
+    main(sys.argv[2:])
 else:
     wordnet.main()

@@ -15,16 +15,8 @@ from tests.compat.servers import shoal_up
 
 pytestmark = pytest.mark.integration
 
+
 # What the server says that it does not serve, with 501.
-NOT_SERVED = {
-    "/conditional/get",
-    "/conditional/commit",
-    "/functions/attach",
-    "/attached_functions/{name}/add_input",
-    "/attached_functions/{name}/detach",
-}
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="shoal-malformed-"))
@@ -38,5 +30,4 @@ async def test_malformed_bodies_are_refused_and_write_nothing(folder: Path) -> N
     summary = json.loads(printed.splitlines()[-1])
     assert summary["wrong"] == 0, printed
     assert summary["refused"] >= 1_000, printed
-    unserved = {path.rpartition("{collection}")[2] or path for path in summary["not served"]}
-    assert unserved == NOT_SERVED
+    assert summary["not served"] == [], printed

@@ -97,7 +97,7 @@ ROUTES: Mapping[tuple[str, str], Shot] = {
     ("POST", f"{COLLECTION}/conditional/get"): Shot(body=lambda aim: {"ids": ["a"]}),
     ("POST", f"{COLLECTION}/conditional/commit"): Shot(
         body=lambda aim: {
-            "read_token": f"{aim.other_id}:{aim.other_id}:1",
+            "read_token": 1 << 13,  # of a first snapshot
             "read_ids": ["a"],
             "operations": [{"operation": "upsert", "payload": _records(aim)}],
         }

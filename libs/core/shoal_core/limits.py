@@ -44,4 +44,5 @@ class Limits:
     page_size: int = 1000
     functions: int = 8
     function_name_size_bytes: int = 1024
+    list_length: int = 10_000
     message_size_bytes: int = 64 << 20

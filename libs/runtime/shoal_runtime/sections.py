@@ -229,6 +229,8 @@ class LimitsSection(Section):
     """The name of an attached function."""
     page_size: Count = _LIMITS.page_size
     """Collections of one page of a list."""
+    list_length: Count = _LIMITS.list_length
+    """Collections or databases of one list over HTTP, where clients may ask for all of them at once."""
     message_size_bytes: Count = _LIMITS.message_size_bytes
     """A message between processes."""
 

@@ -175,19 +175,6 @@ async def test_version_1_is_gone(method: str) -> None:
     assert answer.error == (410, "Unimplemented", "The v1 API is deprecated. Please use /v2 apis")
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "name"),
-    [
-        ("POST", f"{T}/collections/{ID}/conditional/get", "TransactionsNotSupported"),
-        ("POST", f"{T}/collections/{ID}/conditional/commit", "TransactionsNotSupported"),
-    ],
-)
-async def test_what_is_not_served_says_so(method: str, path: str, name: str) -> None:
-    system = DirectSystem()
-    answer = await http_of(system.database, system)(method, path)
-    assert answer.error[:2] == (501, name)
-
-
 async def test_the_description_names_every_route() -> None:
     system = DirectSystem()
     http = http_of(system.database, system)
@@ -228,6 +215,20 @@ async def test_listing_goes_through_all_pages_up_to_the_limit() -> None:
         await http("POST", "/api/v2/tenants/default_tenant/databases", {"name": f"db{number}"})
     databases = (await http("GET", "/api/v2/tenants/default_tenant/databases?offset=1")).json
     assert [item["name"] for item in databases] == ["db1", "db2", "db3", "default_database"]
+
+
+async def test_a_list_is_bounded_and_pages_of_more_are_not() -> None:
+    system = DirectSystem()
+    http = http_of(system.database, system, limits=Limits(page_size=3, list_length=5))
+    for number in range(5):
+        await http("POST", f"{T}/collections", {"name": f"coll{number}"})
+    assert len((await http("GET", f"{T}/collections")).json) == 5
+    await http("POST", f"{T}/collections", {"name": "another"})
+    message = "limit: there are more than 5; ask for pages by limit and offset"
+    for query in ("", "?limit=6", "?limit=100"):
+        assert (await http("GET", f"{T}/collections{query}")).error == (400, "InvalidArgumentError", message)
+    assert len((await http("GET", f"{T}/collections?limit=5")).json) == 5
+    assert len((await http("GET", f"{T}/collections?offset=5")).json) == 1
 
 
 @pytest.mark.parametrize("query", ["limit=-1", "limit=x", "offset=1.5", "limit=4294967296", "offset="])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -16,9 +17,20 @@ from shoal_frontend.access.entrance import Entrance
 from shoal_frontend.http_api.bodies import JSON_TYPE, Disconnected, PayloadTooLarge, json_response
 from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.catalog_routes import CatalogRoutes
+from shoal_frontend.http_api.conditional_routes import ConditionalRoutes
 from shoal_frontend.http_api.errors import answer_of
 from shoal_frontend.http_api.function_routes import FunctionRoutes
-from shoal_frontend.http_api.gateway import SESSION, Application, Gateway, Message, Receive, Route, Scope, Send
+from shoal_frontend.http_api.gateway import (
+    COLLECTION,
+    SESSION,
+    Application,
+    Gateway,
+    Message,
+    Receive,
+    Route,
+    Scope,
+    Send,
+)
 from shoal_frontend.http_api.openapi import body_of, describe, parameters_of
 from shoal_frontend.http_api.record_routes import RecordRoutes
 from shoal_frontend.http_api.system_routes import VERSION, SystemRoutes
@@ -31,16 +43,20 @@ _WITH_BODY = ("POST", "PUT", "PATCH")
 _NOT_JSON = {"error": "ChromaError", "message": "Expected request with `Content-Type: application/json`"}
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 
+_OF_COLLECTION = re.compile(COLLECTION.replace("{", "(?P<").replace("}", ">[^/]+)") + "(?P<verb>/.+)")
+
 _log = logging.getLogger(__name__)
+
+Answers: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(gateway: Gateway) -> FastAPI:
     """The gateway as an ASGI application, with its description at ``/docs`` and ``/openapi.json``."""
     app = FastAPI(title="Shoal", version=VERSION, redoc_url=None, redirect_slashes=False)
-    for route in all_routes(gateway):
-        _add(app, gateway.entrance, route)
+    answers = {(route.method, route.path): _add(app, gateway.entrance, route) for route in all_routes(gateway)}
     for status in (404, 405):
         app.add_exception_handler(status, _no_route)
+    app.add_middleware(_Direct, answers=answers)  # innermost: what is added after it comes before it
     app.add_middleware(_Traced, random=gateway.random)
     if gateway.cors_allow_origins:
         app.add_middleware(
@@ -56,11 +72,17 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 def all_routes(gateway: Gateway) -> list[Route]:
     """Everything that is served."""
-    parts = SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway), FunctionRoutes(gateway)
+    parts = (
+        SystemRoutes(gateway),
+        CatalogRoutes(gateway),
+        RecordRoutes(gateway),
+        ConditionalRoutes(gateway),
+        FunctionRoutes(gateway),
+    )
     return [route for part in parts for route in part.routes()]
 
 
-def _add(app: FastAPI, entrance: Entrance, route: Route) -> None:
+def _add(app: FastAPI, entrance: Entrance, route: Route) -> Answers:
     async def answered(request: Request) -> Response:
         try:
             if not route.is_open:  # before anything of the body is read
@@ -91,6 +113,7 @@ def _add(app: FastAPI, entrance: Entrance, route: Route) -> None:
         description=route.answer.__doc__,
         openapi_extra=_described(route),
     )
+    return answered
 
 
 def _is_json(content_type: str) -> bool:
@@ -132,6 +155,30 @@ def _error_response(request: Request, error: ShoalError | BodyError) -> Response
 async def _no_route(request: Request, error: Exception) -> Response:
     """Without a body, as in the reference."""
     return Response(status_code=getattr(error, "status_code", 404), headers=getattr(error, "headers", None))
+
+
+class _Direct:
+    """Takes requests about a collection's records straight to their route: finding it among all routes, and what FastAPI prepares
+    for routes that declare more, costs as much as a small query.
+    """
+
+    def __init__(self, app: Application, answers: Mapping[tuple[str, str], Answers]) -> None:
+        self._app = app
+        self._answers = {
+            (method, path.removeprefix(COLLECTION)): answer
+            for (method, path), answer in answers.items()
+            if path.startswith(f"{COLLECTION}/") and "{" not in path.removeprefix(COLLECTION)
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = _OF_COLLECTION.fullmatch(scope["path"]) if scope["type"] == "http" and not scope["root_path"] else None
+        answer = self._answers.get((scope["method"], found["verb"])) if found else None
+        if found is None or answer is None:
+            await self._app(scope, receive, send)
+            return
+        scope["path_params"] = found.groupdict()
+        response = await answer(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 class _Traced:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shoal_core.contracts.functions import FUNCTIONS
 from shoal_core.limits import Limits
 from shoal_frontend.http_api.vector_shapes import SPACES, setting_ranges
 
@@ -314,39 +315,65 @@ _COLLECTIONS: Mapping[str, Json] = {
     "Fork": _object({"new_name": _NAME}, "new_name", examples=[{"new_name": "fishes-copy"}]),
 }
 
-# --- functions attached to collections, and conditional writes
+# --- functions attached to collections
 
-_READ_TOKEN = {"type": ["string", "object", "integer", "null"]}
-_LATER: Mapping[str, Json] = {
+_FUNCTIONS: Mapping[str, Json] = {
     "NewFunction": _object(
         {
-            "name": _STRING,
-            "function_id": _STRING,
-            "output_collection": _STRING,
-            "params": _or_null({"type": "object"}),
+            "name": {"type": "string", "minLength": 1, "maxLength": _LIMITS.function_name_size_bytes},
+            "function_id": {"enum": [*FUNCTIONS]},
+            "output_collection": _NAME,
+            "params": _or_nothing({"type": "null"}),
         },
         "name",
         "function_id",
         "output_collection",
+        examples=[
+            {"name": "counts", "function_id": "statistics", "output_collection": "fishes-counts", "params": None}
+        ],
     ),
     "FunctionInput": _object({"input_collection_id": _STRING}, "input_collection_id"),
     "Detachment": _object({"delete_output": _FLAG}),
-    "ConditionalGet": _object({**_GET, "read_token": _READ_TOKEN}),
+}
+
+# --- conditional reads and writes
+
+_READ_TOKEN = _or_null({"type": "integer", "minimum": 0, "maximum": 2**64 - 1})
+
+
+def _operation(name: str, payload: Json) -> Json:
+    return _object({"operation": {"const": name}, "payload": payload}, "operation", "payload")
+
+
+_CONDITIONAL: Mapping[str, Json] = {
+    "ConditionalGet": _object(
+        {**_GET, "read_token": _READ_TOKEN}, examples=[{"ids": ["a"], "include": ["documents"], "read_token": None}]
+    ),
     "Commit": _object(
         {
             "read_token": _READ_TOKEN,
-            "read_ids": _IDS,
+            "read_ids": _or_null(_IDS),
             "operations": _list(
-                _object(
-                    {
-                        "operation": {"enum": ["add", "update", "upsert", "delete"]},
-                        "payload": {"type": "object"},
-                    },
-                    "operation",
-                    "payload",
-                )
+                {
+                    "anyOf": [
+                        _operation("add", _ref("NewRecords")),
+                        _operation("update", _ref("RecordChanges")),
+                        _operation("upsert", _ref("UpsertedRecords")),
+                        _operation("delete", _ref("Deletion")),
+                        _operation("get", _object({**_GET, "expected_ids": _or_null(_IDS)})),
+                    ]
+                }
             ),
-        }
+        },
+        "operations",
+        examples=[
+            {
+                "read_ids": [],
+                "operations": [
+                    {"operation": "upsert", "payload": {"ids": ["a"], "embeddings": [[0.5, 1.0]], "documents": ["eel"]}}
+                ],
+            }
+        ],
     ),
 }
 
@@ -400,5 +427,6 @@ SCHEMAS: Mapping[str, Json] = {
         examples=[{"ids": ["a", "b"], "where": {"color": "red"}, "limit": 5}],
     ),
     **_SEARCHES,
-    **_LATER,
+    **_FUNCTIONS,
+    **_CONDITIONAL,
 }

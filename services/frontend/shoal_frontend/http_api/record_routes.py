@@ -9,13 +9,12 @@ from functools import partial
 
 from fastapi import Request, Response
 
-from shoal_core.contracts import Answer, CollectionRef
+from shoal_core.contracts import CollectionRef
 from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound
 from shoal_core.filters import TextMatcher
 from shoal_core.records import Operation
-from shoal_frontend.apart import apart
 from shoal_frontend.http_api.answers import get_json, no_queries_json, query_json, search_json
-from shoal_frontend.http_api.bodies import LARGE_BYTES, json_response, parsed
+from shoal_frontend.http_api.bodies import json_response, parsed
 from shoal_frontend.http_api.errors import reworded
 from shoal_frontend.http_api.gateway import COLLECTION, Gateway, Route, ref_by_id
 from shoal_frontend.http_api.reads import (
@@ -27,6 +26,7 @@ from shoal_frontend.http_api.reads import (
     parse_searches,
 )
 from shoal_frontend.http_api.records import parse_records
+from shoal_frontend.http_api.sending import sent
 from shoal_frontend.http_api.vectors import wrong_dimension
 
 _PATTERNS = tuple(f"where_document.{matcher}" for matcher in (TextMatcher.REGEX, TextMatcher.NOT_REGEX))
@@ -68,7 +68,7 @@ class RecordRoutes:
 
     async def _write(self, request: Request, operation: Operation, status: int) -> Response:
         ref = ref_by_id(request)
-        records = await parsed(request, partial(parse_records, operation=operation))
+        records = await parsed(request, partial(parse_records, operation=operation), matrix="embeddings")
         with _missing(ref):
             if records.batch is None:
                 await self.gateway.api_of(request).get_collection(ref)
@@ -128,12 +128,12 @@ class RecordRoutes:
                 offset=body.offset,
                 include=include_of(body.include),
             )
-        return json_response(await apart(_is_large([answer]), get_json, answer, body.include))
+        return await sent([answer], lambda size_bytes: get_json(answer, size_bytes, body.include))
 
     async def query(self, request: Request) -> Response:
         """The nearest of each vector."""
         ref = ref_by_id(request)
-        body = await parsed(request, partial(parse_query, limits=self.gateway.limits))
+        body = await parsed(request, partial(parse_query, limits=self.gateway.limits), matrix="query_embeddings")
         with _missing(ref), _patterns():
             if body.vectors is None:
                 await self.gateway.api_of(request).get_collection(ref)
@@ -149,7 +149,7 @@ class RecordRoutes:
                 )
             except DimensionMismatch as error:
                 raise await self._wrong_dimension(request, ref, body.vectors.shape[1], error) from error
-        return json_response(await apart(_is_large([answer]), query_json, answer, body.include))
+        return await sent([answer], lambda size_bytes: query_json(answer, size_bytes, body.include))
 
     async def search(self, request: Request) -> Response:
         """Several searches at one snapshot."""
@@ -157,8 +157,7 @@ class RecordRoutes:
         body = await parsed(request, partial(parse_searches, limits=self.gateway.limits))
         with _missing(ref):
             answers = await self.gateway.api_of(request).search(ref, body.searches, consistency=body.consistency)
-        data = await apart(_is_large(answers), search_json, answers, body.searches, body.selected)
-        return json_response(data)
+        return await sent(answers, lambda _: search_json(answers, body.searches, body.selected))
 
     async def _wrong_dimension(
         self, request: Request, ref: CollectionRef, got: int | None, error: DimensionMismatch
@@ -183,7 +182,3 @@ def _patterns() -> Iterator[None]:
         if error.field not in _PATTERNS:
             raise
         raise InvalidArgument(f"Regex syntax errror: {error.message}") from error
-
-
-def _is_large(answers: Sequence[Answer]) -> bool:
-    return sum(answer.rows.nbytes for answer in answers) > LARGE_BYTES

@@ -73,10 +73,10 @@ def parse_records(body: Mapping[str, Any], operation: Operation) -> Records:
 
 def _vectors(body: Mapping[str, Any], update: bool) -> tuple[Vectors | None, int | None]:
     """The embeddings, and how many rows there are of them."""
-    given = body.get("embeddings") if update else member(body, "embeddings", "")
+    given: Any = body.get("embeddings") if update else member(body, "embeddings", "")
     if update and given is None:
         return None, None
-    return parse_vectors(given, "embeddings", nulls=update), len(items(given, "embeddings"))
+    return parse_vectors(given, "embeddings", nulls=update), len(given)
 
 
 def _texts(body: Mapping[str, Any]) -> tuple[Columns, list[int]]:

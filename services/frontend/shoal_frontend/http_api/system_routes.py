@@ -9,15 +9,11 @@ from fastapi import Request, Response
 from fastapi.responses import PlainTextResponse
 
 from shoal_frontend.http_api.bodies import json_response
-from shoal_frontend.http_api.gateway import API, COLLECTION, Gateway, Route
+from shoal_frontend.http_api.gateway import API, Gateway, Route
 
 VERSION = "1.0.0"
 
 _OLD = {"error": "Unimplemented", "message": "The v1 API is deprecated. Please use /v2 apis"}
-_NO_TRANSACTIONS = {
-    "error": "TransactionsNotSupported",
-    "message": "conditional reads and writes are not served over HTTP yet; Shoal's own client has them",
-}
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _DEFAULTS = {"user_id": "", "tenant": "default_tenant", "databases": ["default_database"]}
 
@@ -39,8 +35,6 @@ class SystemRoutes:
             Route("GET", f"{API}/version", self.version, is_open=True),
             Route("GET", f"{API}/auth/identity", self.identity),
             Route("POST", f"{API}/reset", self.reset),
-            Route("POST", f"{COLLECTION}/conditional/get", self.conditional),
-            Route("POST", f"{COLLECTION}/conditional/commit", self.conditional),
             *(Route(method, "/api/v1/{rest:path}", self.old, is_open=True) for method in _METHODS),
         )
 
@@ -81,7 +75,3 @@ class SystemRoutes:
     async def old(self, request: Request) -> Response:
         """Anything of version 1."""
         return json_response(_OLD, 410)
-
-    async def conditional(self, request: Request) -> Response:
-        """Reads and writes that depend on each other."""
-        return json_response(_NO_TRANSACTIONS, 501)
