@@ -17,6 +17,7 @@ from shoal_core.errors import ShoalError
 from shoal_frontend.api import Api
 from shoal_frontend.http_api.app import create_app
 from shoal_frontend.http_api.catalog_routes import CatalogRoutes
+from shoal_frontend.http_api.conditional_routes import ConditionalRoutes
 from shoal_frontend.http_api.gateway import Gateway
 from shoal_frontend.http_api.record_routes import RecordRoutes
 from shoal_frontend.http_api.system_routes import SystemRoutes
@@ -136,7 +137,7 @@ def test_every_route_is_tried() -> None:
     gateway = Gateway(world.entrance, world.system.clock, world.system.random)
     closed = {
         (route.method, route.path)
-        for routes in (SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway))
+        for routes in (SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway), ConditionalRoutes(gateway))
         for route in routes.routes()
         if not route.is_open
     }
