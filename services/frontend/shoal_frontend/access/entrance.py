@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from shoal_core.limits import Limits
 from shoal_frontend.access.authenticator import Authenticator
+from shoal_frontend.access.checks import Checks, KnownNames
 from shoal_frontend.access.gate import Gate
-from shoal_frontend.access.guarded import Guarded, KnownNames
+from shoal_frontend.access.guarded import Guarded
 from shoal_frontend.access.presented import presented
 from shoal_frontend.access.principal import EVERYBODY, Principal
 from shoal_frontend.api import Api
@@ -58,4 +59,5 @@ class Entrance:
         return Session(principal, self._guarded(principal))
 
     def _guarded(self, principal: Principal) -> Guarded:
-        return Guarded(self._api, principal, self._gate, self._names, self._limits)
+        checks = Checks(self._api, principal, self._gate, self._names, self._limits)
+        return Guarded(self._api, principal, self._gate, checks)

@@ -7,9 +7,8 @@ with the id, so that a rename is noticed where a stale epoch is: a remembered na
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -34,120 +33,89 @@ from shoal_core.contracts import (
     Tenant,
     WriteResult,
 )
-from shoal_core.errors import NotFound, PermissionDenied
+from shoal_core.errors import NotFound
 from shoal_core.filters import Filter
-from shoal_core.limits import Limits
 from shoal_core.ranking import Search
 from shoal_core.schema import Schema
+from shoal_frontend.access.checks import Checks, no_database, no_tenant, not_allowed
 from shoal_frontend.access.gate import Gate
 from shoal_frontend.access.principal import Principal
-from shoal_frontend.access.verbs import VERBS, Permission
+from shoal_frontend.access.verbs import Permission
 from shoal_frontend.api import Api
 from shoal_frontend.validate import check_page
 
 T = TypeVar("T")
 
 _IDS_ONLY = Include()
-_FUNCTION = "function"  # the field of errors about attached functions
 _READ, _EDIT = Permission.READ, Permission.EDIT
-
-
-class KnownNames:
-    """Names of collections by reference, for principals who may not see all of a database; least recently used first out."""
-
-    def __init__(self, capacity: int = 10_000) -> None:
-        self._capacity = capacity
-        self._names: OrderedDict[CollectionRef, str] = OrderedDict()
-
-    def get(self, ref: CollectionRef) -> str | None:
-        """The name as it was, if it is known."""
-        name = self._names.get(ref)
-        if name is not None:
-            self._names.move_to_end(ref)
-        return name
-
-    def learn(self, ref: CollectionRef, name: str) -> None:
-        """Remember it."""
-        self._names[ref] = name
-        self._names.move_to_end(ref)
-        while len(self._names) > self._capacity:
-            self._names.popitem(last=False)
-
-    def forget(self, ref: CollectionRef) -> None:
-        """Look it up again next time."""
-        self._names.pop(ref, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """Implements `Api`; see the module. Cheap: one is made per request.
-
-    ``names`` are shared by all principals of a process.
-    """
+    """Implements `Api`; see the module. Cheap: one is made per request."""
 
     api: Api
     principal: Principal
     gate: Gate
-    names: KnownNames
-    limits: Limits = Limits()
+    checks: Checks
 
     # --- tenants and databases
 
     async def create_tenant(self, name: str) -> None:
-        self._check_owner("create_tenant")
-        await self._pass("create_tenant", name, lambda: self.api.create_tenant(name))
+        self.checks.owner("create_tenant")
+        await self.checks.passed("create_tenant", name, lambda: self.api.create_tenant(name))
 
     async def get_tenant(self, name: str) -> Tenant:
         if not self.principal.sees_tenant(name):
-            raise _no_tenant(name)
-        return await self._pass("get_tenant", name, lambda: self.api.get_tenant(name), lambda: _no_tenant(name))
+            raise no_tenant(name)
+        return await self.checks.passed("get_tenant", name, lambda: self.api.get_tenant(name), lambda: no_tenant(name))
 
     async def name_tenant(self, name: str, resource_name: str) -> None:
-        self._check_owner("name_tenant")
-        await self._pass("name_tenant", name, lambda: self.api.name_tenant(name, resource_name))
+        self.checks.owner("name_tenant")
+        await self.checks.passed("name_tenant", name, lambda: self.api.name_tenant(name, resource_name))
 
     async def create_database(self, tenant: str, name: str) -> Database:
-        self._check_tenant("create_database", tenant)
+        self.checks.tenant("create_database", tenant)
 
         async def create() -> Database:
             await self.gate.check_new_database(self.api, tenant)
             return await self.api.create_database(tenant, name)
 
-        return await self._pass("create_database", tenant, create, lambda: _no_tenant(tenant))
+        return await self.checks.passed("create_database", tenant, create, lambda: no_tenant(tenant))
 
     async def get_database(self, tenant: str, name: str) -> Database:
         if not self.principal.sees_database(tenant, name):
-            raise _no_database(tenant, name)
-        return await self._pass(
-            "get_database", tenant, lambda: self.api.get_database(tenant, name), lambda: _no_database(tenant, name)
+            raise no_database(tenant, name)
+        return await self.checks.passed(
+            "get_database", tenant, lambda: self.api.get_database(tenant, name), lambda: no_database(tenant, name)
         )
 
     async def list_databases(self, tenant: str, *, limit: int = 100, offset: int = 0) -> list[Database]:
-        check_page(limit, offset, self.limits.page_size)
+        check_page(limit, offset, self.checks.limits.page_size)
         if not self.principal.sees_tenant(tenant):
             return []
 
         async def visible() -> list[Database]:
             if self.principal.sees_all_databases(tenant):
                 return await self.api.list_databases(tenant, limit=limit, offset=offset)
-            return await self._visible(
+            return await self.checks.visible(
                 lambda size, at: self.api.list_databases(tenant, limit=size, offset=at),
                 lambda database: self.principal.sees_database(tenant, database.name),
                 limit,
                 offset,
             )
 
-        return await self._pass("list_databases", tenant, visible)
+        return await self.checks.passed("list_databases", tenant, visible)
 
     async def delete_database(self, tenant: str, name: str) -> None:
         if not self.principal.sees_database(tenant, name):
-            raise _no_database(tenant, name)
-        self._check_tenant("delete_database", tenant)
-        await self._pass(
+            raise no_database(tenant, name)
+        self.checks.tenant("delete_database", tenant)
+        await self.checks.passed(
             "delete_database",
             tenant,
             lambda: self.api.delete_database(tenant, name),
-            lambda: _no_database(tenant, name),
+            lambda: no_database(tenant, name),
         )
 
     # --- collections
@@ -156,19 +124,19 @@ class Guarded:
         """Who may only read gets a collection that is there, too, where that will do."""
         tenant, database = new.tenant, new.database
         if not self.principal.sees_database(tenant, database):
-            raise _no_database(tenant, database)
+            raise no_database(tenant, database)
         if not self.principal.may(_EDIT, tenant, database, new.name):
             if not (get_or_create and self.principal.may(_READ, tenant, database, new.name)):
-                raise _not_allowed("create_collection")
+                raise not_allowed("create_collection")
             try:
                 return await self.get_collection(CollectionRef(tenant, database, new.name)), False
             except NotFound:
-                raise _not_allowed("create_collection") from None
-        return await self._pass(
+                raise not_allowed("create_collection") from None
+        return await self.checks.passed(
             "create_collection",
             tenant,
             lambda: self._create(new, get_or_create),
-            lambda: _no_database(tenant, database),
+            lambda: no_database(tenant, database),
         )
 
     async def _create(self, new: NewCollection, get_or_create: bool) -> tuple[Collection, bool]:
@@ -181,7 +149,7 @@ class Guarded:
         return await self.api.create_collection(new, get_or_create=get_or_create)
 
     async def get_collection(self, ref: CollectionRef) -> Collection:
-        return await self._on("get_collection", ref, lambda found: self.api.get_collection(found))
+        return await self.checks.on("get_collection", ref, lambda found: self.api.get_collection(found))
 
     async def get_collection_by_resource_name(self, resource_name: str, database: str, name: str) -> Collection:
         """Whose tenant it is shows only when it is found, so it counts as a request of the principal's own."""
@@ -193,7 +161,7 @@ class Guarded:
         def missing() -> NotFound:
             return NotFound(f"no collection {resource_name}:{database}:{name}", field="name")
 
-        found = await self._pass("get_collection_by_resource_name", self.principal.tenant(), find, missing)
+        found = await self.checks.passed("get_collection_by_resource_name", self.principal.tenant(), find, missing)
         if found is None:
             raise missing()
         return found
@@ -201,10 +169,10 @@ class Guarded:
     async def list_collections(
         self, tenant: str, database: str, *, limit: int = 100, offset: int = 0
     ) -> list[Collection]:
-        check_page(limit, offset, self.limits.page_size)
+        check_page(limit, offset, self.checks.limits.page_size)
         if not self.principal.sees_database(tenant, database):
             return []
-        return await self._pass(
+        return await self.checks.passed(
             "list_collections", tenant, lambda: self._list_collections(tenant, database, limit, offset)
         )
 
@@ -217,12 +185,12 @@ class Guarded:
                 return await self.api.count_collections(tenant, database)
             return len(await self._list_collections(tenant, database, None, 0))
 
-        return await self._pass("count_collections", tenant, count)
+        return await self.checks.passed("count_collections", tenant, count)
 
     async def _list_collections(self, tenant: str, database: str, limit: int | None, offset: int) -> list[Collection]:
         if limit is not None and self.principal.may_all(_READ, tenant, database):
             return await self.api.list_collections(tenant, database, limit=limit, offset=offset)
-        return await self._visible(
+        return await self.checks.visible(
             lambda size, at: self.api.list_collections(tenant, database, limit=size, offset=at),
             lambda collection: self.principal.may(_READ, tenant, database, collection.name),
             limit,
@@ -239,30 +207,30 @@ class Guarded:
         schema: Schema | None = None,
     ) -> Collection:
         async def modify(found: CollectionRef) -> Collection:
-            self._check_new_name("modify_collection", ref, name)
+            self.checks.new_name("modify_collection", ref, name)
             changed = await self.api.modify_collection(
                 found, name=name, metadata=metadata, configuration=configuration, schema=schema
             )
-            self.names.forget(ref)
+            self.checks.names.forget(ref)
             return changed
 
-        return await self._on("modify_collection", ref, modify)
+        return await self.checks.on("modify_collection", ref, modify)
 
     async def delete_collection(self, ref: CollectionRef) -> None:
-        await self._on("delete_collection", ref, lambda found: self.api.delete_collection(found))
+        await self.checks.on("delete_collection", ref, lambda found: self.api.delete_collection(found))
 
     async def fork_collection(self, ref: CollectionRef, name: str) -> Collection:
         """Who may read the one and could make the other."""
 
         async def fork(found: CollectionRef) -> Collection:
-            self._check_new_name("fork_collection", ref, name)
+            self.checks.new_name("fork_collection", ref, name)
             await self.gate.check_new_collection(self.api, NewCollection(ref.tenant, ref.database, name))
             return await self.api.fork_collection(found, name)
 
-        return await self._on("fork_collection", ref, fork)
+        return await self.checks.on("fork_collection", ref, fork)
 
     async def count_forks(self, ref: CollectionRef) -> int:
-        return await self._on("count_forks", ref, lambda found: self.api.count_forks(found))
+        return await self.checks.on("count_forks", ref, lambda found: self.api.count_forks(found))
 
     # --- functions
 
@@ -270,25 +238,25 @@ class Guarded:
         """Who may change the one and could make the other."""
 
         async def attach(found: CollectionRef) -> tuple[AttachedFunction, bool]:
-            self._check_new_name("attach_function", ref, new.output_collection)
+            self.checks.new_name("attach_function", ref, new.output_collection)
             await self.gate.check_new_collection(
                 self.api, NewCollection(ref.tenant, ref.database, new.output_collection)
             )
             return await self.api.attach_function(found, new)
 
-        return await self._on("attach_function", ref, attach)
+        return await self.checks.on("attach_function", ref, attach)
 
     async def get_function(self, ref: CollectionRef, name: str) -> AttachedFunction:
-        return await self._on("get_function", ref, lambda found: self.api.get_function(found, name))
+        return await self.checks.on("get_function", ref, lambda found: self.api.get_function(found, name))
 
     async def detach_function(self, ref: CollectionRef, name: str, *, delete_output: bool = False) -> None:
         async def detach(found: CollectionRef) -> None:
             if delete_output:
                 function = await self.api.get_function(found, name)
-                self._check_new_name("detach_function", ref, function.output_collection)
+                self.checks.new_name("detach_function", ref, function.output_collection)
             await self.api.detach_function(found, name, delete_output=delete_output)
 
-        await self._on("detach_function", ref, detach)
+        await self.checks.on("detach_function", ref, detach)
 
     # --- writes
 
@@ -307,7 +275,7 @@ class Guarded:
                 found, batch, idempotency_key=idempotency_key, condition=condition, outcomes=outcomes
             )
 
-        return await self._on("write", ref, write)
+        return await self.checks.on("write", ref, write)
 
     async def delete_where(
         self,
@@ -319,7 +287,7 @@ class Guarded:
         idempotency_key: str = "",
         allow_scan: bool = False,
     ) -> WriteResult:
-        return await self._on(
+        return await self.checks.on(
             "delete_where",
             ref,
             lambda found: self.api.delete_where(
@@ -358,7 +326,7 @@ class Guarded:
                 cursor=cursor,
             )
 
-        return await self._on("get", ref, get)
+        return await self.checks.on("get", ref, get)
 
     async def get_encoded(
         self,
@@ -389,7 +357,7 @@ class Guarded:
                 cursor=cursor,
             )
 
-        return await self._on("get_encoded", ref, get)
+        return await self.checks.on("get_encoded", ref, get)
 
     async def query(
         self,
@@ -422,7 +390,7 @@ class Guarded:
                 allow_scan=allow_scan,
             )
 
-        return await self._on("query", ref, query)
+        return await self.checks.on("query", ref, query)
 
     async def query_encoded(
         self,
@@ -455,7 +423,7 @@ class Guarded:
                 allow_scan=allow_scan,
             )
 
-        return await self._on("query_encoded", ref, query)
+        return await self.checks.on("query_encoded", ref, query)
 
     async def search(
         self,
@@ -473,7 +441,7 @@ class Guarded:
                 found, searches, consistency=consistency, exact=exact, explain=explain, allow_scan=allow_scan
             )
 
-        return await self._on("search", ref, search)
+        return await self.checks.on("search", ref, search)
 
     async def count(
         self,
@@ -484,7 +452,7 @@ class Guarded:
         explain: bool = False,
         allow_scan: bool = False,
     ) -> CountAnswer:
-        return await self._on(
+        return await self.checks.on(
             "count",
             ref,
             lambda found: self.api.count(
@@ -493,112 +461,12 @@ class Guarded:
         )
 
     async def indexing_status(self, ref: CollectionRef) -> IndexingStatus:
-        return await self._on("indexing_status", ref, lambda found: self.api.indexing_status(found))
+        return await self.checks.on("indexing_status", ref, lambda found: self.api.indexing_status(found))
 
     async def reset(self) -> None:
-        self._check_owner("reset")
+        self.checks.owner("reset")
         await self.api.reset()
 
     async def status(self) -> Json:
-        self._check_owner("status")
+        self.checks.owner("status")
         return await self.api.status()
-
-    # --- the checks
-
-    async def _on(self, verb: str, ref: CollectionRef, call: Callable[[CollectionRef], Awaitable[T]]) -> T:
-        """``call`` with the collection, if the principal may do ``verb`` with it. Raises `NotFound`, `PermissionDenied`."""
-        permission = VERBS[verb].permission
-        if not self.principal.sees_database(ref.tenant, ref.database):
-            raise _no_collection(ref)
-
-        async def checked() -> T:
-            if ref.id and not self.principal.may_all(permission, ref.tenant, ref.database):
-                return await self._by_id(verb, ref, call)
-            if not ref.id:
-                self._check_name(verb, ref, ref.name)
-            return await call(ref)
-
-        return await self._pass(verb, ref.tenant, checked, lambda: _no_collection(ref))
-
-    async def _by_id(self, verb: str, ref: CollectionRef, call: Callable[[CollectionRef], Awaitable[T]]) -> T:
-        """``call`` with id and name. `NotFound` means that nothing was done yet, see `Names`: then the name is looked up again."""
-        name = self.names.get(ref)
-        if name is not None:
-            try:
-                self._check_name(verb, ref, name)
-                return await call(replace(ref, name=name))
-            except (NotFound, PermissionDenied):
-                self.names.forget(ref)
-        found = await self.api.get_collection(ref)
-        self._check_name(verb, ref, found.name)
-        self.names.learn(ref, found.name)
-        return await call(replace(ref, name=found.name))
-
-    def _check_name(self, verb: str, ref: CollectionRef, name: str) -> None:
-        if self.principal.may(VERBS[verb].permission, ref.tenant, ref.database, name):
-            return
-        if self.principal.may(_READ, ref.tenant, ref.database, name):
-            raise _not_allowed(verb)
-        raise _no_collection(ref)
-
-    def _check_new_name(self, verb: str, ref: CollectionRef, name: str | None) -> None:
-        """A collection may only get a name with which the principal could have made it."""
-        if name is not None and not self.principal.may(_EDIT, ref.tenant, ref.database, name):
-            raise _not_allowed(verb)
-
-    def _check_tenant(self, verb: str, tenant: str) -> None:
-        if not self.principal.sees_tenant(tenant):
-            raise _no_tenant(tenant)
-        if not self.principal.may_tenant(VERBS[verb].permission, tenant):
-            raise _not_allowed(verb)
-
-    def _check_owner(self, verb: str) -> None:
-        if not self.principal.owns():
-            raise _not_allowed(verb)
-
-    async def _pass(
-        self, verb: str, tenant: str, call: Callable[[], Awaitable[T]], missing: Callable[[], NotFound] | None = None
-    ) -> T:
-        """``call()`` through the gate; what is not found is ``missing()``, whatever the reason, but for functions of what is."""
-        try:
-            return await self.gate.passed(self.principal.id, tenant, VERBS[verb].load, call)
-        except NotFound as error:
-            if missing is None or error.field == _FUNCTION:
-                raise
-            raise missing() from None
-
-    async def _visible(
-        self,
-        page: Callable[[int, int], Awaitable[list[T]]],
-        visible: Callable[[T], bool],
-        limit: int | None,
-        offset: int,
-    ) -> list[T]:
-        """The page at ``offset`` of what is visible; all of it without a limit. It looks at everything before it."""
-        found: list[T] = []
-        enough = None if limit is None else offset + limit
-        size, at = self.limits.page_size, 0
-        while enough is None or len(found) < enough:
-            part = await page(size, at)
-            found += filter(visible, part)
-            at += len(part)
-            if len(part) < size:
-                break
-        return found[offset:enough]
-
-
-def _no_tenant(name: str) -> NotFound:
-    return NotFound(f"no tenant {name!r}", field="tenant")
-
-
-def _no_database(tenant: str, name: str) -> NotFound:
-    return NotFound(f"no database {name!r} in tenant {tenant!r}", field="database")
-
-
-def _no_collection(ref: CollectionRef) -> NotFound:
-    what = ref.id or ref.name
-    return NotFound(f"no collection {what!r} in database {ref.database!r} of tenant {ref.tenant!r}", field="collection")
-
-
-def _not_allowed(verb: str) -> PermissionDenied:
-    return PermissionDenied(f"these credentials do not allow {verb.removesuffix('_encoded').replace('_', ' ')} here")
