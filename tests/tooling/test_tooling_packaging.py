@@ -72,7 +72,7 @@ def test_what_clients_need_is_pinned_without_an_address() -> None:
     text = (ROOT / "tests" / "compat" / "clients.txt").read_text(encoding="utf-8")
     blocks = re.split(r"\n(?=\S)", text)[1:]
     assert [block.splitlines()[0] for block in blocks if "--hash=sha256:" not in block] == []
-    lock = (ROOT / "tests" / "compat" / "javascript" / "package-lock.json").read_text(encoding="utf-8")
+    lock = (ROOT / "tests" / "compat" / "javascript" / "npm-shrinkwrap.json").read_text(encoding="utf-8")
     assert "://" not in text + lock
     packages = [package for name, package in json.loads(lock)["packages"].items() if name]
     assert all(package["integrity"].startswith("sha512-") for package in packages)
