@@ -18,6 +18,7 @@ from shoal_core.errors import Internal, InvalidArgument
 from shoal_core.limits import Limits
 from shoal_core.ports import Member, ObjectStore, Registry
 from shoal_frontend.database import DatabaseService
+from shoal_frontend.embedding import EmbeddingSettings, FunctionSettings, ServerEmbedding
 from shoal_frontend.grpc_api import ShoalServicer
 from shoal_frontend.http_api.app import create_app
 from shoal_frontend.http_api.gateway import Gateway, Readiness
@@ -205,12 +206,28 @@ async def _build_frontend(context: Context) -> None:
         config.frontend.cached_names,
         SystemClock(),
         config.frontend.allow_reset,
+        _embedding(config),
     )
     ShoalServicer(database).add_to(context.server.grpc_server)
     if config.frontend.http:
-        gateway = Gateway(database, SystemClock(), SystemRandom(), _limits(config), lambda: _readiness(peers.registry))
+        gateway = Gateway(
+            database,
+            SystemClock(),
+            SystemRandom(),
+            _limits(config),
+            lambda: _readiness(peers.registry),
+            embeds=database.embedding is not None,
+        )
         host, port = split_address(config.frontend.http, "frontend.http")
         await context.stack.enter_async_context(serve_http(create_app(gateway), host, port))
+
+
+def _embedding(config: Config) -> ServerEmbedding | None:
+    section = config.frontend.embedding
+    if not section.functions:
+        return None
+    functions = {name: settings_of(FunctionSettings, function) for name, function in section.functions.items()}
+    return ServerEmbedding(settings_of(EmbeddingSettings, section, functions=functions), SystemClock())
 
 
 def _readiness(registry: Registry) -> Readiness:

@@ -60,9 +60,9 @@ class Embedder:
             return False
         return not (given.operation is Operation.UPDATE and self._cannot_be_meant(dimension))
 
-    async def documents(self, texts: list[str], dimension: int | None) -> Vectors:
-        """A vector of each document that is one, (n, dim): what `with_embeddings` takes."""
-        some = await self._loaded().aembed_documents(texts)
+    async def documents(self, texts: list[str], rows: list[int], dimension: int | None) -> Vectors:
+        """A vector of each text, (n, dim); ``rows``: which documents they are. What `with_embeddings` takes."""
+        some = await self._loaded().aembed_documents(texts, rows=rows)
         self._check_fits(some.shape[1], dimension, "documents")
         return some
 

@@ -82,7 +82,8 @@ async def write_batch(
         documents = records.documents.drop_null()
         if len(documents):
             texts = await run(documents.to_pylist, apart=len(documents) > _INLINE_RECORDS)
-            vectors = await embedder.documents(texts, dimension)
+            rows = np.flatnonzero(np.asarray(records.documents.is_valid())).tolist()
+            vectors = await embedder.documents(texts, rows, dimension)
             records = await run(lambda: with_embeddings(records, vectors), apart=len(documents) > _INLINE_RECORDS)
 
     def convert() -> pa.RecordBatch:

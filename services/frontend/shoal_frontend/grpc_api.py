@@ -61,6 +61,7 @@ class Api(PublicApi, Protocol):
         exact: bool,
         explain: bool,
         allow_scan: bool,
+        texts: Sequence[str] | None,
     ) -> Answer | EncodedAnswer: ...
 
 
@@ -203,6 +204,7 @@ class ShoalServicer:
             exact=request.exact,
             explain=request.explain,
             allow_scan=request.allow_scan,
+            texts=[*request.texts] or None,
         )
         return await _answer_bytes(answer)
 

@@ -69,6 +69,7 @@ class Job:
 
     Attributes:
         field: what errors call them.
+        rows: the places of the texts in ``field``.
         dimension: that their vectors must have; None for that of the first ones.
         deadline: by the clock; infinite for none.
     """
@@ -79,6 +80,7 @@ class Job:
     dimension: int | None
     deadline: float
     on_progress: Progress | None
+    rows: Sequence[int] | None
 
 
 class GatewayCore:
@@ -107,8 +109,11 @@ class GatewayCore:
         field: str,
         dimension: int | None = None,
         on_progress: Progress | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Vectors:
         """One row per text, in their order, shape (len(texts), dim). The texts are known to be texts.
+
+        ``rows``: the places of the texts in ``field``, for errors; None if they are 0, 1, 2 …
 
         The first failure ends it: calls under way are cancelled.
 
@@ -121,7 +126,7 @@ class GatewayCore:
             return np.empty((0, expected or 0), dtype=np.float32)
         timeout_ms = self._limits.timeout_ms
         timeout_s = math.inf if timeout_ms is None else timeout_ms / 1_000
-        job = Job(texts, side, field, expected, self._clock.monotonic() + timeout_s, on_progress)
+        job = Job(texts, side, field, expected, self._clock.monotonic() + timeout_s, on_progress, rows)
         message = f"{self._name} did not embed {len(texts)} texts within {timeout_ms} ms"
         return await self._within(timeout_s, self._embed(job), message)
 
@@ -130,7 +135,7 @@ class GatewayCore:
         return f"embedding function {self._identity.name!r}"
 
     async def _embed(self, job: Job) -> Vectors:
-        output = _Output(len(job.texts), job.dimension)
+        output = _Output(job.rows or range(len(job.texts)), job.dimension)
         batches = self._batches(job.texts)
         workers = [
             asyncio.ensure_future(self._work(job, batches, output))
@@ -276,7 +281,7 @@ def _after(attempts: int, error: ShoalError) -> ShoalError:
 class _Output:
     """The matrix that is filled, whatever order batches end in. Its dimension is that of the first rows, unless it is known."""
 
-    def __init__(self, rows: int, dimension: int | None) -> None:
+    def __init__(self, rows: Sequence[int], dimension: int | None) -> None:
         self._rows = rows
         self._dimension = dimension
         self._matrix: Vectors | None = None
@@ -286,14 +291,15 @@ class _Output:
     def vectors(self) -> Vectors:
         """Of all texts, once all are put."""
         assert self._matrix is not None
-        assert self.done == self._rows
+        assert self.done == len(self._rows)
         return self._matrix
 
     def checked(self, answer: object, name: str, field: str, places: Sequence[int]) -> Vectors:
         """See `check_vectors`. Errors of the whole answer name the part of the texts that it was for."""
-        place = field if len(places) == self._rows else f"{field}[{places[0]}:{places[-1] + 1}]"
+        rows = [self._rows[place] for place in places]
+        place = field if len(places) == len(self._rows) else f"{field}[{rows[0]}:{rows[-1] + 1}]"
         try:
-            vectors = check_vectors(answer, len(places), dimension=self._dimension, name=name, field=field, rows=places)
+            vectors = check_vectors(answer, len(places), dimension=self._dimension, name=name, field=field, rows=rows)
         except ShoalError as error:
             if error.field != field:
                 raise
@@ -304,6 +310,6 @@ class _Output:
     def put(self, places: range, vectors: Vectors) -> None:
         """The vectors of the texts at ``places``."""
         if self._matrix is None:
-            self._matrix = np.empty((self._rows, vectors.shape[1]), dtype=np.float32)
+            self._matrix = np.empty((len(self._rows), vectors.shape[1]), dtype=np.float32)
         self._matrix[places.start : places.stop] = vectors
         self.done += len(places)

@@ -117,9 +117,12 @@ class Gateway:
         dimension: int | None = None,
         on_progress: Progress | None = None,
         field: str = "documents",
+        rows: Sequence[int] | None = None,
     ) -> Vectors:
-        """As `embed_documents`, without blocking; ``field`` is what errors call the texts. Cancelling it ends its calls."""
-        return await self._arun(texts, Side.DOCUMENTS, field, dimension, on_progress)
+        """As `embed_documents`, without blocking; errors call the texts ``field`` and by their places in it, ``rows``. Cancelling it
+        ends its calls.
+        """
+        return await self._arun(texts, Side.DOCUMENTS, field, dimension, on_progress, rows)
 
     async def aembed_queries(
         self,
@@ -139,24 +142,37 @@ class Gateway:
         return _loop(os.getpid()).run(lambda: self._embed(texts, side, field, dimension, on_progress))
 
     async def _arun(
-        self, texts: Sequence[str], side: Side, field: str, dimension: int | None, on_progress: Progress | None
+        self,
+        texts: Sequence[str],
+        side: Side,
+        field: str,
+        dimension: int | None,
+        on_progress: Progress | None,
+        rows: Sequence[int] | None = None,
     ) -> Vectors:
         if len(texts) <= _CHECKED_INLINE:
             check_texts(texts, field)
         else:
             await asyncio.to_thread(check_texts, texts, field)
         started: Future[Vectors] = _loop(os.getpid()).start(
-            lambda: self._embed(texts, side, field, dimension, on_progress)
+            lambda: self._embed(texts, side, field, dimension, on_progress, rows)
         )
         return await asyncio.wrap_future(started)
 
     async def _embed(
-        self, texts: Sequence[str], side: Side, field: str, dimension: int | None, on_progress: Progress | None
+        self,
+        texts: Sequence[str],
+        side: Side,
+        field: str,
+        dimension: int | None,
+        on_progress: Progress | None,
+        rows: Sequence[int] | None = None,
     ) -> Vectors:
         """On the loop of the gateways."""
         if self._core is None or self._core[0] != os.getpid():
             self._core = (os.getpid(), self._new_core())
-        return await self._core[1].embed(texts, side, field=field, dimension=dimension, on_progress=on_progress)
+        core = self._core[1]
+        return await core.embed(texts, side, field=field, dimension=dimension, on_progress=on_progress, rows=rows)
 
     def _new_core(self) -> GatewayCore:
         function = self._function

@@ -43,6 +43,7 @@ class Gateway:
 
     Attributes:
         readiness: for the health check; must be quick.
+        embeds: whether the server makes vectors of texts: then bodies may have texts in the place of vectors.
     """
 
     api: PublicApi
@@ -50,6 +51,7 @@ class Gateway:
     random: Random
     limits: Limits = Limits()
     readiness: Callable[[], Readiness] = Readiness
+    embeds: bool = False
 
 
 @dataclass(frozen=True, slots=True)

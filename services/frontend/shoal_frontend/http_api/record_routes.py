@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from fastapi import Request, Response
 
 from shoal_core.contracts import Answer, CollectionRef
@@ -68,7 +69,7 @@ class RecordRoutes:
 
     async def _write(self, request: Request, operation: Operation, status: int) -> Response:
         ref = ref_by_id(request)
-        records = await parsed(request, partial(parse_records, operation=operation))
+        records = await parsed(request, partial(parse_records, operation=operation, embeds=self.gateway.embeds))
         with _missing(ref):
             if records.batch is None:
                 await self.gateway.api.get_collection(ref)
@@ -131,24 +132,26 @@ class RecordRoutes:
         return json_response(await apart(_is_large([answer]), get_json, answer, body.include))
 
     async def query(self, request: Request) -> Response:
-        """The nearest of each vector."""
+        """The nearest of each vector, or of each text where the server embeds."""
         ref = ref_by_id(request)
-        body = await parsed(request, partial(parse_query, limits=self.gateway.limits))
+        body = await parsed(request, partial(parse_query, limits=self.gateway.limits, embeds=self.gateway.embeds))
         with _missing(ref), _patterns():
-            if body.vectors is None:
+            vectors = np.zeros((0, 0), np.float32) if body.vectors is None else body.vectors
+            if body.vectors is None and body.texts is None:
                 await self.gateway.api.get_collection(ref)
                 return json_response(no_queries_json(body.include))
             try:
                 answer = await self.gateway.api.query(
                     ref,
-                    body.vectors,
+                    vectors,
                     body.k,
                     ids=body.selection.ids,
                     where=body.selection.where,
                     include=include_of(body.include),
+                    texts=body.texts,
                 )
             except DimensionMismatch as error:
-                raise await self._wrong_dimension(ref, body.vectors.shape[1], error) from error
+                raise await self._wrong_dimension(ref, vectors.shape[1] or None, error) from error
         return json_response(await apart(_is_large([answer]), query_json, answer, body.include))
 
     async def search(self, request: Request) -> Response:
