@@ -52,7 +52,7 @@ protos-check: setup ## fail if the generated code is not what protos/ says
 constraints: setup ## pin again after a change of dependencies (ARGS="--upgrade" for the newest)
 	tools/constraints $(ARGS)
 
-bench: setup ## the benchmark (ARGS=... for its options, ARGS=filters for filters beside DuckDB)
+bench: setup ## the benchmark (ARGS=... for its options, ARGS=filters for filters beside DuckDB, ARGS=embedding)
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove what tools leave behind

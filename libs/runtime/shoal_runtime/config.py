@@ -157,7 +157,8 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[SettingRow]:
         if isinstance(info.default, Section):
             yield from _rows(type(info.default), f"{prefix}{name}.")
         else:
-            yield SettingRow(prefix + name, _type_name(info), _default_text(info.default), _help(model, name))
+            default = "" if info.default_factory else _default_text(info.default)
+            yield SettingRow(prefix + name, _type_name(info), default, _help(model, name))
 
 
 def _help(model: type[BaseModel], name: str) -> str:
@@ -171,6 +172,8 @@ def _type_name(info: FieldInfo) -> str:
         return "list of str"
     if isinstance(info.default, SecretStr):
         return "secret"
+    if info.default_factory is dict:
+        return "table"
     return info.annotation.__name__ if isinstance(info.annotation, type) else "path"
 
 
