@@ -118,8 +118,8 @@ async def test_words_and_meaning_by_rank_fusion(cluster: LocalCluster) -> None:
         await things.add(ids=[*IDS, "month"], documents=[*TEXTS, "salaries are paid each month"])
         near = shoal.Knn("the moon and its phases", limit=5, return_rank=True, default=100)
         for words in (
-            shoal.Knn("month", key="bm25", limit=5, return_rank=True, default=100),
-            shoal.Knn("month", key="#document", limit=5, return_rank=True, default=100),
+            shoal.Knn("month", key="bm25", limit=2, return_rank=True, default=100),
+            shoal.Knn("month", key="#document", limit=2, return_rank=True, default=100),
         ):
             found = await things.search(
                 shoal.Search(rank=shoal.rrf([near, words]), limit=2, select=["#document", "#score"])
