@@ -75,7 +75,7 @@ async def test_over_http_with_embedding_in_the_frontend(cluster: LocalCluster) -
     status, made = await ask(one, "POST", f"{DATABASE}/collections", body)
     path = f"{DATABASE}/collections/{made['id']}"
     status, refused = await ask(one, "POST", f"{path}/add", {"ids": IDS, "documents": TEXTS})
-    assert (status, "no default one" in refused["message"]) == (412, True)
+    assert (status, "no default one" in refused["message"]) == (400, True)
 
 
 async def test_over_grpc_with_embedding_in_the_frontend(cluster: LocalCluster) -> None:

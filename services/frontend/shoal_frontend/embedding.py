@@ -120,11 +120,12 @@ class ServerEmbedding:
         """The batch with a vector in each of these rows. Nothing else of it changes.
 
         Raises:
-            FailedPrecondition: no function of the configuration is the collection's.
+            InvalidArgument: no function of the configuration is the collection's; too many characters; or a text or its vector
+                will not do.
             ResourceExhausted: the tenant's quota, with ``retry_after_ms``; or the service's.
-            InvalidArgument: too many characters, or a text or its vector will not do.
+            FailedPrecondition: the function is not set up well here.
         """
-        offered = self._of(collection)
+        offered = self._of(collection, "embeddings")
         texts = await apart(len(rows) > MANY_ROWS, lambda: batch.column(DOCUMENT).filter(pa.array(rows)).to_pylist())
         self._charge(texts, collection.tenant, "documents")
         dimension = dimension_of(batch.schema) or collection.dimension
@@ -134,11 +135,11 @@ class ServerEmbedding:
 
     async def query_vectors(self, texts: Sequence[str], collection: Collection) -> Vectors:
         """(q, dim) float32, a row for each text. Raises as `with_embeddings` does."""
-        offered = self._of(collection)
+        offered = self._of(collection, "query_texts")
         self._charge(texts, collection.tenant, "query_texts")
         return await self._asked(offered, offered.gateway.aembed_queries(texts, dimension=collection.dimension))
 
-    def _of(self, collection: Collection) -> _Offered:
+    def _of(self, collection: Collection, field: str) -> _Offered:
         found = self._matching(collection)
         if found is not None:
             return found
@@ -150,7 +151,7 @@ class ServerEmbedding:
             problem = (
                 f"the collection was made with the embedding function {described(wanted)}, and this server has {there}"
             )
-        raise FailedPrecondition(f"{problem}; send embeddings", field="embedding_function")
+        raise InvalidArgument(f"{problem}; send embeddings", field=field)
 
     def _matching(self, collection: Collection) -> _Offered | None:
         wanted = stored_function(collection.configuration)

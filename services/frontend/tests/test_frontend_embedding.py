@@ -199,9 +199,9 @@ async def test_which_function_serves_a_collection() -> None:
             ("legacy", {"embedding_function": {"type": "legacy"}}, "no default one"),
         ):
             ref = await at.create(name, configuration)
-            with pytest.raises(FailedPrecondition, match=message):
+            with pytest.raises(InvalidArgument, match=message):
                 await at.database.write(ref, batch(Operation.ADD, ["a"]))
-            with pytest.raises(FailedPrecondition, match=message):
+            with pytest.raises(InvalidArgument, match=message):
                 await at.database.query(ref, NO_VECTORS, 1, texts=["a"])
             await at.database.write(ref, batch(Operation.ADD, ["a"], [[1.0] * DIMENSION]))
             await at.database.write(ref, batch(Operation.UPDATE, ["just text"]))
