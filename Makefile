@@ -7,7 +7,7 @@ TYPED := $(sort $(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py tests/*
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-unit test-integration lint format types imports protos protos-check constraints bench clean distclean
+.PHONY: help setup clients demo test test-unit test-integration lint format types imports protos protos-check constraints bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,17 +15,20 @@ help: ## this list
 setup: ## make or update .venv (PYTHON=... chooses the interpreter); nothing to do, nothing done
 	@tools/setup
 
+clients: setup ## what the tests with published Chroma clients run: .venv-clients and the JavaScript client
+	@tools/clients
+
 demo: setup ## install, start, load WordNet's glosses, ask by meaning
 	@$(BIN)/shoal demo
 
-test: setup lint types imports protos-check ## all checks and all tests
+test: setup clients lint types imports protos-check ## all checks and all tests
 	$(PYTEST) -m "not integration and not cluster" -q
 	$(PYTEST) -m "integration or cluster" -q
 
 test-unit: setup ## the tests without servers and processes (ARGS=... for pytest)
 	$(PYTEST) -m "not integration and not cluster" -q $(ARGS)
 
-test-integration: setup ## the tests with real Postgres, etcd, S3 and processes (ARGS=... for pytest)
+test-integration: setup clients ## the tests with real Postgres, etcd, S3 and processes (ARGS=... for pytest)
 	$(PYTEST) -m "integration or cluster" -q $(ARGS)
 
 lint: setup ## ruff: rules and format
@@ -52,12 +55,12 @@ protos-check: setup ## fail if the generated code is not what protos/ says
 constraints: setup ## pin again after a change of dependencies (ARGS="--upgrade" for the newest)
 	tools/constraints $(ARGS)
 
-bench: setup ## the benchmark (ARGS=... for its options, ARGS=filters for filters beside DuckDB, ARGS=embedding)
+bench: setup ## the benchmark (ARGS=... for its options; ARGS=filters, functions, http or embedding for others)
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove what tools leave behind
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis .cache
-	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . \( -path './.venv*' -o -name node_modules \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and remove .venv
-	rm -rf .venv
+distclean: clean ## clean, and remove the environments
+	rm -rf .venv .venv-clients tests/compat/javascript/node_modules

@@ -1,12 +1,12 @@
-"""``python -m bench``: WordNet; ``filters``: filters beside DuckDB; ``embedding``: the default function beside a bare loop."""
+"""``python -m bench``: the WordNet benchmark, or another one by its name: ``filters``, ``functions``, ``http``, ``embedding``."""
 
 import sys
 
-from bench import embedding, filters, wordnet
+from bench import embedding, filters, functions, gateway, wordnet
 
-if sys.argv[1:2] == ["filters"]:
-    filters.main(sys.argv[2:])
-elif sys.argv[1:2] == ["embedding"]:
-    embedding.main(sys.argv[2:])
+OTHERS = {"filters": filters.main, "functions": functions.main, "http": gateway.main, "embedding": embedding.main}
+
+if (main := OTHERS.get(sys.argv[1] if len(sys.argv) > 1 else "")) is not None:
+    main(sys.argv[2:])
 else:
     wordnet.main()

@@ -19,8 +19,8 @@ _HERE = Path(__file__).parent
 _DATABASE = "/tenants/default_tenant/databases/default_database/"
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ABSENT = object()
-# How many cores a host has, and what time it is.
-_NOT_COMPARED = ("num_threads", "nanosecond heartbeat")
+# How many cores a host has, what time it is, and what is opaque.
+_NOT_COMPARED = ("num_threads", "nanosecond heartbeat", "read_token")
 
 
 @dataclass(frozen=True, slots=True)

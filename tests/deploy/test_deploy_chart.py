@@ -302,6 +302,20 @@ def test_settings_reach_the_environment(helm: Helm) -> None:
     assert values["querynode"]["SHOAL_QUERYNODE__LOADED_BYTES"] == "17179869184"
 
 
+def test_frontends_serve_everybody_only_where_that_is_said(helm: Helm) -> None:
+    def settings(*options: str) -> dict[str, dict[str, str]]:
+        return {role: environment(container) for role, _, container in pods(helm.template(*options))}
+
+    assert settings()["frontend"]["SHOAL_FRONTEND__ACCESS__ALLOW_UNAUTHENTICATED"] == "true"
+    refusing = settings("--set", "access.allowUnauthenticated=false")["frontend"]
+    assert refusing["SHOAL_FRONTEND__ACCESS__ALLOW_UNAUTHENTICATED"] == "false"
+    assert refusing["SHOAL_FRONTEND__ACCESS__ENABLED"] == "false"
+    closed = settings("--set", "access.enabled=true", "--set", "access.existingSecret=root")
+    assert closed["frontend"]["SHOAL_FRONTEND__ACCESS__ENABLED"] == "true"
+    assert closed["frontend"]["SHOAL_FRONTEND__ACCESS__ALLOW_UNAUTHENTICATED"] == "false"
+    assert [role for role in ROLES if "SHOAL_FRONTEND__ACCESS__ROOT_TOKEN" in closed[role]] == ["frontend"]
+
+
 def test_credentials_of_the_cloud(helm: Helm) -> None:
     rendered = helm.template("--set", "objects.s3.existingSecret=")
     for _, _, container in pods(rendered):
@@ -319,6 +333,7 @@ def test_credentials_of_the_cloud(helm: Helm) -> None:
         ('objects.s3.bucket=""', "bucket"),
         ('objects.s3.endpoint="http://s3:8333"', "allowHttp"),
         ('settings={"postgres.dsn": "postgresql://u:p@h/d"}', "/settings/postgres.dsn"),
+        ('settings={"frontend.access.root_token": "secret"}', "/settings/frontend.access.root_token"),
         ('logservice.settings={"logservice.listen": "0.0.0.0:1"}', "/logservice/settings/logservice.listen"),
     ],
 )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
+import grpc.aio
 import pytest
 
+from shoal_sysdb.service import FunctionsServicer
 from shoal_testing.contract_catalog import CatalogContract
 from shoal_testing.contract_forks import ForkContract
+from shoal_testing.contract_functions import FunctionsContract
 from shoal_testing.contract_log import LogContract
 from shoal_testing.contract_stores import Stores
 from shoal_testing.postgres_stores import postgres_stores
+from shoal_wire.clients import FunctionsClient
 
 pytestmark = pytest.mark.integration
 
@@ -32,3 +37,24 @@ class TestForks(ForkContract):
 
 class TestLogService(LogContract):
     """All cases of the log."""
+
+
+class TestFunctionsService(FunctionsContract):
+    """All cases of attached functions."""
+
+
+class TestFunctionsOverTheWire(FunctionsContract):
+    """The same through client, channel and servicer."""
+
+    @pytest.fixture
+    async def stores(self, stores: Stores) -> AsyncIterator[Stores]:
+        """With a gRPC connection before the functions."""
+        server = grpc.aio.server()
+        FunctionsServicer(stores.functions).add_to(server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                yield replace(stores, functions=FunctionsClient(channel))
+        finally:
+            await server.stop(None)

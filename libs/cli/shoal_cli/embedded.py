@@ -16,8 +16,17 @@ from typing import Any, TypeVar
 from shoal_cli.directory import EMBEDDED_OBJECTS, lock_directory
 from shoal_cluster.registry import StaticRegistry
 from shoal_compactor.compactor import Compactor, CompactorSettings
+from shoal_compactor.functions import FunctionRunner
 from shoal_compactor.garbage import Sweeper
-from shoal_core.contracts import Collection, Json, NewCollection, PublishRequest, VersionInfo
+from shoal_core.contracts import (
+    AttachedFunction,
+    Collection,
+    Json,
+    NewCollection,
+    NewFunction,
+    PublishRequest,
+    VersionInfo,
+)
 from shoal_core.limits import Limits
 from shoal_core.ports import Member
 from shoal_core.schema import Schema
@@ -34,7 +43,9 @@ from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore
 from shoal_storage.postgres import open_pool
+from shoal_sysdb.access import AccessService
 from shoal_sysdb.catalog import CatalogService
+from shoal_sysdb.functions import FunctionsService
 from shoal_sysdb.migrate import migrate
 from shoal_sysdb.store import PostgresCatalogStore
 
@@ -70,6 +81,11 @@ class EmbeddedCatalog(CatalogService):
         super().__init__(store, max_upload_age_ms=max_upload_age_ms)
         self._log = log
         self._names = asyncio.Lock()  # no collection comes into a database while it is deleted
+
+    @property
+    def names(self) -> asyncio.Lock:
+        """Held while collections come into databases, or a database is deleted."""
+        return self._names
 
     async def create_collection(self, new: NewCollection, *, get_or_create: bool) -> tuple[Collection, bool]:
         async with self._names:
@@ -150,6 +166,20 @@ class EmbeddedCatalog(CatalogService):
                 return found
 
 
+class EmbeddedFunctions(FunctionsService):
+    """Attached functions beside an `EmbeddedCatalog`, whose lock of names it takes to make output collections."""
+
+    def __init__(self, store: PostgresCatalogStore, names: asyncio.Lock) -> None:
+        super().__init__(store)
+        self._names = names
+
+    async def attach_function(
+        self, collection_id: str, new: NewFunction, *, limit: int
+    ) -> tuple[AttachedFunction, bool]:
+        async with self._names:
+            return await super().attach_function(collection_id, new, limit=limit)
+
+
 class EmbeddedSystem:
     """All five services in one process. `api` is the frontend's.
 
@@ -162,9 +192,11 @@ class EmbeddedSystem:
         self._settings = settings or EmbeddedSettings()
         self._stack = AsyncExitStack()
         self.api: DatabaseService
+        self.access: AccessService
         self.node: Node
         self.compactor: Compactor
         self.sweeper: Sweeper
+        self.functions: FunctionRunner
 
     async def start(self) -> None:
         """Start Postgres, then every service.
@@ -200,6 +232,7 @@ class EmbeddedSystem:
         log = LogService(postgres.dsn, objects, clock, random, log_settings, exclusive=True)
         await log.start()
         stack.push_async_callback(log.close)
+        self.access = AccessService(pool)
         store = PostgresCatalogStore(pool)
         catalog = EmbeddedCatalog(store, log, max_upload_age_ms=log_settings.append.max_upload_age_ms)
         executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="shoal-query")
@@ -211,6 +244,18 @@ class EmbeddedSystem:
             holder, catalog, log, objects, cache, clock, lambda collection_id: True, settings.compactor
         )
         self.sweeper = Sweeper(catalog, objects, clock, lambda collection_id: True, settings.compactor.garbage)
+        functions = EmbeddedFunctions(store, catalog.names)
+        self.functions = FunctionRunner(
+            holder,
+            catalog,
+            functions,
+            log,
+            objects,
+            cache,
+            clock,
+            lambda collection_id: True,
+            settings.compactor.functions,
+        )
         registry = StaticRegistry([Member(role, _NAME, "in this process") for role in ROLES])
         self.api = DatabaseService(
             catalog,
@@ -221,10 +266,12 @@ class EmbeddedSystem:
             settings.limits,
             clock=clock,
             allow_reset=settings.allow_reset,
+            functions=functions,
         )
         background = await stack.enter_async_context(Background())
         background.start("compactor", self.compactor.run())
         background.start("sweeper", self.sweeper.run())
+        background.start("functions", self.functions.run())
 
 
 def open_embedded(path: Path, *, settings: EmbeddedSettings | None = None) -> EmbeddedSystem:

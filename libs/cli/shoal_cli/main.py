@@ -51,6 +51,12 @@ ClusterOption = Annotated[
         "every one a process. 0: everything in this process, over an embedded Postgres and files.",
     ),
 ]
+TokenOption = Annotated[
+    str,
+    typer.Option(
+        "--token", envvar="SHOAL_TOKEN", help="Says who calls; better in SHOAL_TOKEN than on the command line."
+    ),
+]
 
 
 @app.command()
@@ -64,7 +70,8 @@ def up(
     """Serve a data directory in the foreground until Ctrl-C or SIGTERM, then stop all that was started.
 
     Connect with `shoal.connect("127.0.0.1:8800")`, look at it with `shoal status`. Nothing that was acknowledged is lost, however this
-    ends. A directory is for one process or for a cluster, not for both in turn.
+    ends. A directory is for one process or for a cluster, not for both in turn. To let others in, give it a root token in
+    SHOAL_FRONTEND__ACCESS__ROOT_TOKEN and make credentials with `shoal access`.
     """
     from shoal_cli import up as serving
 
@@ -114,11 +121,18 @@ def demo(
 def status(
     address: Annotated[str, typer.Argument(help="host:port of a frontend.")] = DEFAULT_GRPC,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    token: TokenOption = "",
 ) -> None:
     """Show the members by role and the collections that wait for compaction; `--json` adds the limits."""
     from shoal_cli import status as report
 
-    _run(lambda: report.show(address, as_json=as_json))
+    _run(lambda: report.show(address, as_json=as_json, token=token))
+
+
+def _register_access() -> None:
+    from shoal_cli.access import make_app
+
+    app.add_typer(make_app(_run), name="access")
 
 
 def _run(make: Any) -> None:
@@ -132,6 +146,9 @@ def _run(make: Any) -> None:
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+_register_access()
 
 
 def main() -> None:

@@ -9,15 +9,19 @@ from shoal_cluster.calls import RetryPolicy
 from shoal_cluster.channels import ChannelPool, ChannelSettings
 from shoal_cluster.etcd.client import EtcdClient
 from shoal_cluster.registry import EtcdRegistry
+from shoal_cluster.routed_access import RoutedAccess
 from shoal_cluster.routed_catalog import RoutedCatalog
+from shoal_cluster.routed_functions import RoutedFunctions
 from shoal_cluster.routing import RoutedLog, RoutedQueryNodes, Router, RoutingSettings
-from shoal_core.contracts import Catalog, Log, QueryNode
+from shoal_core.contracts import Access, Catalog, Functions, Log, QueryNode
 from shoal_core.errors import InvalidArgument
 from shoal_core.ports import Member
 from shoal_runtime.config import Config
 from shoal_runtime.sections import settings_of
 from shoal_runtime.system import SystemClock, SystemRandom
+from shoal_wire.clients.access import AccessClient
 from shoal_wire.clients.catalog import CatalogClient
+from shoal_wire.clients.functions import FunctionsClient
 from shoal_wire.clients.log import LogClient
 from shoal_wire.clients.query import QueryClient
 
@@ -32,6 +36,8 @@ class Peers:
     catalog: Catalog
     log: Log
     nodes: QueryNode
+    access: Access
+    functions: Functions
 
     async def start(self) -> None:
         """Begin to watch the registry."""
@@ -81,11 +87,17 @@ def find_peers(config: Config) -> Peers:
     def catalog_of(member: Member) -> Catalog:
         return CatalogClient(channels.get(member.address), timeout_ms)
 
+    def functions_of(member: Member) -> Functions:
+        return FunctionsClient(channels.get(member.address), timeout_ms)
+
     def log_of(member: Member) -> Log:
         return LogClient(channels.get(member.address), timeout_ms)
 
     def node_of(member: Member) -> QueryNode:
         return QueryClient(channels.get(member.address), timeout_ms)
+
+    def access_of(member: Member) -> Access:
+        return AccessClient(channels.get(member.address), timeout_ms)
 
     return Peers(
         registry,
@@ -94,4 +106,6 @@ def find_peers(config: Config) -> Peers:
         RoutedCatalog(Router("sysdb", registry, policy, catalog_of, clock, random, routing)),
         RoutedLog(Router("logservice", registry, policy, log_of, clock, random, routing)),
         RoutedQueryNodes(Router("querynode", registry, policy, node_of, clock, random, routing)),
+        RoutedAccess(Router("sysdb", registry, policy, access_of, clock, random, routing)),
+        RoutedFunctions(Router("sysdb", registry, policy, functions_of, clock, random, routing)),
     )

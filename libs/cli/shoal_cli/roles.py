@@ -10,13 +10,16 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from shoal_cli.entry import check_addresses, make_entrance
 from shoal_cli.peers import Peers, channel_settings, find_peers
 from shoal_compactor.compactor import Compactor, CompactorSettings
+from shoal_compactor.functions import FunctionRunner
 from shoal_compactor.garbage import Sweeper
 from shoal_compactor.service import CompactorServicer
 from shoal_core.errors import Internal, InvalidArgument
 from shoal_core.limits import Limits
 from shoal_core.ports import Member, ObjectStore, Registry
+from shoal_frontend.access.grpc_api import AccessAdminServicer
 from shoal_frontend.database import DatabaseService
 from shoal_frontend.embedding import EmbeddingSettings, FunctionSettings, ServerEmbedding
 from shoal_frontend.grpc_api import ShoalServicer
@@ -41,20 +44,22 @@ from shoal_runtime.telemetry import METRICS_CONTENT_TYPE, Telemetry
 from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore, S3Config, S3ObjectStore, ensure_bucket
 from shoal_storage.postgres import open_pool
+from shoal_sysdb.access import AccessService
 from shoal_sysdb.catalog import CatalogService
 from shoal_sysdb.forks import ForkLimits
+from shoal_sysdb.functions import FunctionsService
 from shoal_sysdb.migrate import migrate
-from shoal_sysdb.service import CatalogServicer
+from shoal_sysdb.service import AccessServicer, CatalogServicer, FunctionsServicer
 from shoal_sysdb.store import PostgresCatalogStore
 
 _log = logging.getLogger(__name__)
 
 _SERVICES = {
-    "frontend": "shoal.v1.ShoalService",
-    "logservice": "shoal.v1.LogService",
-    "querynode": "shoal.v1.QueryService",
-    "compactor": "shoal.v1.CompactorService",
-    "sysdb": "shoal.v1.CatalogService",
+    "frontend": ("shoal.v1.ShoalService", "shoal.v1.AccessAdminService"),
+    "logservice": ("shoal.v1.LogService",),
+    "querynode": ("shoal.v1.QueryService",),
+    "compactor": ("shoal.v1.CompactorService",),
+    "sysdb": ("shoal.v1.CatalogService", "shoal.v1.AccessService", "shoal.v1.FunctionsService"),
 }
 _DRAIN_S = 10.0
 _SETTLE_S = 0.5
@@ -85,7 +90,7 @@ async def serve(role: str, config: Config, *, ready: Callable[[int], None] = lam
     telemetry.install()
     clock = SystemClock()
     server = GrpcServer(
-        [_SERVICES[role]],
+        _SERVICES[role],
         clock,
         options=channel_settings(config).server_options(),
         interceptors=[RpcMetrics(telemetry, clock)],
@@ -138,12 +143,15 @@ async def _build_sysdb(context: Context) -> None:
         statement_timeout_ms=postgres.statement_timeout_ms,
     )
     context.stack.push_async_callback(pool.close)
+    store = PostgresCatalogStore(pool)
     catalog = CatalogService(
-        PostgresCatalogStore(pool),
+        store,
         max_upload_age_ms=config.logservice.append.max_upload_age_ms,
         fork_limits=settings_of(ForkLimits, config.sysdb.fork),
     )
     CatalogServicer(catalog).add_to(context.server.grpc_server)
+    AccessServicer(AccessService(pool)).add_to(context.server.grpc_server)
+    FunctionsServicer(FunctionsService(store)).add_to(context.server.grpc_server)
 
 
 async def _build_log(context: Context) -> None:
@@ -191,11 +199,30 @@ async def _build_compactor(context: Context) -> None:
         "shoal_sweep_failures", "Collections that could not be swept.", lambda: sweeper.counters.failures
     )
     context.background.start("sweeper", sweeper.run())
+    runner = FunctionRunner(
+        holder,
+        peers.catalog,
+        peers.functions,
+        peers.log,
+        objects,
+        cache,
+        SystemClock(),
+        is_mine,
+        settings.functions,
+    )
+    context.telemetry.total("shoal_function_runs", "Runs of attached functions.", lambda: runner.counters.runs)
+    context.telemetry.total(
+        "shoal_function_records", "Records written to their outputs.", lambda: runner.counters.records
+    )
+    context.telemetry.total("shoal_function_failures", "Runs that failed.", lambda: runner.counters.failures)
+    context.background.start("functions", runner.run())
     CompactorServicer(compactor).add_to(context.server.grpc_server)
 
 
 async def _build_frontend(context: Context) -> None:
     config, peers = context.config, context.peers
+    listened = {"frontend.listen": config.frontend.listen, "frontend.http": config.frontend.http}
+    check_addresses(config.frontend, **listened)
     database = DatabaseService(
         peers.catalog,
         peers.log,
@@ -206,16 +233,21 @@ async def _build_frontend(context: Context) -> None:
         config.frontend.cached_names,
         SystemClock(),
         config.frontend.allow_reset,
-        _embedding(config),
+        peers.functions,
+        embedding=_embedding(config),
     )
-    ShoalServicer(database).add_to(context.server.grpc_server)
+    limits = _limits(config)
+    entrance = make_entrance(config.frontend, database, peers.access, SystemClock(), SystemRandom(), limits)
+    ShoalServicer(entrance).add_to(context.server.grpc_server)
+    AccessAdminServicer(entrance, peers.access, SystemRandom(), limits).add_to(context.server.grpc_server)
     if config.frontend.http:
         gateway = Gateway(
-            database,
+            entrance,
             SystemClock(),
             SystemRandom(),
-            _limits(config),
+            limits,
             lambda: _readiness(peers.registry),
+            cors_allow_origins=config.frontend.cors_allow_origins,
             embeds=database.embedding is not None,
         )
         host, port = split_address(config.frontend.http, "frontend.http")

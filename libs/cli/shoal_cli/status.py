@@ -10,9 +10,9 @@ from rich.table import Table
 from shoal import aio
 
 
-async def show(address: str, *, as_json: bool) -> None:
+async def show(address: str, *, as_json: bool, token: str = "") -> None:
     """Ask a frontend and print."""
-    async with await aio.connect(address, timeout_ms=10_000) as client:
+    async with await aio.connect(address, timeout_ms=10_000, token=token) as client:
         status = await client.status()
     if as_json:
         print(json.dumps(status, indent=2, sort_keys=True))

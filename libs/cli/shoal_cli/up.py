@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -9,46 +10,61 @@ from pathlib import Path
 import typer
 
 from shoal_cli.embedded import EmbeddedSettings, EmbeddedSystem
+from shoal_cli.entry import check_addresses, make_entrance
 from shoal_cli.local_cluster import ClusterPlan, LocalCluster
 from shoal_cluster.channels import ChannelSettings
-from shoal_core.contracts import PublicApi
 from shoal_core.limits import Limits
+from shoal_frontend.access.grpc_api import AccessAdminServicer
 from shoal_frontend.grpc_api import ShoalServicer
 from shoal_frontend.http_api.app import create_app
 from shoal_frontend.http_api.gateway import Gateway
 from shoal_frontend.http_api.serving import serve
+from shoal_runtime.config import load
 from shoal_runtime.lifecycle import stop_signals
 from shoal_runtime.logs import configure_logging
 from shoal_runtime.server import GrpcServer, split_address
 from shoal_runtime.servers.ports import free_ports
+from shoal_runtime.service_sections import FrontendSection
 from shoal_runtime.system import SystemClock, SystemRandom
 
 _DRAIN_S = 5.0
+_FRONTEND_VARIABLES = "SHOAL_FRONTEND__"
+_ADDRESS_VARIABLES = ("__LISTEN", "__ADVERTISE", "__METRICS", "__HTTP")
 
 
 @asynccontextmanager
 async def embedded_server(
-    path: Path, grpc: str, http: str = "", *, allow_reset: bool = False
+    path: Path, grpc: str, http: str = "", *, section: FrontendSection | None = None
 ) -> AsyncIterator[tuple[str, str]]:
-    """Everything in this process, with a gRPC and, if asked for, an HTTP face; the addresses they listen on."""
+    """Everything in this process, with a gRPC and, if asked for, an HTTP face; the addresses they listen on.
+
+    ``section``: who may come in and how much it may use.
+    """
+    section = section or FrontendSection()
+    check_addresses(section, grpc=grpc, http=http)
+    clock, random = SystemClock(), SystemRandom()
     async with AsyncExitStack() as stack:
-        system = EmbeddedSystem(path, EmbeddedSettings(allow_reset=allow_reset))
+        system = EmbeddedSystem(path, EmbeddedSettings(allow_reset=section.allow_reset))
         await system.start()
         stack.push_async_callback(system.close)
         options = ChannelSettings(Limits().message_size_bytes).server_options()
-        server = GrpcServer(["shoal.v1.ShoalService"], SystemClock(), options=options)
-        ShoalServicer(system.api).add_to(server.grpc_server)
+        services = ["shoal.v1.ShoalService", "shoal.v1.AccessAdminService"]
+        server = GrpcServer(services, clock, options=options)
+        entrance = make_entrance(section, system.api, system.access, clock, random, Limits())
+        ShoalServicer(entrance).add_to(server.grpc_server)
+        AccessAdminServicer(entrance, system.access, random).add_to(server.grpc_server)
         host, port = split_address(grpc, "grpc")
         bound = await server.start(host, port)
         stack.push_async_callback(server.drain, _DRAIN_S)
-        yield f"{host}:{bound}", await _serve_http(system.api, http, stack)
+        gateway = Gateway(entrance, clock, random, cors_allow_origins=section.cors_allow_origins)
+        yield f"{host}:{bound}", await _serve_http(gateway, http, stack)
 
 
 async def serve_embedded(path: Path, grpc: str, http: str, *, allow_reset: bool = False) -> None:
     """Everything in this process until a signal."""
     configure_logging("WARNING", as_json=False)
-    serving = embedded_server(path, grpc, http, allow_reset=allow_reset)
-    async with stop_signals() as stop, serving as (address, gateway):
+    section = load({"frontend": {"allow_reset": True}} if allow_reset else None).frontend
+    async with stop_signals() as stop, embedded_server(path, grpc, http, section=section) as (address, gateway):
         _say(path, address, gateway, "everything in this process")
         await stop.wait()
         typer.echo("Stopping.")
@@ -58,11 +74,12 @@ async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int, *, al
     """A local cluster."""
     configure_logging("WARNING", as_json=False)
     split_address(grpc, "grpc")
+    check_addresses(load().frontend, grpc=grpc, http=http)
     if http:
         _, port = split_address(http, "http")
         http = f"{http.rpartition(':')[0]}:{port or free_ports(1)[0]}"
     async with stop_signals() as stop:
-        environment = {"SHOAL_FRONTEND__ALLOW_RESET": "true"} if allow_reset else {}
+        environment = _settings_of_frontends() | ({"SHOAL_FRONTEND__ALLOW_RESET": "true"} if allow_reset else {})
         plan = ClusterPlan(path, querynodes=querynodes, grpc=grpc, http=http, environment=environment)
         cluster = LocalCluster(plan)
         await cluster.start()
@@ -75,14 +92,22 @@ async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int, *, al
             await cluster.stop()
 
 
-async def _serve_http(api: PublicApi, http: str, stack: AsyncExitStack) -> str:
+async def _serve_http(gateway: Gateway, http: str, stack: AsyncExitStack) -> str:
     """Serve the HTTP gateway; the address it is on, empty for none."""
     if not http:
         return ""
     host, port = split_address(http, "http")
-    app = create_app(Gateway(api, SystemClock(), SystemRandom()))
-    bound = await stack.enter_async_context(serve(app, host, port))
+    bound = await stack.enter_async_context(serve(create_app(gateway), host, port))
     return f"{http.rpartition(':')[0]}:{bound}"
+
+
+def _settings_of_frontends() -> dict[str, str]:
+    """What this process was told about frontends; where they listen is decided by its own options."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.upper().startswith(_FRONTEND_VARIABLES) and not name.upper().endswith(_ADDRESS_VARIABLES)
+    }
 
 
 def _say(path: Path, grpc: str, http: str, what: str) -> None:

@@ -25,16 +25,20 @@ class Told:
     def catalog_changed(self, collection_id: str) -> None:
         self.changed.append(collection_id)
 
+    def everything_changed(self) -> None:
+        self.changed.append("everything")
+
 
 @pytest.mark.parametrize(
-    ("name", "call"),
+    ("name", "call", "heard"),
     [
-        ("modify_collection", lambda catalog: catalog.modify_collection(ID, name="other")),
-        ("delete_collection", lambda catalog: catalog.delete_collection(ID)),
+        ("modify_collection", lambda catalog: catalog.modify_collection(ID, name="other"), ID),
+        ("delete_collection", lambda catalog: catalog.delete_collection(ID), ID),
+        ("reset", lambda catalog: catalog.reset(), "everything"),
     ],
 )
 async def test_a_change_whose_caller_gave_up_is_told_when_it_has_happened(
-    monkeypatch: pytest.MonkeyPatch, name: str, call: Callable[[EmbeddedCatalog], Awaitable[object]]
+    monkeypatch: pytest.MonkeyPatch, name: str, call: Callable[[EmbeddedCatalog], Awaitable[object]], heard: str
 ) -> None:
     """Told at once, the log would ask the database before the change commits, and never again."""
     begun, committed = asyncio.Event(), asyncio.Event()
@@ -54,7 +58,7 @@ async def test_a_change_whose_caller_gave_up_is_told_when_it_has_happened(
     assert told.changed == [], "the database still has the collection as it was"
     committed.set()
     await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
-    assert told.changed == [ID]
+    assert told.changed == [heard]
 
 
 async def test_a_change_is_told_before_its_caller_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

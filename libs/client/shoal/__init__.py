@@ -45,7 +45,7 @@ from shoal.client import Client, connect
 from shoal.collection import Collection
 from shoal_core import errors
 from shoal_core.consistency import STRONG, Consistency, ServedAt, VersionToken
-from shoal_core.contracts import Condition, CountAnswer, IndexingStatus
+from shoal_core.contracts import AttachedFunction, Condition, CountAnswer, IndexingStatus
 from shoal_core.limits import Limits
 from shoal_core.schema import Analyzer, Bm25, Index, Schema, SparseConfig, VectorConfig
 
@@ -57,6 +57,7 @@ __all__ = [
     "AsyncClient",
     "AsyncCollection",
     "AsyncConditionalWrite",
+    "AttachedFunction",
     "Bm25",
     "Client",
     "Collection",

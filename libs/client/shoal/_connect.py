@@ -75,9 +75,14 @@ def parse_addresses(text: str) -> tuple[str, ...]:
 
 
 async def connect_frontends(
-    addresses: tuple[str, ...], timeout_ms: int, credentials: grpc.ChannelCredentials | None
+    addresses: tuple[str, ...], timeout_ms: int, credentials: grpc.ChannelCredentials | None, token: str = ""
 ) -> Connection:
-    """One channel per address; nothing is sent yet. Needs the running event loop."""
+    """One channel per address; nothing is sent yet. Needs the running event loop.
+
+    Raises `InvalidArgument` for a token that no metadata can carry.
+    """
+    if not token.isascii() or not token.isprintable():
+        raise InvalidArgument("expected printable ASCII", field="token")
     # gRPC and its messages take longest to import; an embedded system does not need them here.
     import grpc.aio
 
@@ -96,7 +101,9 @@ async def connect_frontends(
         for channel in channels:
             await channel.close()
 
-    return Connection(tuple(PublicClient(channel, timeout_ms) for channel in channels), ",".join(addresses), close)
+    return Connection(
+        tuple(PublicClient(channel, timeout_ms, token=token) for channel in channels), ",".join(addresses), close
+    )
 
 
 async def open_embedded(path: str | Path, options: Mapping[str, Any]) -> Connection:

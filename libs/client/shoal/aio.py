@@ -43,6 +43,7 @@ async def connect(
     embedding_function: Function | None = None,
     embedding_hosts: Sequence[str] = (),
     credentials: grpc.ChannelCredentials | None = None,
+    token: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> AsyncClient:
     """A client of a running Shoal, or with ``path`` a whole Shoal in this process. Belongs to the running event loop.
@@ -58,6 +59,7 @@ async def connect(
         embedding_hosts: ``host`` or ``host:port`` of services that get texts, and keys from the environment, when the stored
             function of a collection names them. The public address of a function's own service needs no mention.
         credentials: for TLS; without them the connection is plain text.
+        token: says who calls, where the frontend wants to know (docs/access.md).
         options: for the embedded system.
 
     Raises:
@@ -74,7 +76,7 @@ async def connect(
     if path is not None:
         connection = await open_embedded(path, options or {})
     else:
-        connection = await connect_frontends(parse_addresses(address or ""), timeout_ms, credentials)
+        connection = await connect_frontends(parse_addresses(address or ""), timeout_ms, credentials, token)
     return AsyncClient(
         connection,
         tenant=tenant,

@@ -16,7 +16,7 @@ from shoal._search import Search
 from shoal._searches import SearchLike, SearchResult, Texts, read_searches, search_result
 from shoal_core import contracts
 from shoal_core.consistency import STRONG
-from shoal_core.contracts import CountAnswer, IndexingStatus
+from shoal_core.contracts import AttachedFunction, CountAnswer, IndexingStatus
 from shoal_core.errors import DeadlineExceeded, InvalidArgument
 from shoal_core.schema import Schema
 
@@ -306,6 +306,49 @@ class AsyncCollection(AsyncWrites):
     async def fork_count(self) -> int:
         """Forks in the tree that this collection belongs to, at any depth."""
         return await self._caller.call(lambda api: api.count_forks(self._ref))
+
+    # --- functions
+
+    async def attach_function(
+        self, function: str, name: str, output_collection: str, params: contracts.Json | None = None
+    ) -> tuple[AttachedFunction, bool]:
+        """Attach a function, which from then on follows the collection as it is compacted; and whether this call did it.
+
+            await films.attach_function("statistics", "films_stats", "films_statistics")
+
+        Args:
+            function: ``record_counter`` or ``statistics``.
+            name: unique among those of the collection. Attaching the same again finds what is there.
+            output_collection: the name of the collection that is made for what it writes.
+            params: of the function; those that there are take none.
+
+        Raises:
+            NotFound: no such function.
+            AlreadyExists: the name has another function, or there is a collection of the output's name.
+            InvalidArgument: the collection is itself the output of a function.
+            FailedPrecondition: the collection has too many functions.
+        """
+        new = contracts.NewFunction(
+            text(name, "name"),
+            text(function, "function"),
+            text(output_collection, "output_collection"),
+            {} if params is None else params,
+        )
+        return await self._caller.call(lambda api: api.attach_function(self._ref, new), write=True, repeatable=True)
+
+    async def get_attached_function(self, name: str) -> AttachedFunction:
+        """A function of the collection: how far it has come, and whether its last run failed. Raises `NotFound`."""
+        wanted = text(name, "name")
+        return await self._caller.call(lambda api: api.get_function(self._ref, wanted))
+
+    async def detach_function(self, name: str, delete_output_collection: bool = False) -> None:
+        """End a function. Its output collection stays as it is unless it is to be deleted too. Raises `NotFound`."""
+        wanted = text(name, "name")
+        await self._caller.call(
+            lambda api: api.detach_function(self._ref, wanted, delete_output=delete_output_collection),
+            write=True,
+            repeatable=False,
+        )
 
     async def indexing_status(self) -> IndexingStatus:
         """How much of the log is in segments."""

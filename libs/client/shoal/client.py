@@ -32,6 +32,7 @@ def connect(
     embedding_function: Function | None = None,
     embedding_hosts: Sequence[str] = (),
     credentials: grpc.ChannelCredentials | None = None,
+    token: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> Client:
     """A client of a running Shoal, or with ``path`` a whole Shoal in this process.
@@ -48,6 +49,7 @@ def connect(
         embedding_hosts: ``host`` or ``host:port`` of services that get texts, and keys from the environment, when the stored
             function of a collection names them. The public address of a function's own service needs no mention.
         credentials: for TLS; without them the connection is plain text.
+        token: says who calls, where the frontend wants to know (docs/access.md).
         options: for the embedded system.
 
     Raises:
@@ -66,6 +68,7 @@ def connect(
                 embedding_function=embedding_function,
                 embedding_hosts=embedding_hosts,
                 credentials=credentials,
+                token=token,
                 options=options,
             )
         )

@@ -13,7 +13,7 @@ from shoal._searches import SearchLike, SearchResult
 from shoal._writes import Writes
 from shoal_core import contracts
 from shoal_core.consistency import STRONG
-from shoal_core.contracts import CountAnswer, IndexingStatus
+from shoal_core.contracts import AttachedFunction, CountAnswer, IndexingStatus
 from shoal_core.schema import Schema
 
 
@@ -277,6 +277,37 @@ class Collection(Writes):
     def fork_count(self) -> int:
         """Forks in the tree that this collection belongs to, at any depth."""
         return self._run(lambda: self._collection.fork_count())
+
+    # --- functions
+
+    def attach_function(
+        self, function: str, name: str, output_collection: str, params: contracts.Json | None = None
+    ) -> tuple[AttachedFunction, bool]:
+        """Attach a function, which from then on follows the collection as it is compacted; and whether this call did it.
+
+            films.attach_function("statistics", "films_stats", "films_statistics")
+
+        Args:
+            function: ``record_counter`` or ``statistics``.
+            name: unique among those of the collection. Attaching the same again finds what is there.
+            output_collection: the name of the collection that is made for what it writes.
+            params: of the function; those that there are take none.
+
+        Raises:
+            NotFound: no such function.
+            AlreadyExists: the name has another function, or there is a collection of the output's name.
+            InvalidArgument: the collection is itself the output of a function.
+            FailedPrecondition: the collection has too many functions.
+        """
+        return self._run(lambda: self._collection.attach_function(function, name, output_collection, params))
+
+    def get_attached_function(self, name: str) -> AttachedFunction:
+        """A function of the collection: how far it has come, and whether its last run failed. Raises `NotFound`."""
+        return self._run(lambda: self._collection.get_attached_function(name))
+
+    def detach_function(self, name: str, delete_output_collection: bool = False) -> None:
+        """End a function. Its output collection stays as it is unless it is to be deleted too. Raises `NotFound`."""
+        self._run(lambda: self._collection.detach_function(name, delete_output_collection))
 
     def indexing_status(self) -> IndexingStatus:
         """How much of the log is in segments."""

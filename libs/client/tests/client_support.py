@@ -19,6 +19,7 @@ from shoal.aio import AsyncClient
 from shoal_core.consistency import STRONG, Consistency, ReadLevel, ServedAt, VersionToken
 from shoal_core.contracts import (
     Answer,
+    AttachedFunction,
     Collection,
     CollectionRef,
     Condition,
@@ -28,6 +29,7 @@ from shoal_core.contracts import (
     IndexingStatus,
     Json,
     NewCollection,
+    NewFunction,
     Outcome,
     Tenant,
     WriteResult,
@@ -94,6 +96,7 @@ class FakeApi:
         self.indexed: deque[int] = deque()
         self.before: Callable[[], Any] | None = None
         self.databases = {("default_tenant", "default_database")}
+        self.functions: dict[tuple[str, str], AttachedFunction] = {}
 
     def seen(self, verb: str) -> list[dict[str, Any]]:
         """The arguments of every call of a verb."""
@@ -411,6 +414,48 @@ class FakeApi:
         arguments = {"consistency": consistency, "explain": explain, "allow_scan": allow_scan}
         result: CountAnswer = await self._do("count", work, where=where, **arguments)
         return result
+
+    # --- functions
+
+    async def attach_function(self, ref: CollectionRef, new: NewFunction) -> tuple[AttachedFunction, bool]:
+        def work() -> tuple[AttachedFunction, bool]:
+            source = self._find(ref).info
+            known = (source.id, new.name)
+            if known in self.functions:
+                return self.functions[known], False
+            self.functions[known] = AttachedFunction(
+                id="f",
+                name=new.name,
+                function=new.function,
+                tenant=source.tenant,
+                database=source.database,
+                database_id="d",
+                input_collection_id=source.id,
+                output_collection_id="o",
+                output_collection=new.output_collection,
+                params=new.params,
+            )
+            return self.functions[known], True
+
+        result: tuple[AttachedFunction, bool] = await self._do("attach_function", work, ref=ref, new=new)
+        return result
+
+    async def get_function(self, ref: CollectionRef, name: str) -> AttachedFunction:
+        found: AttachedFunction = await self._do("get_function", lambda: self._function(ref, name), ref=ref, name=name)
+        return found
+
+    async def detach_function(self, ref: CollectionRef, name: str, *, delete_output: bool = False) -> None:
+        def work() -> None:
+            found = self._function(ref, name)
+            del self.functions[found.input_collection_id, name]
+
+        await self._do("detach_function", work, ref=ref, name=name, delete_output=delete_output)
+
+    def _function(self, ref: CollectionRef, name: str) -> AttachedFunction:
+        found = self.functions.get((self._find(ref).info.id, name))
+        if found is None:
+            raise NotFound(f"no function {name!r}")
+        return found
 
     async def indexing_status(self, ref: CollectionRef) -> IndexingStatus:
         def work() -> IndexingStatus:

@@ -14,7 +14,10 @@ import shoal
 from libs.client.tests.client_support import Fail, FakeApi, Words
 from shoal import errors
 from shoal._loop import LoopThread
+from shoal_frontend.access.entrance import Entrance
+from shoal_frontend.access.gate import Gate
 from shoal_frontend.grpc_api import ShoalServicer
+from shoal_testing.virtual_clock import VirtualClock
 from shoal_wire.messages import message_options
 
 pytestmark = pytest.mark.integration
@@ -29,7 +32,7 @@ async def serving(*apis: FakeApi) -> AsyncIterator[str]:
     try:
         for api in apis:
             server = grpc.aio.server(options=message_options())
-            ShoalServicer(api).add_to(server)
+            ShoalServicer(Entrance(api, Gate(VirtualClock()))).add_to(server)
             addresses.append(f"localhost:{server.add_insecure_port('127.0.0.1:0')}")
             await server.start()
             servers.append(server)

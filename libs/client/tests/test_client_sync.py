@@ -60,6 +60,13 @@ def test_everything_once(client: shoal.Client) -> None:
     assert (films.dimension, films.configuration) == (2, {})
     assert films.wait_until_indexed().indexed_offset == films.indexing_status().head_offset == 7
     assert films.id in repr(films)
+    attached, created = films.attach_function("statistics", "stats", "films-stats")
+    assert (attached.function, attached.output_collection, created) == ("statistics", "films-stats", True)
+    assert films.attach_function("statistics", "stats", "films-stats") == (attached, False)
+    assert films.get_attached_function("stats") == attached
+    films.detach_function("stats", delete_output_collection=True)
+    with pytest.raises(errors.NotFound):
+        films.get_attached_function("stats")
     assert [found.name for found in client.list_collections()] == ["movies"]
     assert client.get_collection("movies").id == films.id
     assert client.create_collection("other").count() == 0

@@ -14,6 +14,7 @@ import pytest
 from shoal_cluster.assignment import ModuloPolicy, RendezvousPolicy, log_key, query_key
 from shoal_cluster.membership import membership_view
 from shoal_cluster.routed_catalog import RoutedCatalog
+from shoal_cluster.routed_functions import RoutedFunctions
 from shoal_cluster.routing import RoutedLog, RoutedQueryNodes, Router, RoutingSettings, is_transient, nothing_happened
 from shoal_core.consistency import ServedAt, VersionToken
 from shoal_core.contracts import (
@@ -22,6 +23,8 @@ from shoal_core.contracts import (
     CountAnswer,
     CountRequest,
     GetRequest,
+    Lease,
+    NewFunction,
     SearchRequest,
     StatisticsRequest,
     TailRequest,
@@ -164,6 +167,11 @@ class Client:
 
     async def modify_collection(self, collection_id: str, **changes: Any) -> Any:
         return (await self.world.ask(self.name), collection_id, changes)
+
+    async def attach_function(self, *args: Any, **more: Any) -> Any:
+        return (await self.world.ask(self.name), args, more)
+
+    get_function = detach_function = due_functions = complete_function = fail_function = attach_function
 
 
 @pytest.fixture
@@ -571,3 +579,37 @@ async def test_a_schema_is_passed_on_and_changed_once() -> None:
     with pytest.raises(OutcomeUnknown):
         await world.clock.run(catalog.modify_collection("c", schema=schema))
     assert world.called == [order[0]] * 2
+
+
+# --- attached functions
+
+LEASE = Lease("c", "functions", "me", 1)
+FUNCTION_CALLS = [
+    ("attach_function", ("c", NewFunction("f", "statistics", "o")), {"limit": 8}, True),
+    ("get_function", ("c", "f"), {}, True),
+    ("detach_function", ("c", "f"), {}, False),
+    ("complete_function", (LEASE, "f", 9), {}, True),
+    ("fail_function", (LEASE, "f", "why"), {"retry_ms": 1, "longest_retry_ms": 2}, False),
+]
+
+
+@pytest.mark.parametrize(("method", "args", "more", "repeats"), FUNCTION_CALLS)
+async def test_verbs_of_functions_are_passed_on_and_repeated_where_that_does_no_harm(
+    method: str, args: tuple[Any, ...], more: dict[str, Any], repeats: bool
+) -> None:
+    world, order = catalog_world()
+    functions: Any = RoutedFunctions(world.router(role="sysdb"))
+    assert await world.clock.run(getattr(functions, method)(*args, **more)) in (None, (order[0], args, more))
+    world.behaviours[order[0]] = world.fail(OutcomeUnknown("the connection broke"))
+    if repeats:
+        assert await world.clock.run(getattr(functions, method)(*args, **more)) in (None, (order[1], args, more))
+        assert world.called == [order[0], order[0], order[1]]
+    else:
+        with pytest.raises(OutcomeUnknown):
+            await world.clock.run(getattr(functions, method)(*args, **more))
+
+
+async def test_what_is_due_may_be_asked_of_any_member() -> None:
+    world, _ = catalog_world()
+    functions: Any = RoutedFunctions(world.router(role="sysdb"))
+    assert (await world.clock.run(functions.due_functions(limit=3)))[1:] == ((), {"limit": 3})

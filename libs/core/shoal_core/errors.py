@@ -19,7 +19,8 @@
     │   ├── VersionConflict        a publish lost its compare-and-set
     │   └── Fenced                 the lease epoch is no longer the newest
     ├── ResourceExhausted          a limit or quota; carries retry_after_ms
-    │   └── BackPressure
+    │   ├── BackPressure
+    │   └── QuotaExceeded
     ├── Unavailable                transient; try again
     ├── DeadlineExceeded
     ├── OutcomeUnknown             the write may or may not have happened
@@ -131,6 +132,12 @@ class ResourceExhausted(ShoalError):
 
 class BackPressure(ResourceExhausted):
     """Too much un-compacted data; wait ``retry_after_ms`` and try again."""
+
+
+class QuotaExceeded(ResourceExhausted):
+    """A quota of the tenant is used up, or is too small for the request; waiting does not help."""
+
+    retryable = False
 
 
 class Unavailable(ShoalError):

@@ -42,4 +42,7 @@ class Limits:
     collection_metadata_size_bytes: int = 65536
     idempotency_key_size_bytes: int = 64
     page_size: int = 1000
+    functions: int = 8
+    function_name_size_bytes: int = 1024
+    list_length: int = 10_000
     message_size_bytes: int = 64 << 20

@@ -90,6 +90,12 @@ def _row_place(key: str, row: int) -> str:
 
 def _gather(metadatas: Sequence[Any]) -> dict[str, tuple[list[int], list[Any]]]:
     """Per key, the rows that have it and their values."""
+    if (
+        set(map(type, metadatas)) == {dict} and len(set(map(tuple, metadatas))) == 1
+    ):  # as most are: all of the same keys
+        rows = [*range(len(metadatas))]
+        columns = zip(*map(dict.values, metadatas), strict=True)
+        return {key: (rows, list(column)) for key, column in zip(metadatas[0], columns, strict=True)}
     found: dict[str, tuple[list[int], list[Any]]] = {}
     for row, metadata in enumerate(metadatas):
         if metadata is None:

@@ -136,7 +136,8 @@ def _filter(value: Any, place: str, limits: Limits) -> tuple[tuple[str, ...] | N
 
 
 def _select(value: Any, place: str, limits: Limits) -> Select:
-    names = _strings(_object(value, place, ("keys",)).get("keys") or [], f"{place}.keys")
+    keys = _object(value, place, ("keys",)).get("keys")
+    names = () if keys is None else _strings(keys, f"{place}.keys")
     flags = {DOCUMENT_KEY: "documents", EMBEDDING_KEY: "embeddings", "#metadata": "metadatas", SCORE_KEY: "scores"}
     keys = tuple(dict.fromkeys(name for name in names if name not in flags))
     select = Select(**{flags[name]: True for name in names if name in flags}, keys=keys)

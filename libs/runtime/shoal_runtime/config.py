@@ -157,8 +157,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[SettingRow]:
         if isinstance(info.default, Section):
             yield from _rows(type(info.default), f"{prefix}{name}.")
         else:
-            default = "" if info.default_factory else _default_text(info.default)
-            yield SettingRow(prefix + name, _type_name(info), default, _help(model, name))
+            yield SettingRow(prefix + name, _type_name(info), _default_text(info.default), _help(model, name))
 
 
 def _help(model: type[BaseModel], name: str) -> str:
@@ -172,13 +171,13 @@ def _type_name(info: FieldInfo) -> str:
         return "list of str"
     if isinstance(info.default, SecretStr):
         return "secret"
-    if info.default_factory is dict:
+    if isinstance(info.default, dict):
         return "table"
     return info.annotation.__name__ if isinstance(info.annotation, type) else "path"
 
 
 def _default_text(value: Any) -> str:
-    if value is None or isinstance(value, SecretStr):
+    if value is None or isinstance(value, SecretStr | dict):
         return ""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 

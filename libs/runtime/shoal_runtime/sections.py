@@ -32,6 +32,8 @@ def _split(value: Any) -> Any:
 
 Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split)]
 
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys are errors."""
@@ -221,8 +223,14 @@ class LimitsSection(Section):
     """Metadata of a collection, as JSON."""
     idempotency_key_size_bytes: Count = _LIMITS.idempotency_key_size_bytes
     """An idempotency key."""
+    functions: Count = _LIMITS.functions
+    """Functions attached to a collection."""
+    function_name_size_bytes: Count = _LIMITS.function_name_size_bytes
+    """The name of an attached function."""
     page_size: Count = _LIMITS.page_size
     """Collections of one page of a list."""
+    list_length: Count = _LIMITS.list_length
+    """Collections or databases of one list over HTTP, where clients may ask for all of them at once."""
     message_size_bytes: Count = _LIMITS.message_size_bytes
     """A message between processes."""
 

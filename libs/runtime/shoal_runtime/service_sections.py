@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
-from shoal_runtime.sections import Address, Count, Section, Share, SizeBytes, TimeMs
+from shoal_runtime.sections import Address, Count, Section, Share, SizeBytes, Texts, TimeMs
 
 _HOUR_MS = 3_600_000
 
@@ -230,6 +230,39 @@ class GarbageSection(Section):
     """Log what would be deleted, and delete nothing."""
 
 
+class FunctionsSection(Section):
+    """The runner of attached functions."""
+
+    poll_ms: Count = 1_000
+    """Between two looks for functions that are behind."""
+    page: Count = 100
+    """Functions per look."""
+    parallel_jobs: Count = 1
+    """Collections whose functions run at a time."""
+    orphan_age_ms: TimeMs = 15_000
+    """A function that its owner left behind for longer is run by any compactor."""
+    lease_ms: Count = 15_000
+    """A lease on the functions of a collection; renewed three times within this."""
+    retry_ms: TimeMs = 2_000
+    """A function that failed is left alone for so long, twice as long after each further failure."""
+    longest_retry_ms: TimeMs = 300_000
+    """But for no longer than this."""
+    keys: Count = 1_000
+    """Metadata keys in the output of `statistics`: those with the most values. The output says how many are left out."""
+    values_per_key: Count = 10_000
+    """Values listed per key and type: the most frequent. The output says how many are left out."""
+    values: Count = 100_000
+    """Values listed of all keys together."""
+    value_size_bytes: Count = 1_024
+    """Longer texts are not listed."""
+    batch_records: Count = 5_000
+    """Records of one write to an output."""
+    batch_size_bytes: Count = 4 << 20
+    """And their bytes."""
+    cache_size_bytes: SizeBytes = 64 << 20
+    """Counts kept of segments, so that only what changed is counted again."""
+
+
 class CompactorSection(ServiceSection):
     """The compactor."""
 
@@ -256,6 +289,71 @@ class CompactorSection(ServiceSection):
     flush: FlushSection = FlushSection()
     policy: MergeSection = MergeSection()
     garbage: GarbageSection = GarbageSection()
+    functions: FunctionsSection = FunctionsSection()
+
+
+class AccessSection(Section):
+    """Who may come in. Off, everybody who connects may do everything, so only loopback is listened on."""
+
+    enabled: bool = False
+    """Whether callers must show credentials; a root token turns it on too."""
+    root_token: SecretStr = SecretStr("")
+    """Owns the system; at least 32 characters. For the first credentials; best without one after that. Empty: none."""
+    allow_unauthenticated: bool = False
+    """Listen beyond loopback without authentication: behind something that has it, or in a network that is trusted."""
+    cache_ttl_ms: TimeMs = 3_000
+    """How long a credential is remembered; a revoked one works no longer than that."""
+    cached_credentials: Count = 10_000
+    """Credentials remembered at a time, good and bad."""
+    password_checks: Count = 2
+    """Passwords hashed at a time, each in 32 MiB."""
+    waiting_password_checks: SizeBytes = 64
+    """More may wait for their turn; the rest are refused."""
+    password_attempts_per_s: Annotated[float, Field(gt=0)] = 0.2
+    """Wrong passwords per user name, once the burst is used up."""
+    password_burst: Count = 10
+    """Wrong passwords at once."""
+
+
+class RatesSection(Section):
+    """How often and how many at a time, per frontend process; 0: without limit."""
+
+    reads_per_s: Annotated[float, Field(ge=0)] = 0.0
+    """Requests that only read."""
+    read_burst: SizeBytes = 0
+    """At once, after a pause; 0: as many as in a second."""
+    writes_per_s: Annotated[float, Field(ge=0)] = 0.0
+    """Requests that change something."""
+    write_burst: SizeBytes = 0
+    """At once, after a pause; 0: as many as in a second."""
+    concurrent: SizeBytes = 0
+    """Requests under way at a time."""
+
+
+class QuotasSection(Section):
+    """How much, beside the limits of the system; 0: without a quota."""
+
+    databases: SizeBytes = 0
+    """Databases of the tenant; two made at once may both get in."""
+    collections: SizeBytes = 0
+    """Collections of the tenant; two made at once may both get in."""
+    collections_per_database: SizeBytes = 0
+    """Collections of each database; two made at once may both get in."""
+    batch_records: SizeBytes = 0
+    """Records of one write."""
+    dimension: SizeBytes = 0
+    """Dimension of embeddings."""
+    document_size_bytes: SizeBytes = 0
+    """A document, in UTF-8."""
+    results: SizeBytes = 0
+    """Records of one get, of each vector of a query, of each search."""
+
+
+class TenantSection(Section):
+    """What one tenant may use."""
+
+    rates: RatesSection = RatesSection()
+    quotas: QuotasSection = QuotasSection()
 
 
 class EmbeddingFunctionSection(Section):
@@ -263,7 +361,7 @@ class EmbeddingFunctionSection(Section):
 
     kind: str
     """Its name in the SDK's registry: default, ollama, openai, openai_compatible, huggingface_server, …"""
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default={})
     """As collections store it; of secrets the names of environment variables."""
     texts_per_call: Count | None = None
     """Texts of one call; absent: as suits the kind."""
@@ -278,7 +376,7 @@ class EmbeddingFunctionSection(Section):
 class EmbeddingSection(Section):
     """Embedding of texts in the frontend, for clients that send no vectors. Off unless it names functions."""
 
-    functions: dict[str, EmbeddingFunctionSection] = Field(default_factory=dict)
+    functions: dict[str, EmbeddingFunctionSection] = Field(default={})
     """A table for each function: [frontend.embedding.functions.NAME] with kind, config and bounds. Collections made with one of them
     are served by it."""
     default: str = ""
@@ -314,4 +412,13 @@ class FrontendSection(ServiceSection):
     """Whether a client may delete everything."""
     cached_names: Count = 10_000
     """Collections whose name is remembered; a stale one is noticed and looked up again."""
+    cors_allow_origins: Texts = ()
+    """Origins whose web pages may call the HTTP side, such as https://app.example.com; *: all. Several are separated by commas."""
+    access: AccessSection = AccessSection()
+    tenant: TenantSection = TenantSection()
+    tenants: dict[str, TenantSection] = Field(default={})
+    """Tenants with limits of their own, by name; what they leave out is as in `frontend.tenant`. In the environment: JSON."""
+    credential: RatesSection = RatesSection()
+    counted_keys: Count = 10_000
+    """Tenants, and credentials, whose rates are counted at a time."""
     embedding: EmbeddingSection = EmbeddingSection()

@@ -67,6 +67,8 @@ class LockBusy(Exception):
 
 def translate(error: Exception) -> ShoalError:
     """The driver's error as one of `shoal_core.errors`."""
+    if isinstance(error, asyncpg.CheckViolationError) and "no partition" in str(error):
+        return Unavailable("there is no partition for the present time yet; try again")
     if isinstance(error, _REFUSED_VALUES):
         return InvalidArgument(f"the database cannot store this value: {error}")
     if isinstance(error, asyncpg.QueryCanceledError):

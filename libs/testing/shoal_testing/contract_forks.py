@@ -135,11 +135,11 @@ class ForkContract:
         assert (await _borrowed(stores, grandchild)).versions == ()
         await stores.compact(child, 5, expected=1)
         newer = await catalog.get_version(child.id)
-        assert set((await _borrowed(stores, made)).versions) == {*versions.values(), newer}
+        assert set((await _borrowed(stores, made)).versions) == set(versions.values())
         assert set((await _borrowed(stores, made, 0)).versions) == {newer, versions[grandchild.id]}
         await catalog.delete_collection(made.id)
         await catalog.delete_collection(child.id)
-        assert set((await _borrowed(stores, made)).versions) == {*versions.values(), newer}
+        assert set((await _borrowed(stores, made)).versions) == set(versions.values())
         assert set((await _borrowed(stores, made, 0)).versions) == {versions[grandchild.id]}
         await catalog.delete_collection(grandchild.id)
         assert (await _borrowed(stores, made, 0)).versions == ()

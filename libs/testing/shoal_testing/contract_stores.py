@@ -18,6 +18,7 @@ from shoal_core.contracts import (
     Catalog,
     Collection,
     Condition,
+    Functions,
     Lease,
     Log,
     NewCollection,
@@ -37,6 +38,7 @@ class Stores:
         expire_lease: make a lease run out.
         age_uploads: make all uploads too old to publish under.
         trim: forget the log of a collection up to the end of a compacted batch.
+        functions: beside the catalog.
     """
 
     catalog: Catalog
@@ -44,6 +46,7 @@ class Stores:
     expire_lease: Callable[[Lease], Awaitable[None]]
     age_uploads: Callable[[], Awaitable[None]]
     trim: Callable[[Collection, int], Awaitable[None]]
+    functions: Functions
 
     async def create(self, name: str = "c", *, tenant: str = DEFAULT_TENANT, shards: int = 1) -> Collection:
         """A new collection."""

@@ -9,13 +9,14 @@ from typing import Any
 import pyarrow as pa
 
 from shoal_compactor.compactor import Compactor, CompactorSettings
+from shoal_compactor.functions import FunctionRunner
 from shoal_core.contracts import Collection, CollectionRef, NewCollection
 from shoal_core.ports import Member, MembershipView
 from shoal_frontend.database import DatabaseService
 from shoal_query.node import Node
 from shoal_query.shard import Services
 from shoal_testing.blocks import DirectBlocks
-from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT, MemoryCatalog, MemoryLog
+from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT, MemoryCatalog, MemoryFunctions, MemoryLog
 from shoal_testing.memory_objects import MemoryObjectStore
 from shoal_testing.virtual_clock import SeededRandom, VirtualClock
 
@@ -39,6 +40,7 @@ class DirectSystem:
         self.clock = VirtualClock()
         self.random = SeededRandom(seed)
         self.catalog = MemoryCatalog(self.clock, self.random)
+        self.functions = MemoryFunctions(self.catalog)
         self.log = MemoryLog(self.catalog)
         self.objects = MemoryObjectStore(time_ns=self.clock.time_ns)
         self.blocks = DirectBlocks(self.objects)
@@ -60,7 +62,29 @@ class DirectSystem:
 
     def new_database(self) -> DatabaseService:
         """Another frontend."""
-        return DatabaseService(self.catalog, self.log, self.node, self.random, self._view, clock=self.clock)
+        return DatabaseService(
+            self.catalog,
+            self.log,
+            self.node,
+            self.random,
+            self._view,
+            clock=self.clock,
+            functions=self.functions,
+        )
+
+    def new_runner(self, holder: str = "runner-0") -> FunctionRunner:
+        """A runner of attached functions."""
+        return FunctionRunner(
+            holder,
+            self.catalog,
+            self.functions,
+            self.log,
+            self.objects,
+            self.blocks,
+            self.clock,
+            lambda _: True,
+            self.settings.functions,
+        )
 
     def _view(self) -> MembershipView:
         return MembershipView(1, {"querynode": (Member("querynode", self.node.name, ""),)})

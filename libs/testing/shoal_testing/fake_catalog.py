@@ -105,6 +105,16 @@ class MemoryCatalog:
             raise NotFound(f"no collection {collection_id!r}", field="collection_id")
         return state
 
+    def lease_epoch(self, collection_id: str, kind: str) -> int:
+        """The epoch of the newest lease of a live collection, 0 where there was none. Raises `NotFound`."""
+        self.state(collection_id)
+        held = self._leases.get((collection_id, kind))
+        return held.epoch if held else 0
+
+    def new_id(self) -> str:
+        """The text of a new UUID."""
+        return self._uuid()
+
     # --- tenants and databases ---------------------------------------------------------------------------------------
 
     async def create_tenant(self, name: str) -> None:

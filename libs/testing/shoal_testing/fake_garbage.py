@@ -42,10 +42,10 @@ def find_roots(state: CollectionState, cutoff_ms: float, uploads: set[str]) -> G
 def borrowing_versions(
     states: Iterable[CollectionState], collection_id: str, version_cutoff_ms: float, deleted_cutoff_ms: float
 ) -> tuple[VersionInfo, ...]:
-    """Retained versions of the forks of a collection that live, or were deleted later than that."""
+    """The oldest retained version of each fork of a collection that lives, or was deleted later than that."""
     forks = (state for state in states if collection_id in state.ancestors)
     needed = (fork for fork in forks if fork.deleted_ms is None or fork.deleted_ms > deleted_cutoff_ms)
-    return tuple(info for fork in needed for info in _retained(fork, version_cutoff_ms))
+    return tuple(info for fork in needed for info in _retained(fork, version_cutoff_ms)[:1])
 
 
 def _retained(state: CollectionState, cutoff_ms: float) -> tuple[VersionInfo, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from shoal_testing.fake_access import MemoryAccess
 from shoal_testing.fake_catalog import DEFAULT_DATABASE, DEFAULT_TENANT, MemoryCatalog
+from shoal_testing.fake_functions import MemoryFunctions
 from shoal_testing.fake_log import MemoryLog
 
-__all__ = ["DEFAULT_DATABASE", "DEFAULT_TENANT", "MemoryCatalog", "MemoryLog"]
+__all__ = ["DEFAULT_DATABASE", "DEFAULT_TENANT", "MemoryAccess", "MemoryCatalog", "MemoryFunctions", "MemoryLog"]

@@ -10,7 +10,7 @@ from shoal_core.contracts import Collection, Lease
 from shoal_log import LogService, LogSettings
 from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_storage.postgres import Pool, open_pool
-from shoal_sysdb import CatalogService, PostgresCatalogStore, migrate
+from shoal_sysdb import CatalogService, FunctionsService, PostgresCatalogStore, migrate
 from shoal_testing.contract_stores import Stores
 from shoal_testing.memory_objects import MemoryObjectStore
 
@@ -49,8 +49,9 @@ async def postgres_stores(dsn: str, settings: LogSettings | None = None) -> Asyn
         await pool.execute("DELETE FROM log_entry WHERE collection_id = $1 AND end_offset <= $2", collection.id, offset)
 
     try:
-        catalog = CatalogService(PostgresCatalogStore(pool))
-        yield PostgresStores(Stores(catalog, log, expire_lease, age_uploads, trim), pool, objects)
+        store = PostgresCatalogStore(pool)
+        catalog, functions = CatalogService(store), FunctionsService(store)
+        yield PostgresStores(Stores(catalog, log, expire_lease, age_uploads, trim, functions), pool, objects)
     finally:
         await log.close()
         await pool.close()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from shoal_core.contracts import Catalog, Collection, Lease, Log
+from shoal_core.contracts import Catalog, Collection, Functions, Lease, Log
 from shoal_core.errors import BackPressure, OutcomeUnknown, Unavailable
 from shoal_testing.contract_catalog import CatalogContract
 from shoal_testing.contract_forks import ForkContract
+from shoal_testing.contract_functions import FunctionsContract
 from shoal_testing.contract_log import LogContract
 from shoal_testing.contract_stores import HOUR_MS, Stores
 from shoal_testing.fake_catalog import MemoryCatalog
+from shoal_testing.fake_functions import MemoryFunctions
 from shoal_testing.fake_log import MemoryLog
 from shoal_testing.virtual_clock import VirtualClock
 
@@ -43,7 +45,8 @@ def stores(catalog: MemoryCatalog, log: MemoryLog, clock: VirtualClock) -> Store
 
     as_catalog: Catalog = catalog
     as_log: Log = log
-    return Stores(as_catalog, as_log, expire_lease, age_uploads, trim)
+    functions: Functions = MemoryFunctions(catalog)
+    return Stores(as_catalog, as_log, expire_lease, age_uploads, trim, functions)
 
 
 class TestMemoryCatalog(CatalogContract):
@@ -56,6 +59,10 @@ class TestMemoryForks(ForkContract):
 
 class TestMemoryLog(LogContract):
     """All cases of the log."""
+
+
+class TestMemoryFunctions(FunctionsContract):
+    """All cases of attached functions."""
 
 
 async def test_leases_uploads_and_the_backlog_follow_the_clock(stores: Stores, clock: VirtualClock) -> None:

@@ -8,6 +8,7 @@ from shoal_core.contracts import Collection, Lease
 from shoal_testing.contract_garbage import GarbageContract
 from shoal_testing.contract_stores import Stores
 from shoal_testing.fake_catalog import MemoryCatalog
+from shoal_testing.fake_functions import MemoryFunctions
 from shoal_testing.fake_log import MemoryLog
 from shoal_testing.virtual_clock import VirtualClock
 
@@ -27,7 +28,7 @@ def stores() -> Stores:
     async def trim(collection: Collection, offset: int) -> None:
         log.trim(collection.id, offset)
 
-    return Stores(catalog, log, expire_lease, age_uploads, trim)
+    return Stores(catalog, log, expire_lease, age_uploads, trim, MemoryFunctions(catalog))
 
 
 class TestMemoryGarbage(GarbageContract):

@@ -17,6 +17,7 @@ from shoal_wire.tracing import trace_metadata
 
 ChannelSource = grpc.aio.Channel | Callable[[], grpc.aio.Channel]
 DEFAULT_TIMEOUT_MS = 10_000
+AUTHORIZATION = "authorization"
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
@@ -29,16 +30,18 @@ class Rpc:
         service: full name, such as ``shoal.v1.LogService``.
         channel: a channel, or what returns the channel to use, asked at each call; it may raise a `ShoalError`.
         timeout_ms: becomes the deadline of each call; None for no deadline.
+        token: says who calls, in the metadata ``authorization``; empty for nobody in particular.
     """
 
-    def __init__(self, service: str, channel: ChannelSource, timeout_ms: int | None) -> None:
+    def __init__(self, service: str, channel: ChannelSource, timeout_ms: int | None, *, token: str = "") -> None:
         self._service = service
         self._channel = channel
         self._timeout_ms = timeout_ms
+        self._token = token
 
     def with_timeout(self, timeout_ms: int | None) -> Rpc:
         """The same calls with another timeout."""
-        return Rpc(self._service, self._channel, timeout_ms)
+        return Rpc(self._service, self._channel, timeout_ms, token=self._token)
 
     async def call(
         self,
@@ -74,7 +77,7 @@ class Rpc:
             channel = self._channel() if callable(self._channel) else self._channel
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{self._service}/{method}")
             timeout = None if self._timeout_ms is None else self._timeout_ms / 1000
-            return await call(request, timeout=timeout, metadata=trace_metadata())
+            return await call(request, timeout=timeout, metadata=self._metadata())
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, write=write) from error
         except grpc.aio.UsageError as error:  # the channel was closed before the call
@@ -83,6 +86,10 @@ class Rpc:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
             raise self._closed(write) from error
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        authorization = ((AUTHORIZATION, f"Bearer {self._token}"),) if self._token else ()
+        return (*trace_metadata(), *authorization)
 
     def _closed(self, write: bool) -> ShoalError:
         """Nobody cancelled this task, so the channel was closed under the call."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -25,17 +25,26 @@ from shoal_wire.messages import sized
 from shoal_wire.status import status_of
 
 Behaviour = Callable[[Any], Awaitable[Message | bytes]]
+Admit = Callable[[Iterable[tuple[str, str | bytes]]], Awaitable[None]]
 Handler = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
 
 _log = logging.getLogger(__name__)
 
 
-def add_service(server: grpc.aio.Server, file: FileDescriptor, service: str, servicer: object) -> None:
+async def everybody(metadata: Iterable[tuple[str, str | bytes]]) -> None:
+    """Admits every call."""
+
+
+def add_service(
+    server: grpc.aio.Server, file: FileDescriptor, service: str, servicer: object, *, admit: Admit = everybody
+) -> None:
     """Register a coroutine of ``servicer`` for each method of a service.
 
     Args:
         file: the generated module's ``DESCRIPTOR``.
         service: the service's name in it.
+        admit: called with a call's metadata before its message is read; raises a `ShoalError` to refuse it. Context variables
+            that it sets are seen by the call's coroutine, and by no other.
 
     Raises:
         AttributeError: the servicer lacks a method.
@@ -44,7 +53,7 @@ def add_service(server: grpc.aio.Server, file: FileDescriptor, service: str, ser
     tracer = trace.get_tracer("shoal_wire")
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         method.name: grpc.unary_unary_rpc_method_handler(
-            _handler(method, getattr(servicer, method_name(method.name)), tracer)
+            _handler(method, getattr(servicer, method_name(method.name)), tracer, admit)
         )
         for method in descriptor.methods
     }
@@ -56,13 +65,14 @@ def method_name(rpc: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", rpc).lower()
 
 
-def _handler(method: MethodDescriptor, behaviour: Behaviour, tracer: trace.Tracer) -> Any:
+def _handler(method: MethodDescriptor, behaviour: Behaviour, tracer: trace.Tracer, admit: Admit) -> Any:
     request_type = GetMessageClass(method.input_type)
     service = method.containing_service.full_name
 
     async def handle(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         with tracing.server_span(tracer, service, method.name, context.invocation_metadata()) as span:
             try:
+                await admit(context.invocation_metadata() or ())
                 response = await behaviour(await _parse(request_type, data))
                 encoded = response if isinstance(response, bytes) else response.SerializeToString()
             except ShoalError as error:

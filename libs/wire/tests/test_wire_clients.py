@@ -17,9 +17,12 @@ from libs.wire.tests.wire_support import same
 from shoal_compactor.service import CompactorServicer
 from shoal_core.consistency import Consistency, ReadLevel, ServedAt, VersionToken
 from shoal_core.contracts import (
+    Access,
+    AccessAdmin,
     Answer,
     AppendRequest,
     AppendResult,
+    AttachedFunction,
     Backlog,
     BorrowedObjects,
     Catalog,
@@ -30,8 +33,10 @@ from shoal_core.contracts import (
     CountRequest,
     Database,
     DenseLeaf,
+    DueFunction,
     EncodedAnswer,
     ExpiredUpload,
+    Functions,
     GarbageCollection,
     GarbageRoots,
     GetRequest,
@@ -42,6 +47,7 @@ from shoal_core.contracts import (
     Lease,
     Log,
     NewCollection,
+    NewFunction,
     PublicApi,
     PublishRequest,
     QueryNode,
@@ -65,16 +71,28 @@ from shoal_core.contracts import (
 from shoal_core.filters import And, Comparator, Compare, IdIn, Text, TextMatcher
 from shoal_core.ranking import Div, GroupBy, Knn, Search, Select, SparseQuery, Sum, TextQuery, Val
 from shoal_core.schema import Analyzer, Index, Schema
+from shoal_frontend.access.entrance import Entrance
+from shoal_frontend.access.gate import Gate
+from shoal_frontend.access.grpc_api import AccessAdminServicer
 from shoal_frontend.grpc_api import ShoalServicer
 from shoal_log.service import LogServicer
 from shoal_query.service import QueryServicer
-from shoal_sysdb.service import CatalogServicer
-from shoal_wire.clients import CatalogClient, LogClient, PublicClient, QueryClient
+from shoal_sysdb.service import AccessServicer, CatalogServicer, FunctionsServicer
+from shoal_testing.virtual_clock import VirtualClock
+from shoal_wire.clients import (
+    AccessAdminClient,
+    AccessClient,
+    CatalogClient,
+    FunctionsClient,
+    LogClient,
+    PublicClient,
+    QueryClient,
+)
 from shoal_wire.codec.answers import encode_answer_bytes
 from shoal_wire.messages import message_options
 from shoal_wire.rpc import Rpc
 from shoal_wire.server import method_name
-from shoal_wire.v1 import catalog_pb2, compactor_pb2, log_pb2, query_pb2, shoal_pb2
+from shoal_wire.v1 import access_pb2, catalog_pb2, compactor_pb2, functions_pb2, log_pb2, query_pb2, shoal_pb2
 
 pytestmark = pytest.mark.integration
 
@@ -120,6 +138,10 @@ async def serving(servicer: Any) -> AsyncIterator[grpc.aio.Channel]:
     finally:
         await channel.close()
         await server.stop(None)
+
+
+def public_servicer(recorder: Any) -> ShoalServicer:
+    return ShoalServicer(Entrance(recorder, Gate(VirtualClock())))
 
 
 def bound(protocol: type, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -310,7 +332,24 @@ SEARCHES = [
         "page",
     ),
 ]
+NEW_FUNCTION = NewFunction("f", "statistics", "out", {"x": [1, None]})
+FUNCTION = AttachedFunction("i", "f", "statistics", "t", "d", "di", "in", "oi", "out", {"x": [1, None]}, 7, 2, "why")
+FRESH_FUNCTION = AttachedFunction("i", "f", "statistics", "t", "d", "di", "in", "oi", "out", {})
+FUNCTIONS = [
+    case("attach_function", (FUNCTION, True), "c", NEW_FUNCTION, limit=8),
+    case("attach_function", (FRESH_FUNCTION, False), "c", NewFunction("f", "x", "out"), limit=1),
+    case("get_function", FUNCTION, "c", "f"),
+    case("detach_function", None, "c", "f"),
+    case("due_functions", [DueFunction(FUNCTION, 9, 8), DueFunction(FRESH_FUNCTION, 1, 0)], limit=3),
+    case("complete_function", None, LEASE, "f", 9),
+    case("fail_function", None, LEASE, "f", "why", retry_ms=1, longest_retry_ms=2),
+]
+
 PUBLIC = [
+    case("attach_function", (FUNCTION, True), REF, NEW_FUNCTION),
+    case("get_function", FUNCTION, REF, "f"),
+    case("detach_function", None, REF, "f"),
+    case("detach_function", None, REF, "f", delete_output=True),
     case("create_tenant", None, "t"),
     case("get_tenant", TENANT, "t"),
     case("name_tenant", None, "t", "r"),
@@ -385,6 +424,11 @@ async def test_catalog(call: Case) -> None:
     await passes(Catalog, CatalogServicer, CatalogClient, call)
 
 
+@pytest.mark.parametrize("call", FUNCTIONS)
+async def test_functions(call: Case) -> None:
+    await passes(Functions, FunctionsServicer, FunctionsClient, call)
+
+
 @pytest.mark.parametrize("call", LOG)
 async def test_log(call: Case) -> None:
     await passes(Log, LogServicer, LogClient, call)
@@ -397,11 +441,12 @@ async def test_query(call: Case) -> None:
 
 @pytest.mark.parametrize("call", PUBLIC)
 async def test_public(call: Case) -> None:
-    await passes(PublicApi, ShoalServicer, PublicClient, call)
+    await passes(PublicApi, public_servicer, PublicClient, call)
 
 
 @pytest.mark.parametrize(
-    ("protocol", "cases"), [(Catalog, CATALOG), (Log, LOG), (QueryNode, QUERY), (PublicApi, PUBLIC)]
+    ("protocol", "cases"),
+    [(Catalog, CATALOG), (Functions, FUNCTIONS), (Log, LOG), (QueryNode, QUERY), (PublicApi, PUBLIC)],
 )
 def test_every_verb_has_a_case(protocol: type, cases: list[Any]) -> None:
     assert {param.values[0].method for param in cases} == verbs(protocol)
@@ -410,11 +455,23 @@ def test_every_verb_has_a_case(protocol: type, cases: list[Any]) -> None:
 def test_the_clients_implement_the_protocols() -> None:
     channel = grpc.aio.insecure_channel
     catalog: type[Catalog] = CatalogClient
+    functions: type[Functions] = FunctionsClient
     log: type[Log] = LogClient
     node: type[QueryNode] = QueryClient
     api: type[PublicApi] = PublicClient
     assert channel is not None
-    for client, protocol in ((catalog, Catalog), (log, Log), (node, QueryNode), (api, PublicApi)):
+    access: type[Access] = AccessClient
+    admin: type[AccessAdmin] = AccessAdminClient
+    pairs = (
+        (catalog, Catalog),
+        (functions, Functions),
+        (log, Log),
+        (node, QueryNode),
+        (api, PublicApi),
+        (access, Access),
+        (admin, AccessAdmin),
+    )
+    for client, protocol in pairs:
         for verb in verbs(protocol):
             assert inspect.signature(getattr(client, verb)) == inspect.signature(getattr(protocol, verb)), verb
 
@@ -423,10 +480,13 @@ def test_the_clients_implement_the_protocols() -> None:
     ("file", "service", "servicer"),
     [
         (catalog_pb2, "CatalogService", CatalogServicer),
+        (functions_pb2, "FunctionsService", FunctionsServicer),
         (log_pb2, "LogService", LogServicer),
         (query_pb2, "QueryService", QueryServicer),
         (shoal_pb2, "ShoalService", ShoalServicer),
         (compactor_pb2, "CompactorService", CompactorServicer),
+        (access_pb2, "AccessService", AccessServicer),
+        (access_pb2, "AccessAdminService", AccessAdminServicer),
     ],
 )
 def test_servicers_take_and_return_what_the_protos_say(file: Any, service: str, servicer: type) -> None:
@@ -452,7 +512,7 @@ async def test_encoded_answers_pass_through_untouched() -> None:
     assert [kwargs for _, _, kwargs in recorder.calls] == [{"encoded": True}] * 3
 
     recorder.result = EncodedAnswer(b"\xff not a message")
-    async with serving(ShoalServicer(recorder)) as channel:
+    async with serving(public_servicer(recorder)) as channel:
         ref = shoal_pb2.GetRequest(collection=shoal_pb2.CollectionRef(name="n"))
         raw = await Rpc("shoal.v1.ShoalService", channel, 5000).send("Get", ref.SerializeToString())
         raw_query = await Rpc("shoal.v1.ShoalService", channel, 5000).send("Query", b"")
@@ -462,7 +522,7 @@ async def test_encoded_answers_pass_through_untouched() -> None:
 async def test_pages_have_a_default_size_for_clients_that_name_none() -> None:
     recorder = Recorder()
     recorder.result = []
-    for servicer, service in ((CatalogServicer, "CatalogService"), (ShoalServicer, "ShoalService")):
+    for servicer, service in ((CatalogServicer, "CatalogService"), (public_servicer, "ShoalService")):
         async with serving(servicer(recorder)) as channel:
             for method in ("ListDatabases", "ListCollections"):
                 await Rpc(f"shoal.v1.{service}", channel, 5000).send(method, b"")

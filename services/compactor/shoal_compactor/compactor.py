@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from shoal_compactor.flush import FlushResult, FlushSettings, flush
+from shoal_compactor.function_settings import FunctionSettings
 from shoal_compactor.garbage import GarbageSettings
+from shoal_compactor.leases import release, renewing
 from shoal_compactor.merge import MergeResult, merge_once
 from shoal_compactor.policy import MergePolicy
 from shoal_compactor.publish import Publisher, Step, no_step
 from shoal_core.contracts import Backlog, Catalog, Collection, Lease, Log, VersionInfo
-from shoal_core.errors import Conflict, Fenced, NotFound, ShoalError, Unavailable
+from shoal_core.errors import Conflict, NotFound, ShoalError, Unavailable
 from shoal_core.ports import Clock, ObjectStore
 from shoal_index.segment import BlockReader
 
@@ -44,6 +46,7 @@ class CompactorSettings:
             as long after each further failure.
         parallel_jobs: flushes at a time, and merges at a time.
         garbage: for the sweeper beside it.
+        functions: for the runner of attached functions beside it.
     """
 
     poll_ms: int = 500
@@ -58,6 +61,7 @@ class CompactorSettings:
     flush: FlushSettings = FlushSettings()
     policy: MergePolicy = MergePolicy()
     garbage: GarbageSettings = GarbageSettings()
+    functions: FunctionSettings = FunctionSettings()
 
 
 @dataclass(slots=True)
@@ -317,44 +321,8 @@ class Compactor:
             return
         self._jobs[(collection.id, kind)] = Job(collection.id, kind)
         try:
-            async with _renewing(self.catalog, lease, self.clock, self.settings.lease_ms):
+            async with renewing(self.catalog, lease, self.clock, self.settings.lease_ms):
                 yield lease
         finally:
             self._jobs.pop((collection.id, kind), None)  # a job whose lease ran out may have had a successor here
-            await self._release(lease)
-
-    async def _release(self, lease: Lease) -> None:
-        try:
-            await self.catalog.release(lease)
-        except ShoalError as error:
-            _log.info("cannot release a lease, it will expire: %s", error)
-
-
-@asynccontextmanager
-async def _renewing(catalog: Catalog, lease: Lease, clock: Clock, lease_ms: int) -> AsyncIterator[None]:
-    """Renew ``lease`` beside the body; end the body with `Fenced` when it was deposed."""
-    body = asyncio.current_task()
-    assert body is not None
-    fenced: list[Fenced] = []
-
-    async def renew() -> None:
-        while True:
-            await clock.sleep(lease_ms / 3000)
-            try:
-                await catalog.renew(lease, ttl_ms=lease_ms)
-            except Fenced as error:
-                fenced.append(error)
-                body.cancel()
-                return
-            except ShoalError as error:
-                _log.info("cannot renew a lease yet: %s", error)
-
-    task = asyncio.create_task(renew())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if fenced and body.uncancel() == 0:
-            raise fenced[0] from None
-        raise
-    finally:
-        task.cancel()
+            await release(self.catalog, lease)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from uuid import UUID
 
@@ -225,7 +225,7 @@ class Sweeper:
             await self._sweep_live(item.collection_id, report)
 
     async def _sweep_live(self, collection_id: str, report: SweepReport) -> None:
-        """Delete what neither a retained version nor an intent keeps.
+        """Delete what neither a retained version, nor one of a fork, nor an intent keeps.
 
         The objects are listed before the catalog is asked what keeps them. An object that is on the list was put under an
         intent that is either there now, or was consumed by a version before now, or is gone for good. A later version names
@@ -234,7 +234,8 @@ class Sweeper:
         roots = await self._roots(collection_id, ())
         if roots is None:
             return
-        kept = await self._named(collection_id, roots.versions)
+        borrowed = await self._borrowed(collection_id)
+        kept = await self._named(collection_id, (*roots.versions, *borrowed.versions))
         suspects, all_of_them = await self._suspects(collection_id, kept)
         uploads = sorted({upload for info in suspects if (upload := _upload_of(info.key))})
         now = await self._roots(collection_id, uploads) if suspects else roots
@@ -242,9 +243,9 @@ class Sweeper:
             return
         kept |= await self._named(collection_id, [info for info in now.versions if info not in roots.versions])
         garbage = [info for info in suspects if info.key not in kept and _upload_of(info.key) not in now.uploads]
-        if garbage:  # asked last: a fork that comes later begins with a version that is current then
-            borrowed = await self._borrowed(collection_id)
-            lent = await self._named(collection_id, borrowed.versions)
+        if garbage:  # asked again and last: a fork that comes later begins with a version that is current then
+            later = await self._borrowed(collection_id)
+            lent = await self._named(collection_id, [info for info in later.versions if info not in borrowed.versions])
             garbage = [info for info in garbage if info.key not in lent]
         await self._delete(garbage, report)
         if all_of_them and roots.versions and not report.dry_run:
@@ -257,11 +258,23 @@ class Sweeper:
 
     async def _sweep_payloads(self, collection_id: str, report: SweepReport) -> None:
         """Payloads of the log are listed before it is asked which of them are needed: entries name only what has an intent."""
-        stored = await self._old_objects(_payloads(collection_id), lambda key: True)
-        needed: frozenset[str] = frozenset()
-        for start in range(0, len(stored), _DELETE_KEYS):
-            needed |= await self.catalog.needed_payloads([info.key for info in stored[start : start + _DELETE_KEYS]])
-        await self._delete([info for info in stored if info.key not in needed], report)
+        garbage: list[ObjectInfo] = []
+        page: list[ObjectInfo] = []
+        async for info in self._old(_payloads(collection_id)):
+            page.append(info)
+            if len(page) == _DELETE_KEYS:
+                garbage += await self._unneeded(page)
+                page = []
+            if len(garbage) >= self.settings.objects:
+                break
+        garbage += await self._unneeded(page)
+        await self._delete(garbage[: self.settings.objects], report)
+
+    async def _unneeded(self, payloads: Sequence[ObjectInfo]) -> list[ObjectInfo]:
+        if not payloads:
+            return []
+        needed = await self.catalog.needed_payloads([info.key for info in payloads])
+        return [info for info in payloads if info.key not in needed]
 
     async def _borrowed(self, collection_id: str) -> BorrowedObjects:
         return await self.catalog.borrowed_objects(
@@ -283,6 +296,8 @@ class Sweeper:
         """Keys that versions name, those of their manifests among them. Raises `Corrupt` when a manifest is not there."""
         keys: set[str] = set()
         for info in versions:
+            if info.manifest_key in keys:  # forks begin with the version of another
+                continue
             try:
                 data = await self.objects.get(info.manifest_key)
             except NotFound as error:  # or its retention is over, and another sweeper was faster
@@ -293,20 +308,21 @@ class Sweeper:
         return keys
 
     async def _suspects(self, collection_id: str, kept: set[str]) -> tuple[list[ObjectInfo], bool]:
-        """Objects of segments that may be garbage, and whether these are all."""
-        found = await self._old_objects(_segments(collection_id), lambda key: key not in kept and bool(_upload_of(key)))
-        return found, len(found) < self.settings.objects
-
-    async def _old_objects(self, prefix: str, wanted: Callable[[str], bool]) -> list[ObjectInfo]:
-        """Up to ``settings.objects`` that are wanted and not young."""
-        youngest_ns = self.clock.time_ns() - self.settings.grace_ms * 1_000_000
+        """Up to ``settings.objects`` of segments that may be garbage, and whether these are all."""
         found: list[ObjectInfo] = []
-        async for info in self.objects.list(prefix):
+        async for info in self._old(_segments(collection_id)):
             if len(found) == self.settings.objects:
-                break
-            if info.modified_ns <= youngest_ns and wanted(info.key):
+                return found, False
+            if info.key not in kept and _upload_of(info.key):
                 found.append(info)
-        return found
+        return found, True
+
+    async def _old(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """Those that are not young."""
+        youngest_ns = self.clock.time_ns() - self.settings.grace_ms * 1_000_000
+        async for info in self.objects.list(prefix):
+            if info.modified_ns <= youngest_ns:
+                yield info
 
     async def _sweep_deleted(self, collection_id: str, report: SweepReport) -> None:
         borrowed = await self._borrowed(collection_id)

@@ -10,7 +10,7 @@ import pytest
 from services.compactor.tests.test_compactor_garbage_postgres import NOTHING_IS_RETAINED, World
 from shoal_compactor.garbage import Sweeper
 from shoal_core.contracts import Collection, TailRequest
-from shoal_core.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, ShoalError
+from shoal_core.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, ShoalError, Unavailable
 from shoal_log import AppendSettings, LogSettings
 from shoal_log.trim_store import PartitionStore
 from shoal_runtime.system import SystemClock
@@ -139,6 +139,36 @@ async def test_limits_of_forks(inline: World) -> None:
     assert refused.value.retry_after_ms == 70
     await stores.compact(made, 2)
     assert (await catalog.fork_collection(made.id, "more")).compacted_offset == 2
+
+
+async def test_a_fork_without_a_partition_of_the_log_is_to_be_tried_again(inline: World) -> None:
+    """As after a machine slept through all periods that were made ahead."""
+    stores, made = inline.stores, await inline.stores.create()
+    await stores.append(made, ["a"])
+    await _age_entries(inline, made)
+    partitions = PartitionStore(inline.pool, acquire_timeout_ms=5_000)
+    for period in (await partitions.periods())[0][1:]:
+        await inline.pool.execute(f"DROP TABLE {period.name}")
+    with pytest.raises(Unavailable):
+        await stores.catalog.fork_collection(made.id, "fork")
+    await stores.append(made, ["b"])
+    assert await _tail(inline, await stores.catalog.fork_collection(made.id, "fork"), 0) == [1, 2]
+
+
+async def test_purged_ancestors_are_forgotten_by_later_forks(inline: World) -> None:
+    """A chain of forks, each of the one before, may go on for ever."""
+    catalog, root = inline.stores.catalog, await inline.stores.create()
+    newest = root
+    for number in range(5):
+        source, newest = newest, await catalog.fork_collection(newest.id, f"fork{number}")
+        await catalog.delete_collection(source.id)
+        await catalog.purge_collection(source.id, deleted_retention_ms=0, limit=9)
+    ancestors = await inline.pool.fetchval("SELECT ancestors FROM collection WHERE id::text = $1", newest.id)
+    assert [str(one) for one in ancestors] == [root.id, source.id]
+    child = await catalog.fork_collection(newest.id, "child")
+    ancestors = await inline.pool.fetchval("SELECT ancestors FROM collection WHERE id::text = $1", child.id)
+    assert [str(one) for one in ancestors] == [root.id, newest.id]
+    assert await catalog.count_forks(child.id) == 2
 
 
 async def test_forks_of_what_is_being_written_end_at_batches(inline: World) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from shoal_core.consistency import STRONG, Consistency, as_of
 from shoal_core.contracts import (
     Answer,
+    AttachedFunction,
     Catalog,
     Collection,
     CollectionRef,
@@ -20,18 +21,20 @@ from shoal_core.contracts import (
     CountRequest,
     Database,
     EncodedAnswer,
+    Functions,
     GetRequest,
     Include,
     IndexingStatus,
     Json,
     Log,
     NewCollection,
+    NewFunction,
     QueryNode,
     QueryRequest,
     Tenant,
     WriteResult,
 )
-from shoal_core.errors import FailedPrecondition, InvalidArgument, PermissionDenied
+from shoal_core.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unimplemented
 from shoal_core.filters import Filter
 from shoal_core.limits import Limits
 from shoal_core.ports import Clock, MembershipView, Random
@@ -58,7 +61,8 @@ class DatabaseService:
     """`PublicApi` over the other services.
 
     ``members`` is the registry's view, for `status`; with a ``clock`` explained reads say how long each stage took here;
-    ``allow_reset`` lets callers delete everything; ``embedding`` makes vectors of texts for those who send none.
+    ``allow_reset`` lets callers delete everything; without ``functions`` none can be attached; ``embedding`` makes vectors of texts for
+    those who send none.
     """
 
     catalog: Catalog
@@ -70,6 +74,7 @@ class DatabaseService:
     cached_names: int = 10_000
     clock: Clock | None = None
     allow_reset: bool = False
+    functions: Functions | None = None
     embedding: ServerEmbedding | None = None
     _names: Names = field(init=False)
     _fanout: Fanout = field(init=False)
@@ -111,7 +116,10 @@ class DatabaseService:
 
     async def delete_database(self, tenant: str, name: str) -> None:
         validate.check_names(self.limits, tenant=tenant, name=name)
-        await self.catalog.delete_database(tenant, name)
+        try:
+            await self.catalog.delete_database(tenant, name)
+        finally:
+            self._names.clear()
 
     # --- collections
 
@@ -175,7 +183,34 @@ class DatabaseService:
     async def reset(self) -> None:
         if not self.allow_reset:
             raise PermissionDenied("this system's configuration does not allow to reset it (frontend.allow_reset)")
-        await self.catalog.reset()
+        try:
+            await self.catalog.reset()
+        finally:
+            self._names.clear()
+
+    # --- functions
+
+    async def attach_function(self, ref: CollectionRef, new: NewFunction) -> tuple[AttachedFunction, bool]:
+        validate.check_new_function(new, self.limits)
+        found = await self._names.resolve(ref)
+        return await self._functions().attach_function(found.id, new, limit=self.limits.functions)
+
+    async def get_function(self, ref: CollectionRef, name: str) -> AttachedFunction:
+        validate.check_function_name(name, self.limits)
+        found = await self._names.resolve(ref)
+        return await self._functions().get_function(found.id, name)
+
+    async def detach_function(self, ref: CollectionRef, name: str, *, delete_output: bool = False) -> None:
+        function = await self.get_function(ref, name)
+        if delete_output:
+            await self.catalog.delete_collection(function.output_collection_id)  # which ends the function, in one step
+        else:
+            await self._functions().detach_function(function.input_collection_id, name)
+
+    def _functions(self) -> Functions:
+        if self.functions is None:
+            raise Unimplemented("functions cannot be attached here")
+        return self.functions
 
     # --- writes
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import grpc.aio
-import numpy as np
-import numpy.typing as npt
 
-from shoal_core.consistency import Consistency
-from shoal_core.contracts import Answer, CollectionRef, EncodedAnswer, Include, PublicApi
+from shoal_core.contracts import Answer, EncodedAnswer
 from shoal_core.filters import Filter
-from shoal_wire.codec import catalog, common
+from shoal_frontend.access.entrance import Entrance
+from shoal_frontend.access.grpc_api import Door
+from shoal_frontend.api import Api
+from shoal_wire.codec import catalog, common, functions
 from shoal_wire.codec.answers import answer_size_bytes, encode_answer_bytes, encode_answers_bytes, encode_count
 from shoal_wire.codec.filters import decode_filter, decoding_work
 from shoal_wire.codec.log import decode_condition
@@ -21,7 +18,7 @@ from shoal_wire.codec.ranking import decode_searches
 from shoal_wire.codec.records import decode_operations, estimated_size_bytes
 from shoal_wire.messages import LARGE_BYTES, sized
 from shoal_wire.server import add_service
-from shoal_wire.v1 import catalog_pb2, types_pb2
+from shoal_wire.v1 import catalog_pb2, functions_pb2, types_pb2
 from shoal_wire.v1 import shoal_pb2 as pb
 from shoal_wire.v1.types_pb2 import Empty
 
@@ -29,51 +26,19 @@ DEFAULT_PAGE = 100
 _WORK_PER_BYTE = 64  # of searches: between that of vectors, which are wrapped, and that of filters
 
 
-class Api(PublicApi, Protocol):
-    """`PublicApi`, with reads whose answer may be the bytes of the one shard that gave it."""
-
-    async def get_encoded(
-        self,
-        ref: CollectionRef,
-        *,
-        ids: Sequence[str] | None,
-        where: Filter | None,
-        limit: int | None,
-        offset: int,
-        include: Include,
-        consistency: Consistency,
-        explain: bool,
-        allow_scan: bool,
-        cursor: str | None,
-    ) -> Answer | EncodedAnswer: ...
-
-    async def query_encoded(
-        self,
-        ref: CollectionRef,
-        vectors: npt.NDArray[np.float32],
-        k: int,
-        *,
-        ids: Sequence[str] | None,
-        where: Filter | None,
-        include: Include,
-        consistency: Consistency,
-        ef: int,
-        exact: bool,
-        explain: bool,
-        allow_scan: bool,
-        texts: Sequence[str] | None,
-    ) -> Answer | EncodedAnswer: ...
-
-
 class ShoalServicer:
-    """Serves `Api` as ``shoal.v1.ShoalService``."""
+    """Serves the API of each call's principal as ``shoal.v1.ShoalService``."""
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
+    def __init__(self, entrance: Entrance) -> None:
+        self._door = Door(entrance)
+
+    @property
+    def _api(self) -> Api:
+        return self._door.session.api
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register with a server that has not been started."""
-        add_service(server, pb.DESCRIPTOR, "ShoalService", self)
+        add_service(server, pb.DESCRIPTOR, "ShoalService", self, admit=self._door.admit)
 
     async def create_tenant(self, request: catalog_pb2.TenantRequest) -> Empty:
         await self._api.create_tenant(request.name)
@@ -149,6 +114,20 @@ class ShoalServicer:
 
     async def delete_collection(self, request: pb.CollectionRef) -> Empty:
         await self._api.delete_collection(decode_ref(request))
+        return Empty()
+
+    async def attach_function(self, request: pb.AttachRequest) -> functions_pb2.AttachFunctionResponse:
+        new = functions.decode_new_function(request.function)
+        return functions.encode_attached(await self._api.attach_function(decode_ref(request.collection), new))
+
+    async def get_function(self, request: pb.FunctionRef) -> functions_pb2.AttachedFunction:
+        found = await self._api.get_function(decode_ref(request.collection), request.name)
+        return functions.encode_function(found)
+
+    async def detach_function(self, request: pb.DetachRequest) -> Empty:
+        await self._api.detach_function(
+            decode_ref(request.collection), request.name, delete_output=request.delete_output
+        )
         return Empty()
 
     async def write(self, request: pb.WriteRequest) -> pb.WriteResponse:

@@ -52,6 +52,10 @@ class Names:
         """Look it up again next time."""
         self._known.pop(ref, None)
 
+    def clear(self) -> None:
+        """Look everything up again: many collections are gone."""
+        self._known.clear()
+
     def learned(self, ref: CollectionRef, collection: Collection) -> None:
         """Remember what a call returned anyway."""
         self._known[ref] = collection
@@ -67,11 +71,22 @@ class Names:
 
     async def _look_up(self, ref: CollectionRef) -> Collection:
         check_ref(ref, self._limits)
-        if ref.id:
-            collection = await self._catalog.get_collection_by_id(ref.id)
-            if (collection.tenant, collection.database) != (ref.tenant, ref.database):
-                raise NotFound(f"collection {ref.id} does not exist in {ref.tenant}/{ref.database}", field="collection")
-        else:
-            collection = await self._catalog.get_collection(ref.tenant, ref.database, ref.name)
+        collection = await (self._by_id(ref) if ref.id else self._by_name(ref))
         self.learned(ref, collection)
         return collection
+
+    async def _by_name(self, ref: CollectionRef) -> Collection:
+        return await self._catalog.get_collection(ref.tenant, ref.database, ref.name)
+
+    async def _by_id(self, ref: CollectionRef) -> Collection:
+        """What is elsewhere, or has another name by now, cannot be told from what does not exist."""
+        missing = NotFound(
+            f"no collection {ref.id!r} in database {ref.database!r} of tenant {ref.tenant!r}", field="id"
+        )
+        try:
+            found = await self._catalog.get_collection_by_id(ref.id)
+        except NotFound:
+            raise missing from None
+        if (found.tenant, found.database) != (ref.tenant, ref.database) or ref.name not in ("", found.name):
+            raise missing
+        return found

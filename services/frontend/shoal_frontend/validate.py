@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from ipaddress import AddressValueError, IPv4Address
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shoal_core.contracts import CollectionRef, Condition, Include, Json, NewCollection
+from shoal_core.contracts import CollectionRef, Condition, Include, Json, NewCollection, NewFunction
 from shoal_core.errors import DimensionMismatch, InvalidArgument
 from shoal_core.limits import Limits
 from shoal_core.rank_json import check_metadata_key, check_selected
 from shoal_core.schema import DOCUMENT_KEY, Schema
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
-_IPV4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _SPACES = ("l2", "cosine", "ip")
 _LONGEST_SQUARE = 8e37  # four times this, the square of a distance, still is a float32
 
@@ -66,12 +66,20 @@ def check_resource_name(name: str, limits: Limits) -> None:
 
 def check_name(name: str, field: str) -> None:
     """Raise `InvalidArgument` unless this is a name for a database or collection."""
-    if not _NAME.fullmatch(name) or ".." in name or _IPV4.fullmatch(name):
+    if not NAME.fullmatch(name) or ".." in name or _is_address(name):
         raise InvalidArgument(
             f"{name[:64]!r} is not a name: 3 to 512 characters from [a-zA-Z0-9._-], starting and ending with a letter or "
             "digit, without '..', and not an IPv4 address",
             field=field,
         )
+
+
+def _is_address(name: str) -> bool:
+    try:
+        IPv4Address(name)
+    except AddressValueError:
+        return False
+    return True
 
 
 def check_new_collection(new: NewCollection, limits: Limits) -> None:
@@ -87,6 +95,22 @@ def check_new_collection(new: NewCollection, limits: Limits) -> None:
     check_collection_metadata(new.metadata, limits)
     check_json(new.configuration, "configuration", limits)
     check_schema(new.schema, limits)
+
+
+def check_new_function(new: NewFunction, limits: Limits) -> None:
+    """Raise `InvalidArgument` for anything a function cannot be attached with. Which functions there are the catalog knows."""
+    check_function_name(new.name, limits)
+    check_text(new.function, "function", limits.name_size_bytes)
+    check_name(new.output_collection, "output_collection")
+    if new.params:
+        raise InvalidArgument("params must be empty - no functions currently accept parameters", field="params")
+
+
+def check_function_name(name: str, limits: Limits) -> None:
+    """Raise `InvalidArgument` for a name that no attached function has."""
+    if not name:
+        raise InvalidArgument("an attached function has a name", field="name")
+    check_text(name, "name", limits.function_name_size_bytes)
 
 
 def check_schema(schema: Schema, limits: Limits) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import orjson
 
-from shoal_core.contracts import PublicApi
+from shoal_frontend.access.entrance import Entrance
+from shoal_frontend.access.gate import Gate
+from shoal_frontend.api import Api
 from shoal_frontend.http_api.app import create_app
 from shoal_frontend.http_api.gateway import Application, Gateway, Message
 from shoal_testing.direct import DirectSystem
@@ -91,9 +93,9 @@ def compact(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def http_of(api: PublicApi, system: DirectSystem, **more: Any) -> Http:
-    """The gateway over these verbs."""
-    return Http(create_app(Gateway(api, system.clock, system.random, **more)))
+def http_of(api: Api, system: DirectSystem, **more: Any) -> Http:
+    """The gateway over these verbs, open to everybody."""
+    return Http(create_app(Gateway(Entrance(api, Gate(system.clock)), system.clock, system.random, **more)))
 
 
 class Site:

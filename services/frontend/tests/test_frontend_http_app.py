@@ -175,23 +175,6 @@ async def test_version_1_is_gone(method: str) -> None:
     assert answer.error == (410, "Unimplemented", "The v1 API is deprecated. Please use /v2 apis")
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "name"),
-    [
-        ("POST", f"{T}/collections/{ID}/conditional/get", "TransactionsNotSupported"),
-        ("POST", f"{T}/collections/{ID}/conditional/commit", "TransactionsNotSupported"),
-        ("POST", f"{T}/collections/{ID}/functions/attach", "ChromaError"),
-        ("GET", f"{T}/collections/{ID}/functions/f", "ChromaError"),
-        ("POST", f"{T}/collections/{ID}/attached_functions/f/add_input", "ChromaError"),
-        ("POST", f"{T}/collections/{ID}/attached_functions/f/detach", "ChromaError"),
-    ],
-)
-async def test_what_is_not_served_says_so(method: str, path: str, name: str) -> None:
-    system = DirectSystem()
-    answer = await http_of(system.database, system)(method, path)
-    assert answer.error[:2] == (501, name)
-
-
 async def test_the_description_names_every_route() -> None:
     system = DirectSystem()
     http = http_of(system.database, system)
@@ -232,6 +215,20 @@ async def test_listing_goes_through_all_pages_up_to_the_limit() -> None:
         await http("POST", "/api/v2/tenants/default_tenant/databases", {"name": f"db{number}"})
     databases = (await http("GET", "/api/v2/tenants/default_tenant/databases?offset=1")).json
     assert [item["name"] for item in databases] == ["db1", "db2", "db3", "default_database"]
+
+
+async def test_a_list_is_bounded_and_pages_of_more_are_not() -> None:
+    system = DirectSystem()
+    http = http_of(system.database, system, limits=Limits(page_size=3, list_length=5))
+    for number in range(5):
+        await http("POST", f"{T}/collections", {"name": f"coll{number}"})
+    assert len((await http("GET", f"{T}/collections")).json) == 5
+    await http("POST", f"{T}/collections", {"name": "another"})
+    message = "limit: there are more than 5; ask for pages by limit and offset"
+    for query in ("", "?limit=6", "?limit=100"):
+        assert (await http("GET", f"{T}/collections{query}")).error == (400, "InvalidArgumentError", message)
+    assert len((await http("GET", f"{T}/collections?limit=5")).json) == 5
+    assert len((await http("GET", f"{T}/collections?offset=5")).json) == 1
 
 
 @pytest.mark.parametrize("query", ["limit=-1", "limit=x", "offset=1.5", "limit=4294967296", "offset="])
@@ -323,3 +320,52 @@ async def test_the_dimension_that_was_expected_is_that_of_the_collection_now() -
     http = http_of(slow, site.system)
     answer = await http("POST", f"{T}/collections/{site.id}/add", {"ids": ["a"], "embeddings": [[1, 2]]})
     assert answer.error[2] == "Collection expecting embedding with dimension of 3, got 2"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("", 200),
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("application/vnd.api+json", 200),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("multipart/form-data; boundary=x", 415),
+        ("application/jsonx", 415),
+        (";", 415),
+    ],
+)
+async def test_bodies_are_json_by_their_type(content_type: str, status: int) -> None:
+    site = await Site().start()
+    headers = {"content-type": content_type} if content_type else {}
+    answer = await site.http("POST", f"{T}/collections/{site.id}/get", {}, headers=headers)
+    assert answer.status == status
+    if status == 415:
+        assert answer.error == (415, "ChromaError", "Expected request with `Content-Type: application/json`")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        (
+            "ab",
+            "containing 3-512 characters from [a-zA-Z0-9._-], starting and ending with a character in [a-zA-Z0-9]. Got: ab",
+        ),
+        ("a..b", "that does not contains two consecutive periods (..). Got a..b"),
+        ("1..2.3.4", "that does not contains two consecutive periods (..). Got 1..2.3.4"),
+        ("192.168.1.1", "that is not a valid ip address. Got 192.168.1.1"),
+    ],
+)
+async def test_names_of_collections_that_are_none(name: str, wanted: str) -> None:
+    site = await Site().start()
+    made = await site.http("POST", f"{T}/collections", {"name": name})
+    assert made.error == (400, "InvalidArgumentError", f"Validation error: name: Expected a name {wanted}")
+    renamed = await site.http("PUT", f"{T}/collections/{site.id}", {"new_name": name})
+    assert renamed.error == (400, "InvalidArgumentError", f"Validation error: new_name: Expected a name {wanted}")
+
+
+async def test_names_that_only_look_like_addresses() -> None:
+    site = await Site().start()
+    for name in ("999.1.1.1", "01.1.1.1", "1.2.3"):
+        assert (await site.http("POST", f"{T}/collections", {"name": name})).status == 200

@@ -11,6 +11,8 @@ import pytest
 
 from services.frontend.tests.frontend_http_support import T
 from shoal_core.errors import Unavailable
+from shoal_frontend.access.entrance import Entrance
+from shoal_frontend.access.gate import Gate
 from shoal_frontend.http_api.app import create_app
 from shoal_frontend.http_api.bodies import MAX_BODY_BYTES
 from shoal_frontend.http_api.gateway import Gateway
@@ -24,7 +26,7 @@ HOST = "127.0.0.1"
 
 def gateway() -> Gateway:
     system = DirectSystem()
-    return Gateway(system.database, system.clock, system.random)
+    return Gateway(Entrance(system.database, Gate(system.clock)), system.clock, system.random)
 
 
 class Connection:
@@ -97,7 +99,7 @@ async def test_requests_under_way_are_answered_before_it_ends() -> None:
     system = DirectSystem()
     system.catalog.reset = reset  # type: ignore[method-assign]
     system.database.allow_reset = True
-    app = create_app(Gateway(system.database, system.clock, system.random))
+    app = create_app(Gateway(Entrance(system.database, Gate(system.clock)), system.clock, system.random))
     async with serve(app, HOST, 0) as port:
         http = await connected(port)
         asked = asyncio.create_task(http("POST", "/api/v2/reset"))

@@ -162,6 +162,28 @@ async def test_a_database_deleted_elsewhere_and_made_again() -> None:
 # --- the cache
 
 
+@pytest.mark.parametrize("how", ["reset", "delete_database"])
+async def test_who_deletes_many_collections_remembers_none(how: str) -> None:
+    """A read that may be stale would go on to the old ones: it does not ask whether they are there."""
+    system = DirectSystem()
+    database = system.database
+    database.allow_reset = True
+    await system.create("things")
+    ref = CollectionRef(DEFAULT_TENANT, DEFAULT_DATABASE, name="things")
+    await database.write(ref, to_operation_batch([("add", "a", (1.0, 2.0), None, None, None)], 2))
+    assert (await database.count(ref)).count == 1
+    if how == "reset":
+        await database.reset()
+    else:
+        await database.delete_database(DEFAULT_TENANT, DEFAULT_DATABASE)
+        await database.create_database(DEFAULT_TENANT, DEFAULT_DATABASE)
+    bounded = Consistency(ReadLevel.BOUNDED, staleness_ms=60_000)
+    with pytest.raises(NotFound):
+        await database.count(ref, consistency=bounded)
+    await system.create("things")
+    assert (await database.count(ref, consistency=bounded)).count == 0
+
+
 async def test_known_collections_are_not_looked_up_again() -> None:
     system = DirectSystem()
     gate = Gate()

@@ -35,9 +35,16 @@ _NEEDED = """SELECT count(*) FROM unnest($1::uuid[], $2::bigint[]) AS n (id, end
 _RAISE_FLOORS = """UPDATE log_head h SET trim_floor = greatest(h.trim_floor, n.end_offset)
     FROM unnest($1::uuid[], $2::bigint[]) AS n (id, end_offset) WHERE h.collection_id = n.id"""
 
-# Forks have entries that name the objects of the collection they come from.
-_KEYS = """SELECT DISTINCT object_key FROM {name} gone WHERE object_key IS NOT NULL AND NOT EXISTS (
-    SELECT FROM log_entry other WHERE other.object_key = gone.object_key AND other.tableoid <> gone.tableoid)"""
+# Entries of forks name payloads of the collections they come from. Only payloads that a fork may name are looked for in the rest of
+# the log: it is large.
+_KEYS = """WITH named AS (
+        SELECT DISTINCT object_key, split_part(object_key, '/', 2)::uuid AS owner FROM {name} WHERE object_key IS NOT NULL
+    ), lent AS MATERIALIZED (
+        SELECT owner FROM (SELECT DISTINCT owner FROM named) AS owners
+        WHERE EXISTS (SELECT FROM collection c WHERE c.ancestors @> ARRAY[owner] AND c.ancestors <> '{{}}')
+    )
+    SELECT object_key FROM named WHERE owner NOT IN (SELECT owner FROM lent) OR NOT EXISTS (
+        SELECT FROM log_entry other WHERE other.object_key = named.object_key AND other.tableoid <> '{name}'::regclass)"""
 
 _FORGET_KEYS = """DELETE FROM idempotency WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM idempotency WHERE created_at < clock_timestamp() - make_interval(secs => $1::float8 / 1000)
@@ -116,10 +123,11 @@ class PartitionStore:
             ids, ends = [row["collection_id"] for row in rows], [row["end_offset"] for row in rows]
             if await connection.fetchval(_NEEDED, ids, ends, version_retention_ms):
                 return None
+            # Before anybody waits for the locks: what is compacted is not copied by forks, so nobody names these keys from here on.
+            keys = await connection.fetch(_KEYS.format(name=period.name))
             await connection.execute(_LOCK_COLLECTIONS, ids)
             await connection.execute(_LOCK_HEADS, ids)
             await connection.execute(_RAISE_FLOORS, ids, ends)
-            keys = await connection.fetch(_KEYS.format(name=period.name))
             await connection.execute(f"DROP TABLE {period.name}")
         return Dropped(period, tuple(row["object_key"] for row in keys))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from shoal_core.contracts import Condition, TailRequest
 from shoal_core.errors import InvalidArgument, OffsetExpired, StaleRead
 from shoal_log import AppendSettings, LogService, LogSettings, TrimSettings
 from shoal_log.trim import expired_periods, missing_periods
-from shoal_log.trim_store import Period
+from shoal_log.trim_store import _KEYS, Period
 
 pytestmark = pytest.mark.integration
 
@@ -220,6 +221,43 @@ async def test_old_keys_are_forgotten_in_batches(world: World) -> None:
     assert (await node.trim()).forgotten_keys == 8
     assert (await node.trim()).forgotten_keys == 3
     assert [row["key"] for row in await world.sql.fetch("SELECT key FROM idempotency")] == ["k3"]
+
+
+async def test_only_payloads_that_forks_may_name_are_looked_for_in_the_rest_of_the_log(world: World) -> None:
+    """Appends must not wait while all of it is read."""
+    node = await world.node(LogSettings(append=AppendSettings(inline_limit_bytes=0)))
+    collection, fork = await world.collection(), await world.collection()
+    await appended(node, collection, "a", "b")
+    await age_entries(world)
+    await appended(node, collection, "c")
+    (old, *_) = await partitions_of(world)
+
+    async def looked_for() -> tuple[int, int]:
+        plan = await world.sql.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {_KEYS.format(name=old)}")
+        scans = [scan for scan in _scans(json.loads(plan)[0]["Plan"]) if scan["Relation Name"].startswith("log_entry_")]
+        others = sum(scan["Actual Loops"] for scan in scans if scan["Relation Name"] != old)
+        return len(await world.sql.fetch(_KEYS.format(name=old))), others
+
+    assert await looked_for() == (2, 0)
+    await world.sql.execute(
+        "UPDATE collection SET ancestors = ARRAY[$1::text::uuid] WHERE id = $2::text::uuid", collection, fork
+    )
+    found, others = await looked_for()
+    assert (found, others > 0) == (2, True)
+    await world.sql.execute(
+        """INSERT INTO log_entry SELECT $2::text::uuid, first_offset, end_offset, clock_timestamp(), payload, object_key,
+            size_bytes, checksum, id_hashes, total_bytes, set_hash
+        FROM log_entry WHERE collection_id = $1::text::uuid AND end_offset = 2""",
+        collection,
+        fork,
+    )
+    assert (await looked_for())[0] == 1
+
+
+def _scans(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of tables, anywhere in a plan."""
+    below = [scan for part in plan.get("Plans", ()) for scan in _scans(part)]
+    return [plan, *below] if "Relation Name" in plan else below
 
 
 async def test_trimming_races_appends_reads_and_publishes(world: World) -> None:

@@ -147,11 +147,11 @@ class CatalogService:
     async def reset(self) -> None:
         """See `Catalog.reset`."""
         async with self._store.transaction() as sql:
-            await sql.names.lock_other_tenants(DEFAULT_TENANT)
+            tenants = await sql.names.lock_tenants()  # the default one too: what is made in it meanwhile waits
             database_ids = await sql.names.lock_databases()
             await _delete(sql.names, await sql.names.lock_collections_of(database_ids))
             await sql.names.delete_databases(database_ids)
-            await sql.names.delete_other_tenants(DEFAULT_TENANT)
+            await sql.names.delete_tenants(tenants, DEFAULT_TENANT)
             await sql.names.insert_tenant(DEFAULT_TENANT)
             await sql.names.insert_database(DEFAULT_TENANT, DEFAULT_DATABASE)
 

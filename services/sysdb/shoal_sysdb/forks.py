@@ -101,12 +101,17 @@ class ForkStatements:
         return Source(row["name"], row["forks"], row["tail_records"], row["tail_size_bytes"])
 
     async def insert_fork(self, source_id: UUID, name: str) -> UUID | None:
-        """None when the name is taken; waits for whoever is about to take it."""
+        """None when the name is taken; waits for whoever is about to take it.
+
+        Of its source's ancestors it gets the root, by which a tree is known, and those that are not purged: others lend nothing.
+        """
         made: UUID | None = await self._sql.fetchval(
             """INSERT INTO collection (id, database_id, tenant, database_name, name, incarnation, dimension, space, shards,
                 metadata, configuration, schema, version, ancestors)
             SELECT gen_random_uuid(), database_id, tenant, database_name, $2, gen_random_uuid(), dimension, space, shards,
-                metadata, configuration, schema, version, ancestors || id
+                metadata, configuration, schema, version, ancestors[1:1] || ARRAY(
+                    SELECT known.id FROM unnest(ancestors[2:]) WITH ORDINALITY AS ancestor (id, place)
+                    JOIN collection known ON known.id = ancestor.id ORDER BY place) || id
             FROM collection WHERE id = $1
             ON CONFLICT (database_id, name) WHERE deleted_at IS NULL DO NOTHING RETURNING id""",
             source_id,
@@ -167,14 +172,19 @@ class ForkStatements:
     async def borrowing_versions(
         self, collection_id: UUID, version_retention_ms: int, deleted_retention_ms: int
     ) -> list[VersionInfo]:
-        """Retained versions of descendants that live, or were deleted within their retention."""
+        """The oldest retained version of each descendant that lives, or was deleted within its retention.
+
+        Later ones name no more of what they began with: to a version a compaction adds only objects of its own collection.
+        """
         rows = await self._sql.fetch(
             f"""SELECT v.collection_id, v.version, v.manifest_key, v.compacted_offset
             FROM collection c JOIN collection_version v ON v.collection_id = c.id
             WHERE c.ancestors @> ARRAY[$1::uuid] AND c.ancestors <> '{{}}'
                 AND (c.deleted_at IS NULL OR c.deleted_at > {AGO.format(ms="$3")})
-                AND v.version >= (SELECT coalesce(max(old.version), 0) FROM collection_version old
-                    WHERE old.collection_id = c.id AND old.created_at <= {AGO.format(ms="$2")})""",
+                AND v.version = coalesce(
+                    (SELECT max(old.version) FROM collection_version old
+                        WHERE old.collection_id = c.id AND old.created_at <= {AGO.format(ms="$2")}),
+                    (SELECT min(first.version) FROM collection_version first WHERE first.collection_id = c.id))""",
             collection_id,
             version_retention_ms,
             deleted_retention_ms,

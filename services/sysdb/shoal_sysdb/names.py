@@ -103,18 +103,18 @@ class NameStatements:
     async def delete_databases(self, database_ids: Sequence[UUID]) -> None:
         await self._sql.execute("UPDATE database SET deleted_at = clock_timestamp() WHERE id = ANY ($1)", database_ids)
 
-    async def lock_other_tenants(self, name: str) -> None:
-        """All but one, locked in order of name, before any database."""
-        await self._sql.execute(
-            "SELECT FROM tenant WHERE name <> $1 AND deleted_at IS NULL ORDER BY name FOR UPDATE", name
-        )
+    async def lock_tenants(self) -> list[str]:
+        """Names of all tenants, locked in order of name; no database is created in them until the transaction ends."""
+        rows = await self._sql.fetch("SELECT name FROM tenant WHERE deleted_at IS NULL ORDER BY name FOR NO KEY UPDATE")
+        return [row["name"] for row in rows]
 
-    async def delete_other_tenants(self, name: str) -> None:
-        """All but one; that one loses its resource name. Their rows stay, as their deleted databases name them."""
+    async def delete_tenants(self, names: Sequence[str], kept: str) -> None:
+        """All of them but ``kept``, which loses its resource name. Their rows stay, as their deleted databases name them."""
         await self._sql.execute(
-            """UPDATE tenant SET resource_name = NULL, deleted_at = CASE WHEN name <> $1 THEN clock_timestamp() END
-            WHERE deleted_at IS NULL""",
-            name,
+            """UPDATE tenant SET resource_name = NULL, deleted_at = CASE WHEN name <> $2 THEN clock_timestamp() END
+            WHERE name = ANY ($1)""",
+            names,
+            kept,
         )
 
     # --- collections -------------------------------------------------------------------------------------------------

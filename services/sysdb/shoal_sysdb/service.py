@@ -1,15 +1,17 @@
-"""The gRPC face of the catalog: decode, call, encode."""
+"""The gRPC faces of the catalog, of credentials and of attached functions: decode, call, encode."""
 
 from __future__ import annotations
 
 import grpc.aio
 
-from shoal_core.contracts import Catalog
+from shoal_core.contracts import Access, Catalog, Functions
+from shoal_wire.codec import access as access_codec
 from shoal_wire.codec import catalog as codec
+from shoal_wire.codec import functions as functions_codec
 from shoal_wire.codec.common import decode_json
 from shoal_wire.server import add_service
+from shoal_wire.v1 import access_pb2, functions_pb2, types_pb2
 from shoal_wire.v1 import catalog_pb2 as pb
-from shoal_wire.v1 import types_pb2
 from shoal_wire.v1.types_pb2 import Empty
 
 DEFAULT_PAGE = 100
@@ -181,3 +183,76 @@ class CatalogServicer:
             request.collection_id, deleted_retention_ms=request.deleted_retention_ms, limit=request.limit
         )
         return pb.PurgeCollectionResponse(done=done)
+
+
+class AccessServicer:
+    """Serves `Access` as ``shoal.v1.AccessService``."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register with a server that has not been started."""
+        add_service(server, access_pb2.DESCRIPTOR, "AccessService", self)
+
+    async def create_credential(self, request: access_pb2.NewCredential) -> access_pb2.Credential:
+        new = access_codec.decode_new_credential(request)
+        return access_codec.encode_credential(await self._access.create_credential(new))
+
+    async def find_credential(self, request: access_pb2.CredentialRef) -> access_pb2.ValidCredential:
+        found = await self._access.find_credential(access_codec.decode_kind(request.kind), request.id)
+        return access_codec.encode_valid_credential(found)
+
+    async def list_credentials(self, request: access_pb2.ListCredentialsRequest) -> access_pb2.ListCredentialsResponse:
+        found = await self._access.list_credentials(after=request.after, limit=request.limit)
+        return access_pb2.ListCredentialsResponse(credentials=[access_codec.encode_credential(item) for item in found])
+
+    async def revoke_credential(self, request: access_pb2.CredentialRef) -> Empty:
+        await self._access.revoke_credential(access_codec.decode_kind(request.kind), request.id)
+        return Empty()
+
+
+class FunctionsServicer:
+    """Serves `Functions` as ``shoal.v1.FunctionsService``."""
+
+    def __init__(self, functions: Functions) -> None:
+        self._functions = functions
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register with a server that has not been started."""
+        add_service(server, functions_pb2.DESCRIPTOR, "FunctionsService", self)
+
+    async def attach_function(
+        self, request: functions_pb2.AttachFunctionRequest
+    ) -> functions_pb2.AttachFunctionResponse:
+        new = functions_codec.decode_new_function(request.function)
+        attached = await self._functions.attach_function(request.collection_id, new, limit=request.limit)
+        return functions_codec.encode_attached(attached)
+
+    async def get_function(self, request: functions_pb2.FunctionRequest) -> functions_pb2.AttachedFunction:
+        found = await self._functions.get_function(request.collection_id, request.name)
+        return functions_codec.encode_function(found)
+
+    async def detach_function(self, request: functions_pb2.FunctionRequest) -> Empty:
+        await self._functions.detach_function(request.collection_id, request.name)
+        return Empty()
+
+    async def list_due_functions(
+        self, request: functions_pb2.ListDueFunctionsRequest
+    ) -> functions_pb2.ListDueFunctionsResponse:
+        found = await self._functions.due_functions(limit=request.limit)
+        return functions_pb2.ListDueFunctionsResponse(functions=[functions_codec.encode_due(item) for item in found])
+
+    async def complete_function(self, request: functions_pb2.CompleteFunctionRequest) -> Empty:
+        await self._functions.complete_function(codec.decode_lease(request.lease), request.function_id, request.offset)
+        return Empty()
+
+    async def fail_function(self, request: functions_pb2.FailFunctionRequest) -> Empty:
+        await self._functions.fail_function(
+            codec.decode_lease(request.lease),
+            request.function_id,
+            request.error,
+            retry_ms=request.retry_ms,
+            longest_retry_ms=request.longest_retry_ms,
+        )
+        return Empty()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from shoal_storage.postgres import Connection, Pool, connected, transaction
 from shoal_sysdb.forks import ForkStatements
+from shoal_sysdb.function_sql import FunctionStatements
 from shoal_sysdb.garbage import GarbageStatements
 from shoal_sysdb.names import NameStatements
 from shoal_sysdb.versions import VersionStatements
@@ -28,6 +29,7 @@ class CatalogSession:
     forks: ForkStatements
     versions: VersionStatements
     garbage: GarbageStatements
+    functions: FunctionStatements
 
 
 def _session(connection: Connection) -> CatalogSession:
@@ -36,6 +38,7 @@ def _session(connection: Connection) -> CatalogSession:
         ForkStatements(connection),
         VersionStatements(connection),
         GarbageStatements(connection),
+        FunctionStatements(connection),
     )
 
 

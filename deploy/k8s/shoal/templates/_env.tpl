@@ -13,6 +13,10 @@
 {{- with $ports.http }}
 frontend.http: "0.0.0.0:{{ . }}"
 {{- end }}
+{{- if eq .role "frontend" }}
+frontend.access.enabled: {{ $values.access.enabled }}
+frontend.access.allow_unauthenticated: {{ and $values.access.allowUnauthenticated (not $values.access.enabled) }}
+{{- end }}
 etcd.endpoints: {{ join "," $values.etcd.endpoints | quote }}
 etcd.cluster: {{ default (printf "%s.%s" .root.Release.Namespace (include "shoal.fullname" .root)) $values.etcd.cluster | quote }}
 {{- if has .role (list "logservice" "querynode" "compactor") }}
@@ -52,6 +56,11 @@ cache.directory: /var/lib/shoal/blocks
 {{- with .root.Values.postgres }}
 {{- if has $.role (list "sysdb" "logservice") }}
 {{ include "shoal.secret" (dict "name" "SHOAL_POSTGRES__DSN" "secret" .existingSecret "key" .dsnKey) }}
+{{- end }}
+{{- end }}
+{{- with .root.Values.access }}
+{{- if and .existingSecret (eq $.role "frontend") }}
+{{ include "shoal.secret" (dict "name" "SHOAL_FRONTEND__ACCESS__ROOT_TOKEN" "secret" .existingSecret "key" .rootTokenKey) }}
 {{- end }}
 {{- end }}
 {{- with .root.Values.objects.s3 }}

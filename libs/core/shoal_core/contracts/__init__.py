@@ -7,6 +7,17 @@ gRPC (`shoal_wire.clients`). Both raise `shoal_core.errors`. Offsets count a col
 
 from __future__ import annotations
 
+from shoal_core.contracts.access import (
+    ANY,
+    Access,
+    AccessAdmin,
+    Credential,
+    CredentialKind,
+    Grant,
+    NewCredential,
+    Role,
+    ValidCredential,
+)
 from shoal_core.contracts.catalog import (
     Backlog,
     BorrowedObjects,
@@ -23,6 +34,7 @@ from shoal_core.contracts.catalog import (
     Tenant,
     VersionInfo,
 )
+from shoal_core.contracts.functions import AttachedFunction, DueFunction, Functions, NewFunction
 from shoal_core.contracts.log import (
     EVERYTHING,
     AppendRequest,
@@ -60,10 +72,14 @@ from shoal_core.contracts.query import (
 )
 
 __all__ = [
+    "ANY",
     "EVERYTHING",
+    "Access",
+    "AccessAdmin",
     "Answer",
     "AppendRequest",
     "AppendResult",
+    "AttachedFunction",
     "Backlog",
     "BorrowedObjects",
     "Catalog",
@@ -72,13 +88,18 @@ __all__ = [
     "Condition",
     "CountAnswer",
     "CountRequest",
+    "Credential",
+    "CredentialKind",
     "Database",
     "DenseLeaf",
+    "DueFunction",
     "EncodedAnswer",
     "ExpiredUpload",
+    "Functions",
     "GarbageCollection",
     "GarbageRoots",
     "GetRequest",
+    "Grant",
     "HashRange",
     "Head",
     "Include",
@@ -88,11 +109,14 @@ __all__ = [
     "Lease",
     "Log",
     "NewCollection",
+    "NewCredential",
+    "NewFunction",
     "Outcome",
     "PublicApi",
     "PublishRequest",
     "QueryNode",
     "QueryRequest",
+    "Role",
     "SearchRequest",
     "SparseLeaf",
     "SparseStatistics",
@@ -106,6 +130,7 @@ __all__ = [
     "Tenant",
     "TextLeaf",
     "TextStatistics",
+    "ValidCredential",
     "VersionInfo",
     "WriteResult",
     "shard_range",

@@ -159,7 +159,8 @@ class BorrowedObjects:
     """What forks of a collection, and forks of those, may still read of its objects.
 
     Attributes:
-        versions: the forks' retained ones. They name objects of the collection among others.
+        versions: the oldest retained one of each fork. They name objects of the collection among others, and later ones no more
+            of them: compactions add only objects of their own collection.
         payload_keys: payloads of the collection's log that entries of other collections name.
     """
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from shoal_core.consistency import STRONG, Consistency, VersionToken
 from shoal_core.contracts.catalog import Collection, Database, Json, NewCollection, Tenant
+from shoal_core.contracts.functions import AttachedFunction, NewFunction
 from shoal_core.contracts.log import Condition
 from shoal_core.contracts.query import Answer, CountAnswer, Include
 from shoal_core.filters import Filter
@@ -22,7 +23,10 @@ from shoal_core.schema import Schema
 
 @dataclass(frozen=True, slots=True)
 class CollectionRef:
-    """A collection as a user names it: by id (wins) or by name, within a tenant and database."""
+    """A collection as a user names it: by id or by name, within a tenant and database.
+
+    Beside an id, a name only says what the collection must be called: under another name it is not found.
+    """
 
     tenant: str
     database: str
@@ -226,6 +230,16 @@ class PublicApi(Protocol):
 
     async def reset(self) -> None:
         """Delete everything. Raises `PermissionDenied` where the configuration does not allow it."""
+        ...
+
+    async def attach_function(self, ref: CollectionRef, new: NewFunction) -> tuple[AttachedFunction, bool]:
+        """Attach a function that follows the collection; its output collection is made beside it. See `Functions`."""
+        ...
+
+    async def get_function(self, ref: CollectionRef, name: str) -> AttachedFunction: ...
+
+    async def detach_function(self, ref: CollectionRef, name: str, *, delete_output: bool = False) -> None:
+        """End a function, and with ``delete_output`` its output collection too."""
         ...
 
     async def status(self) -> Json:

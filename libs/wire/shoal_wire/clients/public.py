@@ -11,6 +11,7 @@ import pyarrow as pa
 from shoal_core.consistency import STRONG, Consistency
 from shoal_core.contracts import (
     Answer,
+    AttachedFunction,
     Collection,
     CollectionRef,
     Condition,
@@ -20,13 +21,14 @@ from shoal_core.contracts import (
     IndexingStatus,
     Json,
     NewCollection,
+    NewFunction,
     Tenant,
     WriteResult,
 )
 from shoal_core.filters import Filter
 from shoal_core.ranking import Search
 from shoal_core.schema import Schema
-from shoal_wire.codec import catalog, common
+from shoal_wire.codec import catalog, common, functions
 from shoal_wire.codec.answers import decode_answer, decode_answers, decode_count
 from shoal_wire.codec.filters import encode_filter, encoding_work
 from shoal_wire.codec.log import encode_condition
@@ -34,7 +36,7 @@ from shoal_wire.codec.public import decode_indexing_status, decode_write_result,
 from shoal_wire.codec.ranking import encode_search
 from shoal_wire.codec.records import encode_records
 from shoal_wire.rpc import DEFAULT_TIMEOUT_MS, ChannelSource, Rpc, parsed
-from shoal_wire.v1 import catalog_pb2, types_pb2
+from shoal_wire.v1 import catalog_pb2, functions_pb2, types_pb2
 from shoal_wire.v1 import shoal_pb2 as pb
 
 _TENANT = parsed(catalog_pb2.Tenant, catalog.decode_tenant)
@@ -43,20 +45,23 @@ _COLLECTION = parsed(types_pb2.Collection, catalog.decode_collection)
 _WRITTEN = parsed(pb.WriteResponse, decode_write_result)
 _COUNT = parsed(types_pb2.CountAnswer, decode_count)
 _NOTHING = types_pb2.Empty.FromString
+_FUNCTION = parsed(functions_pb2.AttachedFunction, functions.decode_function)
+_ATTACHED = parsed(functions_pb2.AttachFunctionResponse, functions.decode_attached)
 
 _SEARCH_SIZE_BYTES = 32 << 10  # a guess at a search: one long vector
 
 
 class PublicClient:
-    """Implements `PublicApi`."""
+    """Implements `PublicApi`; ``token`` says who calls."""
 
-    def __init__(self, channel: ChannelSource, timeout_ms: int | None = DEFAULT_TIMEOUT_MS) -> None:
+    def __init__(self, channel: ChannelSource, timeout_ms: int | None = DEFAULT_TIMEOUT_MS, *, token: str = "") -> None:
         self._channel = channel
-        self._rpc = Rpc("shoal.v1.ShoalService", channel, timeout_ms)
+        self._token = token
+        self._rpc = Rpc("shoal.v1.ShoalService", channel, timeout_ms, token=token)
 
     def with_timeout(self, timeout_ms: int | None) -> PublicClient:
         """The same client with another timeout."""
-        return PublicClient(self._channel, timeout_ms)
+        return PublicClient(self._channel, timeout_ms, token=self._token)
 
     async def create_tenant(self, name: str) -> None:
         await self._rpc.call("CreateTenant", lambda: catalog_pb2.TenantRequest(name=name), _NOTHING, write=True)
@@ -168,6 +173,27 @@ class PublicClient:
 
     async def delete_collection(self, ref: CollectionRef) -> None:
         await self._rpc.call("DeleteCollection", lambda: encode_ref(ref), _NOTHING, write=True)
+
+    async def attach_function(self, ref: CollectionRef, new: NewFunction) -> tuple[AttachedFunction, bool]:
+        return await self._rpc.call(
+            "AttachFunction",
+            lambda: pb.AttachRequest(collection=encode_ref(ref), function=functions.encode_new_function(new)),
+            _ATTACHED,
+            write=True,
+        )
+
+    async def get_function(self, ref: CollectionRef, name: str) -> AttachedFunction:
+        return await self._rpc.call(
+            "GetFunction", lambda: pb.FunctionRef(collection=encode_ref(ref), name=name), _FUNCTION
+        )
+
+    async def detach_function(self, ref: CollectionRef, name: str, *, delete_output: bool = False) -> None:
+        await self._rpc.call(
+            "DetachFunction",
+            lambda: pb.DetachRequest(collection=encode_ref(ref), name=name, delete_output=delete_output),
+            _NOTHING,
+            write=True,
+        )
 
     async def write(
         self,

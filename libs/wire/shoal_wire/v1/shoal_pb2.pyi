@@ -10,6 +10,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from shoal_wire.v1 import functions_pb2 as _functions_pb2
 from shoal_wire.v1 import log_pb2 as _log_pb2
 from shoal_wire.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -25,7 +26,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CollectionRef(_message.Message):
-    """By id (wins), or by name, within a tenant and database."""
+    """By id or by name, within a tenant and database. Beside an id, the name is what it must be called."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -122,6 +123,79 @@ class ModifyRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schema_json) -> _WhichOneofReturnType__schema_json | None: ...
 
 Global___ModifyRequest: _TypeAlias = ModifyRequest  # noqa: Y015
+
+@_typing.final
+class AttachRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def collection(self) -> Global___CollectionRef: ...
+    @_builtins.property
+    def function(self) -> _functions_pb2.NewFunction: ...
+    def __init__(
+        self,
+        *,
+        collection: Global___CollectionRef | None = ...,
+        function: _functions_pb2.NewFunction | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "function", b"function"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "function", b"function"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+
+@_typing.final
+class FunctionRef(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def collection(self) -> Global___CollectionRef: ...
+    def __init__(
+        self,
+        *,
+        collection: Global___CollectionRef | None = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FunctionRef: _TypeAlias = FunctionRef  # noqa: Y015
+
+@_typing.final
+class DetachRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DELETE_OUTPUT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    delete_output: _builtins.bool
+    @_builtins.property
+    def collection(self) -> Global___CollectionRef: ...
+    def __init__(
+        self,
+        *,
+        collection: Global___CollectionRef | None = ...,
+        name: _builtins.str = ...,
+        delete_output: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "delete_output", b"delete_output", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachRequest: _TypeAlias = DetachRequest  # noqa: Y015
 
 @_typing.final
 class WriteRequest(_message.Message):

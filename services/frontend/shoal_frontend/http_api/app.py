@@ -4,44 +4,91 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
 
 from shoal_core.errors import Internal, ShoalError
 from shoal_core.ports import Random
-from shoal_frontend.http_api.bodies import Disconnected, PayloadTooLarge, json_response
+from shoal_frontend.access.entrance import Entrance
+from shoal_frontend.http_api.bodies import JSON_TYPE, Disconnected, PayloadTooLarge, json_response
 from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.catalog_routes import CatalogRoutes
+from shoal_frontend.http_api.conditional_routes import ConditionalRoutes
 from shoal_frontend.http_api.errors import answer_of
-from shoal_frontend.http_api.gateway import Application, Gateway, Message, Receive, Route, Scope, Send
+from shoal_frontend.http_api.function_routes import FunctionRoutes
+from shoal_frontend.http_api.gateway import (
+    COLLECTION,
+    SESSION,
+    Application,
+    Gateway,
+    Message,
+    Receive,
+    Route,
+    Scope,
+    Send,
+)
+from shoal_frontend.http_api.openapi import body_of, describe, parameters_of
 from shoal_frontend.http_api.record_routes import RecordRoutes
 from shoal_frontend.http_api.system_routes import VERSION, SystemRoutes
 
 TRACE_HEADER = "chroma-trace-id"
+RETRY_HEADER = "retry-after"
 
 _TRACE_ID = "shoal.trace_id"
+_WITH_BODY = ("POST", "PUT", "PATCH")
+_NOT_JSON = {"error": "ChromaError", "message": "Expected request with `Content-Type: application/json`"}
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 
+_OF_COLLECTION = re.compile(COLLECTION.replace("{", "(?P<").replace("}", ">[^/]+)") + "(?P<verb>/.+)")
+
 _log = logging.getLogger(__name__)
+
+Answers: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(gateway: Gateway) -> FastAPI:
     """The gateway as an ASGI application, with its description at ``/docs`` and ``/openapi.json``."""
     app = FastAPI(title="Shoal", version=VERSION, redoc_url=None, redirect_slashes=False)
-    for routes in (SystemRoutes(gateway), CatalogRoutes(gateway), RecordRoutes(gateway)):
-        for route in routes.routes():
-            _add(app, route)
+    answers = {(route.method, route.path): _add(app, gateway.entrance, route) for route in all_routes(gateway)}
     for status in (404, 405):
         app.add_exception_handler(status, _no_route)
+    app.add_middleware(_Direct, answers=answers)  # innermost: what is added after it comes before it
     app.add_middleware(_Traced, random=gateway.random)
+    if gateway.cors_allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=gateway.cors_allow_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[TRACE_HEADER, RETRY_HEADER],
+        )
+    describe(app.openapi())
     return app
 
 
-def _add(app: FastAPI, route: Route) -> None:
+def all_routes(gateway: Gateway) -> list[Route]:
+    """Everything that is served."""
+    parts = (
+        SystemRoutes(gateway),
+        CatalogRoutes(gateway),
+        RecordRoutes(gateway),
+        ConditionalRoutes(gateway),
+        FunctionRoutes(gateway),
+    )
+    return [route for part in parts for route in part.routes()]
+
+
+def _add(app: FastAPI, entrance: Entrance, route: Route) -> Answers:
     async def answered(request: Request) -> Response:
         try:
+            if not route.is_open:  # before anything of the body is read
+                request.scope[SESSION] = await entrance.admit(request.headers.get)
+            if route.method in _WITH_BODY and not _is_json(request.headers.get("content-type", "")):
+                return json_response(_NOT_JSON, 415)
             return await route.answer(request)
         except (ShoalError, BodyError) as error:
             return _error_response(request, error)
@@ -66,18 +113,30 @@ def _add(app: FastAPI, route: Route) -> None:
         description=route.answer.__doc__,
         openapi_extra=_described(route),
     )
+    return answered
+
+
+def _is_json(content_type: str) -> bool:
+    """Whether a body may be JSON. Without a type it is; of another type it is not: with those that browsers send without asking, a
+    page from anywhere could write to a server on its reader's own machine.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    return not content_type or kind == JSON_TYPE or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def _described(route: Route) -> dict[str, Any]:
     """What FastAPI cannot see, as bodies and paths are read by hand."""
     described: dict[str, Any] = {
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in _PARAMETER.findall(route.path)
+            *(
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in _PARAMETER.findall(route.path)
+            ),
+            *parameters_of(route.method, route.path),
         ]
     }
-    if route.method in ("POST", "PUT", "PATCH"):
-        described["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    if route.method in _WITH_BODY:
+        described["requestBody"] = body_of(route.method, route.path)
     return described
 
 
@@ -87,13 +146,39 @@ def _error_response(request: Request, error: ShoalError | BodyError) -> Response
     if status >= 500 and status != 501:
         _log.warning("answered %d (trace id %s): %s", status, request.scope.get(_TRACE_ID), error)
     if isinstance(error, ShoalError) and error.retry_after_ms > 0:
-        response.headers["retry-after"] = str(-(-error.retry_after_ms // 1000))
+        response.headers[RETRY_HEADER] = str(-(-error.retry_after_ms // 1000))
+    if status == 401:
+        response.headers["www-authenticate"] = 'Bearer realm="shoal", Basic realm="shoal", charset="UTF-8"'
     return response
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
     """Without a body, as in the reference."""
     return Response(status_code=getattr(error, "status_code", 404), headers=getattr(error, "headers", None))
+
+
+class _Direct:
+    """Takes requests about a collection's records straight to their route: finding it among all routes, and what FastAPI prepares
+    for routes that declare more, costs as much as a small query.
+    """
+
+    def __init__(self, app: Application, answers: Mapping[tuple[str, str], Answers]) -> None:
+        self._app = app
+        self._answers = {
+            (method, path.removeprefix(COLLECTION)): answer
+            for (method, path), answer in answers.items()
+            if path.startswith(f"{COLLECTION}/") and "{" not in path.removeprefix(COLLECTION)
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = _OF_COLLECTION.fullmatch(scope["path"]) if scope["type"] == "http" and not scope["root_path"] else None
+        answer = self._answers.get((scope["method"], found["verb"])) if found else None
+        if found is None or answer is None:
+            await self._app(scope, receive, send)
+            return
+        scope["path_params"] = found.groupdict()
+        response = await answer(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 class _Traced:

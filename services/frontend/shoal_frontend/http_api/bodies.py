@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from shoal_core.errors import InvalidArgument
 from shoal_frontend.apart import apart
 from shoal_frontend.http_api.body_error import BodyError, described, wrong_type
+from shoal_frontend.http_api.matrices import parse_with_matrix
 from shoal_frontend.http_api.positions import path_of, position_of
 
 LARGE_BYTES = 256 << 10  # to read or write more JSON would hold up the event loop
@@ -58,18 +59,24 @@ async def read_body(request: Request) -> bytes:
     return b"".join(chunks)
 
 
-async def parsed(request: Request, make: Callable[[Mapping[str, Any]], T]) -> T:
-    """What ``make`` makes of the body, which is an object; in a thread if it is large."""
+async def parsed(
+    request: Request, make: Callable[[Mapping[str, Any]], T], *, matrix: str = "", quick: bool = True
+) -> T:
+    """What ``make`` makes of the body, which is an object; in a thread if the body is large, or ``make`` is not ``quick`` anyway.
+
+    The member named by ``matrix``, if it is one, is an array (n, dim) float32 already.
+    """
     body = await read_body(request)
-    return await apart(len(body) > LARGE_BYTES, parse, body, make)
+    return await apart(not quick or len(body) > LARGE_BYTES, parse, body, make, matrix)
 
 
-def parse(body: bytes, make: Callable[[Mapping[str, Any]], T]) -> T:
+def parse(body: bytes, make: Callable[[Mapping[str, Any]], T], matrix: str = "") -> T:
     """What ``make`` makes of a body. Raises `InvalidArgument` for what is no JSON, `BodyError` for what is no object, and what
     ``make`` raises: a `BodyError` with the line and column where it is.
     """
+    value: Any = parse_with_matrix(body, matrix) if matrix else None
     try:
-        value = orjson.loads(body)
+        value = orjson.loads(body) if value is None else value
     except orjson.JSONDecodeError as error:
         problem = f"{_SYNTAX.get(error.msg, error.msg)} at line {error.lineno} column {error.colno}"
         raise InvalidArgument(f"Failed to parse the request body as JSON: {problem}") from error

@@ -5,8 +5,11 @@ Places name a member as in ``configuration.hnsw.space``; the body itself is ``""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+from shoal_frontend.http_api.positions import path_of
 
 _PREFIX = "Failed to deserialize the JSON body into the target type: "
 
@@ -16,6 +19,7 @@ class BodyError(Exception):
 
     Attributes:
         message: the whole text of the answer, to which where in the text of the body it is may be added.
+        problem: of it what is wrong.
         place: the member at fault, such as ``metadatas[0].k``; empty for the body itself.
         path: the same as keys and numbers; None where they follow from the place.
         spot: whether to point to the end of the ``value`` there, to that of its ``key``, or to what follows it (``around``).
@@ -26,7 +30,7 @@ class BodyError(Exception):
     ) -> None:
         """``problem``: such as ``missing field `ids` ``."""
         self.message = f"{_PREFIX}{place}: {problem}" if place else f"{_PREFIX}{problem}"
-        self.place, self.path, self.spot = place, path, spot
+        self.problem, self.place, self.path, self.spot = problem, place, path, spot
         super().__init__(self.message)
 
 
@@ -83,6 +87,17 @@ def check_known(given: Mapping[str, Any], known: Collection[str], place: str) ->
 def inside(place: str, name: str) -> str:
     """The place of a member."""
     return f"{place}.{name}" if place else name
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Errors of a part of the body become errors of the body, of which it is the member at ``place``, such as ``operations[1]``."""
+    try:
+        yield
+    except BodyError as error:
+        inner = path_of(error.place) if error.path is None else tuple(error.path)
+        whole = place + error.place if error.place.startswith("[") else inside(place, error.place).rstrip(".")
+        raise BodyError(error.problem, whole, path=(*path_of(place), *inner), spot=error.spot) from error
 
 
 def _choice(names: Collection[str]) -> str:

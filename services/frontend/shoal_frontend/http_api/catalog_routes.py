@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request, Response
 
-from shoal_core.contracts import Database
+from shoal_core.contracts import Database, Json
 from shoal_core.errors import AlreadyExists, InvalidArgument, NotFound
 from shoal_frontend.http_api.bodies import json_response, page_of, parsed
 from shoal_frontend.http_api.body_error import member, text_of
@@ -25,6 +25,8 @@ from shoal_frontend.http_api.gateway import (
     ref_by_id,
     ref_by_name,
 )
+from shoal_frontend.http_api.pieces import encoded, list_pieces
+from shoal_frontend.http_api.sending import in_pieces
 from shoal_frontend.http_api.shapes import checked_name, modification, new_collection, render_collection
 
 _TENANT_NAME_MIN_LENGTH = 3
@@ -32,6 +34,8 @@ _CHARACTERS = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _NO_NAME = "Expected a name containing 3-512 characters from [a-zA-Z0-9._-], starting and ending with a character in [a-zA-Z0-9]. Got: "
 _CRN = "<tenant_resource_name>:<database_name>:<collection_name>"
 _NO_ID = "Validation error: collection_id: Invalid collection ID format, expected UUID"
+
+_MANY = 4  # collections to write as JSON: some 200 microseconds
 
 T = TypeVar("T")
 Page = Callable[..., Awaitable[Sequence[T]]]
@@ -76,21 +80,21 @@ class CatalogRoutes:
             problem = f'length [{{"min": Number({_TENANT_NAME_MIN_LENGTH}), {given}}}]'
             raise InvalidArgument(f"Validation error: name: Validation error: {problem}")
         with reworded(AlreadyExists, f"Tenant [{name}] already exists"):
-            await self.gateway.api.create_tenant(name)
+            await self.gateway.api_of(request).create_tenant(name)
         return json_response({})
 
     async def get_tenant(self, request: Request) -> Response:
         """``{name, resource_name}``."""
         name = request.path_params["tenant"]
         with reworded(NotFound, f"Tenant [{name}] not found"):
-            found = await self.gateway.api.get_tenant(name)
+            found = await self.gateway.api_of(request).get_tenant(name)
         return json_response({"name": found.name, "resource_name": found.resource_name})
 
     async def update_tenant(self, request: Request) -> Response:
         """``{resource_name}``, which is given once."""
         name, resource_name = request.path_params["tenant"], await parsed(request, _resource_name)
         with reworded(NotFound, f"Tenant [{name}] not found"):
-            await self.gateway.api.name_tenant(name, resource_name)
+            await self.gateway.api_of(request).name_tenant(name, resource_name)
         return json_response({})
 
     # --- databases
@@ -104,26 +108,26 @@ class CatalogRoutes:
             reworded(AlreadyExists, f"Database [{name}] already exists"),
             reworded(NotFound, f"Tenant [{tenant}] not found"),
         ):
-            await self.gateway.api.create_database(tenant, name)
+            await self.gateway.api_of(request).create_database(tenant, name)
         return json_response({})
 
     async def list_databases(self, request: Request) -> Response:
         """In order of name."""
-        page = partial(self.gateway.api.list_databases, request.path_params["tenant"])
-        return json_response([_rendered(database) for database in await self._listed(request, page)])
+        page = partial(self.gateway.api_of(request).list_databases, request.path_params["tenant"])
+        return await self._listed(request, page, _rendered)
 
     async def get_database(self, request: Request) -> Response:
         """``{id, name, tenant}``."""
         tenant, name = database_of(request)
         with reworded(NotFound, f"Database [{name}] not found. Are you sure it exists?"):
-            found = await self.gateway.api.get_database(tenant, name)
+            found = await self.gateway.api_of(request).get_database(tenant, name)
         return json_response(_rendered(found))
 
     async def delete_database(self, request: Request) -> Response:
         """With its collections."""
         tenant, name = database_of(request)
         with reworded(NotFound, f"Database [{name}] not found"):
-            await self.gateway.api.delete_database(tenant, name)
+            await self.gateway.api_of(request).delete_database(tenant, name)
         return json_response({})
 
     # --- collections
@@ -136,47 +140,49 @@ class CatalogRoutes:
             reworded(AlreadyExists, f"Collection [{new.name}] already exists"),
             reworded(NotFound, f"Database [{database}] does not exist", InvalidArgument),
         ):
-            found, _ = await self.gateway.api.create_collection(new, get_or_create=get_or_create)
+            found, _ = await self.gateway.api_of(request).create_collection(new, get_or_create=get_or_create)
         return json_response(render_collection(found))
 
     async def list_collections(self, request: Request) -> Response:
         """In order of creation."""
-        page = partial(self.gateway.api.list_collections, *database_of(request))
-        return json_response([render_collection(found) for found in await self._listed(request, page)])
+        page = partial(self.gateway.api_of(request).list_collections, *database_of(request))
+        return await self._listed(request, page, render_collection)
 
     async def count_collections(self, request: Request) -> Response:
         """A number."""
-        return json_response(await self.gateway.api.count_collections(*database_of(request)))
+        return json_response(await self.gateway.api_of(request).count_collections(*database_of(request)))
 
     async def get_collection(self, request: Request) -> Response:
         """By name."""
         ref = ref_by_name(request)
         with reworded(NotFound, f"Collection [{ref.name}] does not exist"):
-            found = await self.gateway.api.get_collection(ref)
+            found = await self.gateway.api_of(request).get_collection(ref)
         return json_response(render_collection(found))
 
     async def get_collection_by_id(self, request: Request) -> Response:
         """By id."""
         ref = ref_by_id(request, _NO_ID)
         with reworded(NotFound, f"Collection [{ref.id}] does not exist"):
-            found = await self.gateway.api.get_collection(ref)
+            found = await self.gateway.api_of(request).get_collection(ref)
         return json_response(render_collection(found))
 
     async def modify_collection(self, request: Request) -> Response:
         """By id; see `shapes.modification`."""
         ref = ref_by_id(request)
         with reworded(NotFound, f"Collection [{ref.id}] does not exist."):
-            changes = await parsed(request, partial(modification, await self.gateway.api.get_collection(ref)))
+            changes = await parsed(
+                request, partial(modification, await self.gateway.api_of(request).get_collection(ref))
+            )
             with reworded(AlreadyExists, f"Collection [{changes.get('name', '')}] already exists"):
                 if changes:
-                    await self.gateway.api.modify_collection(ref, **changes)
+                    await self.gateway.api_of(request).modify_collection(ref, **changes)
         return json_response({})
 
     async def delete_collection(self, request: Request) -> Response:
         """By name."""
         ref = ref_by_name(request)
         with reworded(NotFound, f"Collection [{ref.name}] does not exist"):
-            await self.gateway.api.delete_collection(ref)
+            await self.gateway.api_of(request).delete_collection(ref)
         return json_response({})
 
     async def get_collection_by_crn(self, request: Request) -> Response:
@@ -186,7 +192,7 @@ class CatalogRoutes:
         if len(parts) != 3 or not all(parts):
             raise InvalidArgument(f"Validation error: crn: CRN must be in the format {_CRN} with non-empty parts")
         with reworded(NotFound, f"Collection [{crn}] does not exist"):
-            found = await self.gateway.api.get_collection_by_resource_name(*parts)
+            found = await self.gateway.api_of(request).get_collection_by_resource_name(*parts)
         return json_response(render_collection(found))
 
     # --- forks
@@ -198,27 +204,34 @@ class CatalogRoutes:
             reworded(NotFound, f"Collection [{ref.id}] does not exist."),
             reworded(AlreadyExists, f"Collection [{name}] already exists"),
         ):
-            found = await self.gateway.api.fork_collection(ref, name)
+            found = await self.gateway.api_of(request).fork_collection(ref, name)
         return json_response(render_collection(found))
 
     async def count_forks(self, request: Request) -> Response:
         """``{count}`` of the forks in the collection's tree."""
         ref = ref_by_id(request)
         with reworded(NotFound, f"Collection [{ref.id}] does not exist."):
-            return json_response({"count": await self.gateway.api.count_forks(ref)})
+            return json_response({"count": await self.gateway.api_of(request).count_forks(ref)})
 
-    async def _listed(self, request: Request, page: Page[T]) -> list[T]:
-        """What the query string asks for, all of it without a limit, however many pages that takes."""
+    async def _listed(self, request: Request, page: Page[T], render: Callable[[T], Json]) -> Response:
+        """What the query string asks for, all of it without a limit, in as many pages as that takes.
+
+        Raises `InvalidArgument` for more than the limits allow in one list: to leave some out silently would be worse.
+        """
         limit, offset = page_of(request)
-        most = self.gateway.limits.page_size
+        size, most = self.gateway.limits.page_size, self.gateway.limits.list_length
+        wanted = most + 1 if limit is None else min(limit, most + 1)
         found: list[T] = []
-        while limit is None or len(found) < limit:
-            size = most if limit is None else min(most, limit - len(found))
-            part = await page(limit=size, offset=offset + len(found))
+        while len(found) < wanted:
+            asked = min(size, wanted - len(found))
+            part = await page(limit=asked, offset=offset + len(found))
             found.extend(part)
-            if len(part) < size:
+            if len(part) < asked:
                 break
-        return found
+        if len(found) > most:
+            raise InvalidArgument(f"there are more than {most}; ask for pages by limit and offset", field="limit")
+        pieces = list_pieces((encoded(render(item)),) for item in found)
+        return await in_pieces(pieces, large=len(found) > _MANY)
 
 
 def _name(body: Any) -> str:

@@ -25,6 +25,7 @@ _ANSWERS: Mapping[type[ShoalError], tuple[int, str]] = {
     errors.StaleEpoch: (503, "ChromaError"),
     errors.SnapshotGone: (503, "ChromaError"),
     errors.ResourceExhausted: (429, "Backoff"),
+    errors.QuotaExceeded: (422, "ChromaError"),
     errors.Unimplemented: (501, "ChromaError"),
     errors.Unavailable: (503, "ChromaError"),
     errors.DeadlineExceeded: (504, "ChromaError"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -13,11 +13,13 @@ from shoal_core.contracts import CollectionRef, PublicApi
 from shoal_core.errors import InvalidArgument
 from shoal_core.limits import Limits
 from shoal_core.ports import Clock, Random
+from shoal_frontend.access.entrance import Entrance, Session
 
 API = "/api/v2"
 DATABASE = f"{API}/tenants/{{tenant}}/databases/{{database}}"
 COLLECTION = f"{DATABASE}/collections/{{collection}}"
 
+SESSION = "shoal.session"  # in a request's scope
 NO_COLLECTION_ID = "Collection ID is not a valid UUIDv4"
 
 
@@ -39,28 +41,43 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The public verbs and what is told about them.
+    """The way to the public verbs, and what is told about them. Routes have no other API than that of a request's principal.
 
     Attributes:
         readiness: for the health check; must be quick.
+        cors_allow_origins: web pages of these origins may ask; ``*``: of all.
         embeds: whether the server makes vectors of texts: then bodies may have texts in the place of vectors.
     """
 
-    api: PublicApi
+    entrance: Entrance
     clock: Clock
     random: Random
     limits: Limits = Limits()
     readiness: Callable[[], Readiness] = Readiness
+    cors_allow_origins: Sequence[str] = ()
     embeds: bool = False
+
+    def session_of(self, request: Request) -> Session:
+        """Who sent a request, and what it may use; of open routes there is none."""
+        session: Session = request.scope[SESSION]
+        return session
+
+    def api_of(self, request: Request) -> PublicApi:
+        """The public verbs, as far as the request's principal may use them."""
+        return self.session_of(request).api
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route: ``answer`` is called for requests of ``method`` to ``path``."""
+    """One route: ``answer`` is called for requests of ``method`` to ``path``.
+
+    ``is_open``: for everybody, without credentials. Such a route has no session and no API.
+    """
 
     method: str
     path: str
     answer: Callable[[Request], Awaitable[Response]]
+    is_open: bool = False
 
 
 def database_of(request: Request) -> tuple[str, str]:

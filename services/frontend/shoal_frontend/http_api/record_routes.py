@@ -10,13 +10,12 @@ from functools import partial
 import numpy as np
 from fastapi import Request, Response
 
-from shoal_core.contracts import Answer, CollectionRef
+from shoal_core.contracts import CollectionRef
 from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound
 from shoal_core.filters import TextMatcher
 from shoal_core.records import Operation
-from shoal_frontend.apart import apart
 from shoal_frontend.http_api.answers import get_json, no_queries_json, query_json, search_json
-from shoal_frontend.http_api.bodies import LARGE_BYTES, json_response, parsed
+from shoal_frontend.http_api.bodies import json_response, parsed
 from shoal_frontend.http_api.errors import reworded
 from shoal_frontend.http_api.gateway import COLLECTION, Gateway, Route, ref_by_id
 from shoal_frontend.http_api.reads import (
@@ -28,6 +27,7 @@ from shoal_frontend.http_api.reads import (
     parse_searches,
 )
 from shoal_frontend.http_api.records import parse_records
+from shoal_frontend.http_api.sending import sent
 from shoal_frontend.http_api.vectors import wrong_dimension
 
 _PATTERNS = tuple(f"where_document.{matcher}" for matcher in (TextMatcher.REGEX, TextMatcher.NOT_REGEX))
@@ -69,15 +69,16 @@ class RecordRoutes:
 
     async def _write(self, request: Request, operation: Operation, status: int) -> Response:
         ref = ref_by_id(request)
-        records = await parsed(request, partial(parse_records, operation=operation, embeds=self.gateway.embeds))
+        make = partial(parse_records, operation=operation, embeds=self.gateway.embeds)
+        records = await parsed(request, make, matrix="embeddings")
         with _missing(ref):
             if records.batch is None:
-                await self.gateway.api.get_collection(ref)
+                await self.gateway.api_of(request).get_collection(ref)
                 return json_response({}, status)
             try:
-                await self.gateway.api.write(ref, records.batch)
+                await self.gateway.api_of(request).write(ref, records.batch)
             except DimensionMismatch as error:
-                raise await self._wrong_dimension(ref, records.dimension, error) from error
+                raise await self._wrong_dimension(request, ref, records.dimension, error) from error
         return json_response({}, status)
 
     async def delete(self, request: Request) -> Response:
@@ -87,9 +88,9 @@ class RecordRoutes:
         ids, where = body.selection.ids, body.selection.where
         with _missing(ref), _patterns():
             if ids is None and where is None:
-                await self.gateway.api.get_collection(ref)
+                await self.gateway.api_of(request).get_collection(ref)
                 return json_response({"deleted": 0})
-            result = await self.gateway.api.delete_where(ref, ids=ids, where=where, limit=body.limit)
+            result = await self.gateway.api_of(request).delete_where(ref, ids=ids, where=where, limit=body.limit)
         return json_response({"deleted": result.records})
 
     # --- reads
@@ -98,14 +99,14 @@ class RecordRoutes:
         """A number."""
         ref, consistency = ref_by_id(request), level_of(request.query_params.get("read_level"))
         with _missing(ref):
-            answer = await self.gateway.api.count(ref, consistency=consistency)
+            answer = await self.gateway.api_of(request).count(ref, consistency=consistency)
         return json_response(answer.count)
 
     async def indexing_status(self, request: Request) -> Response:
         """How much of the log is compacted, in operations."""
         ref = ref_by_id(request)
         with _missing(ref):
-            status = await self.gateway.api.indexing_status(ref)
+            status = await self.gateway.api_of(request).indexing_status(ref)
         total, indexed = status.head_offset, status.indexed_offset
         return json_response(
             {
@@ -121,7 +122,7 @@ class RecordRoutes:
         ref = ref_by_id(request)
         body = await parsed(request, partial(parse_get, limits=self.gateway.limits))
         with _missing(ref), _patterns():
-            answer = await self.gateway.api.get(
+            answer = await self.gateway.api_of(request).get(
                 ref,
                 ids=body.selection.ids,
                 where=body.selection.where,
@@ -129,19 +130,20 @@ class RecordRoutes:
                 offset=body.offset,
                 include=include_of(body.include),
             )
-        return json_response(await apart(_is_large([answer]), get_json, answer, body.include))
+        return await sent([answer], lambda size_bytes: get_json(answer, size_bytes, body.include))
 
     async def query(self, request: Request) -> Response:
         """The nearest of each vector, or of each text where the server embeds."""
         ref = ref_by_id(request)
-        body = await parsed(request, partial(parse_query, limits=self.gateway.limits, embeds=self.gateway.embeds))
+        make = partial(parse_query, limits=self.gateway.limits, embeds=self.gateway.embeds)
+        body = await parsed(request, make, matrix="query_embeddings")
         with _missing(ref), _patterns():
             vectors = np.zeros((0, 0), np.float32) if body.vectors is None else body.vectors
             if body.vectors is None and body.texts is None:
-                await self.gateway.api.get_collection(ref)
+                await self.gateway.api_of(request).get_collection(ref)
                 return json_response(no_queries_json(body.include))
             try:
-                answer = await self.gateway.api.query(
+                answer = await self.gateway.api_of(request).query(
                     ref,
                     vectors,
                     body.k,
@@ -151,23 +153,22 @@ class RecordRoutes:
                     texts=body.texts,
                 )
             except DimensionMismatch as error:
-                raise await self._wrong_dimension(ref, vectors.shape[1] or None, error) from error
-        return json_response(await apart(_is_large([answer]), query_json, answer, body.include))
+                raise await self._wrong_dimension(request, ref, vectors.shape[1] or None, error) from error
+        return await sent([answer], lambda size_bytes: query_json(answer, size_bytes, body.include))
 
     async def search(self, request: Request) -> Response:
         """Several searches at one snapshot."""
         ref = ref_by_id(request)
         body = await parsed(request, partial(parse_searches, limits=self.gateway.limits))
         with _missing(ref):
-            answers = await self.gateway.api.search(ref, body.searches, consistency=body.consistency)
-        data = await apart(_is_large(answers), search_json, answers, body.searches, body.selected)
-        return json_response(data)
+            answers = await self.gateway.api_of(request).search(ref, body.searches, consistency=body.consistency)
+        return await sent(answers, lambda _: search_json(answers, body.searches, body.selected))
 
     async def _wrong_dimension(
-        self, ref: CollectionRef, got: int | None, error: DimensionMismatch
+        self, request: Request, ref: CollectionRef, got: int | None, error: DimensionMismatch
     ) -> DimensionMismatch:
         """The error in the words that clients know."""
-        expected = (await self.gateway.api.get_collection(ref)).dimension
+        expected = (await self.gateway.api_of(request).get_collection(ref)).dimension
         return error if expected is None or got is None else wrong_dimension(expected, got)
 
 
@@ -186,7 +187,3 @@ def _patterns() -> Iterator[None]:
         if error.field not in _PATTERNS:
             raise
         raise InvalidArgument(f"Regex syntax errror: {error.message}") from error
-
-
-def _is_large(answers: Sequence[Answer]) -> bool:
-    return sum(answer.rows.nbytes for answer in answers) > LARGE_BYTES

@@ -74,10 +74,10 @@ def parse_records(body: Mapping[str, Any], operation: Operation, *, embeds: bool
 
 def _vectors(body: Mapping[str, Any], optional: bool) -> tuple[Vectors | None, int | None]:
     """The embeddings, and how many rows there are of them."""
-    given = body.get("embeddings") if optional else member(body, "embeddings", "")
+    given: Any = body.get("embeddings") if optional else member(body, "embeddings", "")
     if optional and given is None:
         return None, None
-    return parse_vectors(given, "embeddings", nulls=optional), len(items(given, "embeddings"))
+    return parse_vectors(given, "embeddings", nulls=optional), len(given)
 
 
 def _texts(body: Mapping[str, Any]) -> tuple[Columns, list[int]]:
@@ -108,7 +108,7 @@ def _metadata(metadatas: Sequence[Any], *, deletes: bool) -> Columns:
     except InvalidArgument:
         pass
     plain = [_plain(metadata, row, nulls=deletes) for row, metadata in enumerate(metadatas)]
-    for row, metadata in enumerate(plain):
+    for row, metadata in enumerate(metadatas):
         for key, value in (metadata or {}).items():
             unmarked = isinstance(value, dict) and value.get("#type") != SPARSE_MARK
             if not key or key[0] in "#$" or unmarked:

@@ -30,7 +30,7 @@ from shoal_frontend.http_api.vector_shapes import (
     vector_config,
     without_effect,
 )
-from shoal_frontend.validate import check_name
+from shoal_frontend.validate import NAME, check_name
 
 _LEGACY = "hnsw:"
 _LEGACY_NAMES: Mapping[str, str] = {
@@ -193,11 +193,19 @@ def checked_name(name: str, place: str) -> str:
     try:
         check_name(name, place)
     except InvalidArgument as error:
-        raise InvalidArgument(
-            f"Validation error: {place}: Expected a name containing 3-512 characters from [a-zA-Z0-9._-], starting and ending "
-            f"with a character in [a-zA-Z0-9]. Got: {name[:512]}"
-        ) from error
+        raise InvalidArgument(f"Validation error: {place}: Expected a name {_wanted_of(name)} {name[:512]}") from error
     return name
+
+
+def _wanted_of(name: str) -> str:
+    """What the reference system's message says of a name that is none."""
+    if not NAME.fullmatch(name):
+        return (
+            "containing 3-512 characters from [a-zA-Z0-9._-], starting and ending with a character in [a-zA-Z0-9]. Got:"
+        )
+    if ".." in name:
+        return "that does not contains two consecutive periods (..). Got"
+    return "that is not a valid ip address. Got"
 
 
 def _to_store(settings: Settings, function: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -8,17 +8,12 @@ from dataclasses import dataclass
 from fastapi import Request, Response
 from fastapi.responses import PlainTextResponse
 
-from shoal_core.errors import Unimplemented
 from shoal_frontend.http_api.bodies import json_response
-from shoal_frontend.http_api.gateway import API, COLLECTION, Gateway, Route
+from shoal_frontend.http_api.gateway import API, Gateway, Route
 
 VERSION = "1.0.0"
 
 _OLD = {"error": "Unimplemented", "message": "The v1 API is deprecated. Please use /v2 apis"}
-_NO_TRANSACTIONS = {
-    "error": "TransactionsNotSupported",
-    "message": "conditional reads and writes are not served over HTTP yet; Shoal's own client has them",
-}
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _DEFAULTS = {"user_id": "", "tenant": "default_tenant", "databases": ["default_database"]}
 
@@ -32,21 +27,15 @@ class SystemRoutes:
     def routes(self) -> Sequence[Route]:
         """All of them."""
         return (
-            Route("GET", "/health", self.health),
-            Route("GET", API, self.heartbeat),
-            Route("GET", f"{API}/heartbeat", self.heartbeat),
-            Route("GET", f"{API}/healthcheck", self.healthcheck),
-            Route("GET", f"{API}/pre-flight-checks", self.pre_flight_checks),
-            Route("GET", f"{API}/version", self.version),
+            Route("GET", "/health", self.health, is_open=True),
+            Route("GET", API, self.heartbeat, is_open=True),
+            Route("GET", f"{API}/heartbeat", self.heartbeat, is_open=True),
+            Route("GET", f"{API}/healthcheck", self.healthcheck, is_open=True),
+            Route("GET", f"{API}/pre-flight-checks", self.pre_flight_checks, is_open=True),
+            Route("GET", f"{API}/version", self.version, is_open=True),
             Route("GET", f"{API}/auth/identity", self.identity),
             Route("POST", f"{API}/reset", self.reset),
-            Route("POST", f"{COLLECTION}/conditional/get", self.conditional),
-            Route("POST", f"{COLLECTION}/conditional/commit", self.conditional),
-            Route("POST", f"{COLLECTION}/functions/attach", self.functions),
-            Route("GET", f"{COLLECTION}/functions/{{name}}", self.functions),
-            Route("POST", f"{COLLECTION}/attached_functions/{{name}}/add_input", self.functions),
-            Route("POST", f"{COLLECTION}/attached_functions/{{name}}/detach", self.functions),
-            *(Route(method, "/api/v1/{rest:path}", self.old) for method in _METHODS),
+            *(Route(method, "/api/v1/{rest:path}", self.old, is_open=True) for method in _METHODS),
         )
 
     async def health(self, request: Request) -> Response:
@@ -72,22 +61,17 @@ class SystemRoutes:
         return json_response(VERSION)
 
     async def identity(self, request: Request) -> Response:
-        """Everybody is nobody in particular: there is no authentication."""
-        return json_response(_DEFAULTS)
+        """Who asks: where there is no authentication, nobody in particular. One tenant and database, if the grants name them."""
+        if self.gateway.entrance.is_open:
+            return json_response(_DEFAULTS)
+        who = self.gateway.session_of(request).principal
+        return json_response({"user_id": who.id, "tenant": who.tenant(), "databases": who.databases()})
 
     async def reset(self, request: Request) -> Response:
         """Forget everything, where that is allowed."""
-        await self.gateway.api.reset()
+        await self.gateway.api_of(request).reset()
         return json_response(True)
 
     async def old(self, request: Request) -> Response:
         """Anything of version 1."""
         return json_response(_OLD, 410)
-
-    async def functions(self, request: Request) -> Response:
-        """Functions attached to collections."""
-        raise Unimplemented("Attached functions are not supported")
-
-    async def conditional(self, request: Request) -> Response:
-        """Reads and writes that depend on each other."""
-        return json_response(_NO_TRANSACTIONS, 501)

@@ -63,6 +63,11 @@ def hnsw_settings(value: Any, names: tuple[str, ...], place: str) -> dict[str, A
     return {name: _setting(name, item, inside(place, name)) for name, item in given.items() if item is not None}
 
 
+def setting_ranges() -> Mapping[str, tuple[int, int]]:
+    """The least and the most of each setting that is a whole number."""
+    return _RANGES
+
+
 def space_of(value: Any, place: str) -> str | None:
     """The space, None for null. Raises `BodyError`."""
     return None if value is None else one_of(value, SPACES, place)
