@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 import shoal
 from libs.client.tests.client_support import FakeApi, client_of
 from shoal.embedding import Function, Gateway, GatewayLimits, HuggingFaceServer, Ollama, OpenAI, Prefixed
+from shoal.embedding import gateway as gateway_module
 from shoal_core import errors
 from shoal_core.errors import (
     DeadlineExceeded,
@@ -265,6 +268,15 @@ async def test_what_openai_is_asked() -> None:
         assert first.path == "/v1/embeddings"
 
 
+@pytest.mark.parametrize(
+    "indices", [[0, 0], [1, 2], [-1, 0], [0, 7], [0, None], [0, True], [0, 1.0], [0, "1"], [[0], 1], [0], [0, 1, 2]]
+)
+def test_an_index_that_is_not_that_of_one_text_each_is_refused(indices: list[Any]) -> None:
+    items = [{"index": index, "embedding": [1.0]} for index in indices]
+    with pytest.raises(InvalidArgument, match=r"index|vectors for 2 texts"):
+        OpenAI(model_name="m").rows({"data": items}, 2)
+
+
 async def test_what_a_text_embeddings_server_is_asked() -> None:
     async with EmbeddingStub() as stub:
         plain = HuggingFaceServer(url=f"{stub.url}/embed", api_key_env_var="SHOAL_TEST_KEY")
@@ -349,6 +361,39 @@ def test_local_functions_run_in_a_bounded_number_of_threads() -> None:
     function = shoal.embedding.CallableEmbedding("f", DIMENSION, embed)
     assert Gateway(function, limits).embed_documents(TEXTS).tolist() == rows(TEXTS)
     assert most == 3
+
+
+def test_a_gateway_begins_anew_in_a_forked_process() -> None:
+    code = """
+import os
+from shoal.embedding import CallableEmbedding, Gateway
+gateway = Gateway(CallableEmbedding("f", 1, lambda texts: [[float(len(text))] for text in texts]))
+assert gateway.embed_documents(["a"]).tolist() == [[1.0]]
+pid = os.fork()
+assert gateway.embed_documents(["ab"]).tolist() == [[2.0]]
+if pid:
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_threads_that_come_first_at_once_share_one_loop() -> None:
+    nobody = -4711  # of no process
+    begin, found = threading.Barrier(8), []
+
+    def come() -> None:
+        begin.wait(20)
+        found.append(gateway_module._loop(nobody))
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(found) == 8
+    assert len(set(map(id, found))) == 1
+    found[0].close()
 
 
 def test_what_a_callable_raises_comes_as_it_is() -> None:

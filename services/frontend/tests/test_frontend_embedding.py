@@ -262,7 +262,7 @@ async def test_clients_learn_the_kind_of_failure_and_no_address(fault: Fault, ki
 
 
 async def test_a_lookup_that_is_out_of_date_does_not_embed_twice() -> None:
-    async with world() as at:
+    async with world(texts_per_second=0.001, burst_texts=1) as at:
         ref = await at.create("ccc", named())
         by_name = CollectionRef(DEFAULT_TENANT, DEFAULT_DATABASE, "ccc")
         await at.database.write(by_name, batch(Operation.ADD, ["a"], [[1.0] * DIMENSION]))

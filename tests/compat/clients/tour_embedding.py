@@ -12,7 +12,7 @@ import pytest
 from chromadb.api.types import EmbeddingFunction
 from chromadb.utils.embedding_functions import known_embedding_functions
 
-from conftest import Chroma, done
+from conftest import TENANT, Chroma, done, host_and_port, sync_client
 
 # Shoal and its model are in the project's own environment; what this one has goes first.
 for folder in (Path(__file__).parents[3] / ".venv" / "lib").glob("python*/site-packages"):
@@ -46,6 +46,23 @@ async def test_text_in_text_out(chroma: Chroma, default: Any) -> None:
         "name": "default",
         "config": {},
     }
+
+
+async def test_what_the_sdk_stored_is_opened(chroma: Chroma, default: Any) -> None:
+    """With a version beside the name."""
+    from shoal.embedding import MiniLM
+    from shoal.embedding.registry import stored_form
+
+    host, port = host_and_port()
+    url = f"http://{host}:{port}/api/v2/tenants/{TENANT}/databases/{chroma.database}/collections"
+    body = {"name": "things", "configuration": {"embedding_function": stored_form(MiniLM())}}
+    made = sync_client(chroma.database)._server._session.post(url, json=body)  # which says who calls
+    assert made.status_code == 200, made.text
+    things = await done(chroma.client.get_collection("things", embedding_function=default))
+    await done(things.add(ids=[*TEXTS], documents=[*TEXTS.values()]))
+    assert (await done(things.query(query_texts=["the ocean"], n_results=1)))["ids"] == [["salt"]]
+    plain = await done(chroma.client.get_collection("things"))
+    assert await done(plain.count()) == 3
 
 
 async def test_the_vectors_are_those_of_the_function(chroma: Chroma, default: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -31,6 +32,9 @@ _CHECKED_INLINE: Final = 1_000
 
 # Of a user's own functions nothing is known: whether the same text always has the same vector is theirs to say.
 _OWN_LIMITS: Final = replace(LOCAL_LIMITS, cache_size_bytes=0)
+
+_starting: Final = threading.Lock()
+os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_starting.release)
 
 
 class Gateway:
@@ -215,10 +219,8 @@ def default_limits(function: Function) -> GatewayLimits:
 
 # One loop and one pool of connections for all gateways of a process; they end when the interpreter exits.
 def _loop(pid: int) -> LoopThread:
-    _started(
-        pid
-    )  # of threads that come here at the same time, for the first time, each starts one; the first one's is kept
-    return _started(pid)
+    with _starting:  # threads may come here for the first time at the same time
+        return _started(pid)
 
 
 @functools.cache
