@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -329,6 +330,37 @@ def test_names_are_those_under_which_functions_store_themselves(name: str) -> No
     kind = KINDS[name]
     assert kind.name == name
     assert kind.canonical in KINDS
+
+
+# --- sentence-transformers
+
+
+def test_a_model_that_is_here_is_loaded_without_code_and_without_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    class Model:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            asked.append((arguments, options))
+            if arguments[0] == "not/here":
+                raise OSError("no such model")
+
+        def encode(self, texts: list[str], **options: Any) -> Any:
+            assert options["normalize_embeddings"]
+            return np.array([[len(text), 1.0] for text in texts])
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Model))
+    function = SentenceTransformer(model_name="owner/name", normalize_embeddings=True)
+    sided = Prefixed(function, query_prefix="query: ")
+    assert Gateway(sided).embed_documents(["ab", "c"]).tolist() == [[2, 1], [1, 1]]
+    assert Gateway(sided).embed_queries(["ab"]).tolist() == [[9, 1]]
+    ((arguments, options),) = asked
+    assert (arguments, options["trust_remote_code"], options["local_files_only"]) == (("owner/name",), False, True)
+    assert options["model_kwargs"] == {"use_safetensors": True}
+    with pytest.raises(FailedPrecondition, match="is not on this machine"):
+        SentenceTransformer(model_name="not/here").embed_documents(["a"])
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(FailedPrecondition, match="'sentence-transformers', which is not installed"):
+        SentenceTransformer(model_name="another").embed_documents(["a"])
 
 
 # --- the default function
