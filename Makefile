@@ -55,7 +55,7 @@ protos-check: setup ## fail if the generated code is not what protos/ says
 constraints: setup ## pin again after a change of dependencies (ARGS="--upgrade" for the newest)
 	tools/constraints $(ARGS)
 
-bench: setup ## the benchmark (ARGS=... for its options; ARGS=filters, functions or http for those of filters, statistics and the gateway)
+bench: setup ## the benchmark (ARGS=... for its options; ARGS=filters, functions, http or embedding for others)
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove what tools leave behind

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal._embedder import embedder_for
+from shoal._embedder import Functions
 from shoal.embedding import Bm25 as ClientBm25
+from shoal.embedding.registry import KINDS
 from shoal_core.contracts import CollectionRef, Include, NewCollection, Outcome
-from shoal_core.errors import AlreadyExists, DimensionMismatch, FailedPrecondition, NotFound
+from shoal_core.errors import AlreadyExists, DimensionMismatch, FailedPrecondition, InvalidArgument, NotFound
 from shoal_core.filters import parse_where
 from shoal_core.ranking import DenseQuery, Knn, Rank, Search, Select, Sum, TextQuery
 from shoal_core.schema import DOCUMENT_KEY, Analyzer, Index, Schema
@@ -489,10 +490,16 @@ async def test_a16_a_stored_embedding_function_is_opaque_and_never_imported(
         assert json.dumps(found, sort_keys=True) == json.dumps(bait, sort_keys=True)
         await at.database.modify_collection(ref, configuration=bait | {"more": True})
         assert (await at.system.new_database().get_collection(ref)).configuration == bait | {"more": True}
-    embedder = embedder_for(bait, None, None)
+    embedder = Functions(None).embedder(bait, None)
     assert (embedder.function, embedder.name) == (None, "shoal_bait")
     with pytest.raises(FailedPrecondition, match="not built in"):
-        embedder.queries(["a"], None)
+        await embedder.queries(["a"], None)
+    for name in KINDS:  # nor by a name that is known
+        known = bait["embedding_function"] | {"name": name}
+        embedder = Functions(None).embedder({"embedding_function": known}, None)
+        assert embedder.function is None
+        with pytest.raises(InvalidArgument, match="trust_remote_code"):
+            await embedder.queries(["a"], None)
     new_modules = {name for name in set(sys.modules) - before if not name.startswith("shoal_") or name == "shoal_bait"}
     assert "shoal_bait" not in new_modules
     assert not {"sentence_transformers", "transformers", "torch"} & new_modules

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.logservice.tests.log_support import state_of
-from shoal.embedding import Bounded, CallableEmbedding, check_vectors, embed_documents, embed_queries
+from shoal.embedding import CallableEmbedding, Gateway, GatewayLimits, check_vectors, embed_documents, embed_queries
 from shoal_cluster.assignment import AssignmentPolicy, ModuloPolicy, RendezvousPolicy, hash64
 from shoal_cluster.membership import membership_view
 from shoal_cluster.routing import Router
@@ -450,8 +450,10 @@ def test_assumption_07_embedding_is_bounded_and_keeps_the_order(count: int, per_
         ended[number].set()
         return [[float(text), 1.0] for text in texts]
 
-    bounded = Bounded(CallableEmbedding("f", 2, embed), texts_per_call=per_call, concurrency=at_once)
-    vectors = bounded.embed_documents([str(number) for number in range(count)])
+    limits = GatewayLimits(texts_per_call=per_call, concurrency=at_once)
+    vectors = Gateway(CallableEmbedding("f", 2, embed), limits).embed_documents(
+        [str(number) for number in range(count)]
+    )
     assert vectors[:, 0].tolist() == list(range(count))
     assert most <= at_once
     assert len(sizes) == calls

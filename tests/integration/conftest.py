@@ -19,7 +19,12 @@ CACHE = Path(__file__).parents[2] / ".cache"
 
 
 # Flush early and merge often: the faults of these tests are to hit compactions at work.
-BUSY = {"SHOAL_COMPACTOR__MAX_AGE_MS": "500", "SHOAL_COMPACTOR__POLICY__FANOUT": "2"}
+BUSY = {
+    "SHOAL_COMPACTOR__MAX_AGE_MS": "500",
+    "SHOAL_COMPACTOR__POLICY__FANOUT": "2",
+    # For collections that name the default function; the others go without.
+    "SHOAL_FRONTEND__EMBEDDING__FUNCTIONS": '{"minilm": {"kind": "default"}}',
+}
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -30,6 +30,7 @@ TOUR = {
     "tour_errors.py": 32,
     "tour_search.py": 20,
     "tour_forks.py": 2,
+    "tour_embedding.py": 8,
     "tour_functions.py": 2,
 }
 STORES = {"store_langchain.py": 9, "store_llamaindex.py": 13, "store_haystack.py": 2}

@@ -21,6 +21,7 @@ from shoal_core.limits import Limits
 from shoal_core.ports import Member, ObjectStore, Registry
 from shoal_frontend.access.grpc_api import AccessAdminServicer
 from shoal_frontend.database import DatabaseService
+from shoal_frontend.embedding import EmbeddingSettings, FunctionSettings, ServerEmbedding
 from shoal_frontend.grpc_api import ShoalServicer
 from shoal_frontend.http_api.app import create_app
 from shoal_frontend.http_api.gateway import Gateway, Readiness
@@ -233,6 +234,7 @@ async def _build_frontend(context: Context) -> None:
         SystemClock(),
         config.frontend.allow_reset,
         peers.functions,
+        embedding=_embedding(config),
     )
     limits = _limits(config)
     entrance = make_entrance(config.frontend, database, peers.access, SystemClock(), SystemRandom(), limits)
@@ -246,9 +248,18 @@ async def _build_frontend(context: Context) -> None:
             limits,
             lambda: _readiness(peers.registry),
             cors_allow_origins=config.frontend.cors_allow_origins,
+            embeds=database.embedding is not None,
         )
         host, port = split_address(config.frontend.http, "frontend.http")
         await context.stack.enter_async_context(serve_http(create_app(gateway), host, port))
+
+
+def _embedding(config: Config) -> ServerEmbedding | None:
+    section = config.frontend.embedding
+    if not section.functions:
+        return None
+    functions = {name: settings_of(FunctionSettings, function) for name, function in section.functions.items()}
+    return ServerEmbedding(settings_of(EmbeddingSettings, section, functions=functions), SystemClock())
 
 
 def _readiness(registry: Registry) -> Readiness:

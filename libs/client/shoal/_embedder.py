@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
 from shoal import embedding
 from shoal._columns import Given, Vectors, check_dimension
-from shoal.embedding import EmbeddingFunction
+from shoal.embedding.gateway import Gateway, in_gateway
+from shoal.embedding.registry import (
+    KEY,
+    KINDS,
+    Function,
+    Stored,
+    described,
+    read_stored,
+    rebuild,
+    same_function,
+    stored_form,
+    stored_function,
+)
 from shoal_core.contracts import Json
-from shoal_core.errors import DimensionMismatch, FailedPrecondition, InvalidArgument
+from shoal_core.errors import DimensionMismatch, FailedPrecondition, InvalidArgument, ShoalError
 from shoal_core.records import Operation, embedding_array
 
-_KEY = "embedding_function"
-_NAME = "name"
-_DEFAULT = "default"
+_REBUILT: Final = 64  # functions of collections that a client keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,52 +37,50 @@ class Embedder:
     """A collection's embedding function.
 
     Attributes:
-        function: None if the stored name is not known here.
+        function: None if the stored one cannot be made here.
         name: of the function, as stored.
         implicit: nobody chose it: it is the default.
+        problem: why there is none.
     """
 
-    function: EmbeddingFunction | None
+    function: Gateway | None
     name: str
     implicit: bool = False
+    problem: ShoalError | None = None
 
-    def queries(self, texts: list[str], dimension: int | None, field: str = "query_texts") -> Vectors:
-        """Vectors of query texts, (q, dim). Blocks."""
-        vectors = embedding.embed_queries(self._loaded(), texts, field)
+    async def queries(self, texts: list[str], dimension: int | None, field: str = "query_texts") -> Vectors:
+        """Vectors of query texts, (q, dim)."""
+        vectors = await self._loaded().aembed_queries(texts, field=field)
         self._check_fits(vectors.shape[1], dimension, field)
         return vectors
 
-    def embed(self, given: Given, dimension: int | None) -> Given:
-        """With embeddings made from the documents, where documents came without embeddings. Blocks."""
+    def embeds(self, given: Given, dimension: int | None) -> bool:
+        """Whether embeddings are to be made from the documents: these came without, and are not just text."""
         if given.embeddings is not None or given.documents is None:
-            return given
-        if given.operation is Operation.UPDATE and self._cannot_be_meant(dimension):
-            return given
-        valid = np.asarray(given.documents.is_valid())
-        texts = given.documents.drop_null().to_pylist()
-        if not texts:
-            return given
-        some = embedding.embed_documents(self._loaded(), texts)
+            return False
+        return not (given.operation is Operation.UPDATE and self._cannot_be_meant(dimension))
+
+    async def documents(self, texts: list[str], rows: list[int], dimension: int | None) -> Vectors:
+        """A vector of each text, (n, dim); ``rows``: which documents they are. What `with_embeddings` takes."""
+        some = await self._loaded().aembed_documents(texts, rows=rows)
         self._check_fits(some.shape[1], dimension, "documents")
-        if valid.all():
-            return replace(given, embeddings=embedding_array(some))
-        matrix = np.zeros((len(valid), some.shape[1]), dtype=np.float32)
-        matrix[valid] = some
-        return replace(given, embeddings=embedding_array(matrix, valid))
+        return some
 
     def _cannot_be_meant(self, dimension: int | None) -> bool:
         """The default was not chosen and does not fit: the collection's vectors come from elsewhere, documents are just text."""
         known = None if self.function is None else self.function.dimension
         return self.implicit and None not in (dimension, known) and dimension != known
 
-    def _loaded(self) -> EmbeddingFunction:
-        if self.function is None:
+    def _loaded(self) -> Gateway:
+        if self.function is not None:
+            return self.function
+        if self.problem is None or "is not built in" in self.problem.message:
             raise FailedPrecondition(
                 f"the collection was made with the embedding function {self.name!r}, which is not built in; pass it to "
                 "get_collection(embedding_function=...), or give embeddings",
-                field=_KEY,
+                field=KEY,
             )
-        return self.function
+        raise type(self.problem)(self.problem.message, field=self.problem.field) from self.problem
 
     def _check_fits(self, found: int, dimension: int | None, field: str) -> None:
         try:
@@ -82,58 +93,85 @@ class Embedder:
             ) from error
 
 
-def configuration_of(function: EmbeddingFunction | None) -> Json:
-    """What a new collection stores of its embedding function: opaque data to the server."""
-    return {} if function is None else {_KEY: {_NAME: check_function(function).name}}
+class Functions:
+    """The embedding functions of one client: its own, the default, and those that its collections name.
 
-
-def embedder_for(configuration: Json, passed: EmbeddingFunction | None, fallback: EmbeddingFunction | None) -> Embedder:
-    """The embedding function of a collection.
+    Collections with the same stored function share its gateway, and so its bounds.
 
     Args:
-        configuration: as stored with the collection.
-        passed: by the user for this collection.
-        fallback: the client's own.
-
-    Raises:
-        InvalidArgument: ``passed`` is none, or not the stored one.
+        own: for collections that name no other.
+        hosts: see `shoal.embedding.registry.rebuild`.
     """
-    stored = _stored_name(configuration)
-    if passed is not None:
-        name = check_function(passed).name
-        if stored is not None and _canonical(stored) != _canonical(name):
-            raise InvalidArgument(
-                f"the collection was made with the embedding function {stored!r}, but {name!r} was passed; vectors of two "
-                "functions do not compare",
-                field=_KEY,
+
+    def __init__(self, own: Function | None, hosts: Collection[str] = ()) -> None:
+        self.own: Final = None if own is None else in_gateway(own)
+        self._hosts = frozenset(hosts)
+        self._default = Gateway(embedding.default_embedding_function())
+        self._rebuilt: OrderedDict[str, Gateway] = OrderedDict()
+
+    def embedder(self, configuration: Json, passed: Function | None) -> Embedder:
+        """The embedding function of a collection.
+
+        Args:
+            configuration: as stored with the collection.
+            passed: by the user for this collection.
+
+        Raises:
+            InvalidArgument: ``passed`` is none, or not the stored one.
+        """
+        stored = stored_function(configuration)
+        if passed is not None:
+            gateway = in_gateway(passed)
+            if stored is not None and not same_function(stored, _stored(gateway)):
+                raise InvalidArgument(
+                    f"the collection was made with the embedding function {described(stored)}, but {described(_stored(gateway))} "
+                    "was passed; vectors of two functions do not compare",
+                    field=KEY,
+                )
+            return Embedder(gateway, gateway.name)
+        if stored is None:
+            own = self.own
+            return (
+                Embedder(self._default, self._default.name, implicit=True) if own is None else Embedder(own, own.name)
             )
-        return Embedder(passed, name)
+        try:
+            if stored.name in KINDS:
+                read_stored(stored)
+            for known in (self.own, self._default):
+                if known is not None and same_function(stored, _stored(known)):
+                    return Embedder(known, stored.name)
+            return Embedder(self._rebuild(stored), stored.name)
+        except ShoalError as error:  # of no consequence until a text is to be embedded
+            return Embedder(None, stored.name, problem=error)
+
+    def _rebuild(self, stored: Stored) -> Gateway:
+        key = json.dumps([stored.name, stored.version, stored.config], sort_keys=True)
+        if key not in self._rebuilt:
+            self._rebuilt[key] = Gateway(rebuild(stored, self._hosts))
+        self._rebuilt.move_to_end(key)
+        while len(self._rebuilt) > _REBUILT:
+            self._rebuilt.popitem(last=False)
+        return self._rebuilt[key]
+
+
+def with_embeddings(given: Given, some: Vectors) -> Given:
+    """With the vectors in the rows that have a document."""
+    assert given.documents is not None
+    valid = np.asarray(given.documents.is_valid())
+    if valid.all():
+        return replace(given, embeddings=embedding_array(some))
+    matrix = np.zeros((len(valid), some.shape[1]), dtype=np.float32)
+    matrix[valid] = some
+    return replace(given, embeddings=embedding_array(matrix, valid))
+
+
+def configuration_of(function: Function | None) -> Json:
+    """What a new collection stores of its embedding function: opaque data to the server."""
+    return {} if function is None else {KEY: stored_form(in_gateway(function).function)}
+
+
+def _stored(gateway: Gateway) -> Stored:
+    stored = stored_function({KEY: stored_form(gateway.function)})
     if stored is None:
-        if fallback is not None:
-            return Embedder(fallback, fallback.name)
-        default = embedding.default_embedding_function()
-        return Embedder(default, default.name, implicit=True)
-    if fallback is not None and _canonical(fallback.name) == _canonical(stored):
-        return Embedder(fallback, stored)
-    try:
-        return Embedder(embedding.by_name(stored), stored)
-    except InvalidArgument:
-        return Embedder(None, stored)
-
-
-def check_function(function: EmbeddingFunction) -> EmbeddingFunction:
-    """The function, if it is one. Raises `InvalidArgument`."""
-    if isinstance(function, type) or not isinstance(function, EmbeddingFunction):
-        hint = "; wrap a callable: shoal.embedding.CallableEmbedding(name, dimension, function)"
-        raise InvalidArgument(f"{function!r} is no embedding function{hint}", field=_KEY)
-    return function
-
-
-def _stored_name(configuration: Json) -> str | None:
-    stored = configuration.get(_KEY)
-    name = stored.get(_NAME) if isinstance(stored, Mapping) else None
-    return name if isinstance(name, str) and name else None
-
-
-def _canonical(name: str) -> str:
-    return embedding.MiniLM().name if name == _DEFAULT else name
+        raise InvalidArgument("an embedding function needs a name", field=KEY)
+    return stored

@@ -62,17 +62,9 @@ class LoopThread:
                 of its own callbacks.
             Unavailable: the client was closed meanwhile.
         """
-        if os.getpid() != self._pid:
-            raise FailedPrecondition(
-                f"this client belongs to process {self._pid}, from which this one ({os.getpid()}) was forked; connect "
-                "again after the fork"
-            )
         if threading.current_thread() is self._thread:
             raise FailedPrecondition("the client was called from its own callback, which would wait for itself")
-        with self._lock:
-            if self._closed:
-                raise FailedPrecondition("the client is closed; connect again")
-            future = asyncio.run_coroutine_threadsafe(function(), self._loop)
+        future = self.start(function)
         try:
             return future.result()
         except CancelledError as error:
@@ -82,6 +74,18 @@ class LoopThread:
         except BaseException:
             future.cancel()  # an interrupt of the waiting thread ends the call too
             raise
+
+    def start(self, function: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        """``function()`` on the loop, not waited for; cancelling the future cancels it. Raises as `run` does before it begins."""
+        if os.getpid() != self._pid:
+            raise FailedPrecondition(
+                f"this client belongs to process {self._pid}, from which this one ({os.getpid()}) was forked; connect "
+                "again after the fork"
+            )
+        with self._lock:
+            if self._closed:
+                raise FailedPrecondition("the client is closed; connect again")
+            return asyncio.run_coroutine_threadsafe(function(), self._loop)
 
     def close(self, timeout_s: float = _EXIT_TIMEOUT_S) -> None:
         """Cancel what runs, run the clean-ups, end the thread; raises what a clean-up raised.

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from shoal import _columns as columns
 from shoal._columns import Given, Vectors
-from shoal._embedder import Embedder
+from shoal._embedder import Embedder, with_embeddings
 from shoal._sparse import embed_sparse, makes_sparse
 from shoal_core.errors import InvalidArgument
 from shoal_core.filters import Filter, all_of, parse_where, parse_where_document
@@ -54,8 +54,8 @@ class WriteInput:
 
     @property
     def takes_long(self) -> bool:
-        """Whether to convert it apart from the event loop: it is large, or a model may run."""
-        if self.table is not None or (self.embeddings is None and self.documents is not None):
+        """Whether to convert it apart from the event loop: it is large."""
+        if self.table is not None:
             return True
         return hasattr(self.ids, "__len__") and len(self.ids) > _INLINE_RECORDS
 
@@ -76,9 +76,18 @@ async def write_batch(
 ) -> pa.RecordBatch:
     """The operation batch of a write, embedded where needed. Raises `InvalidArgument`."""
     given.check()
+    records = await run(lambda: given.read(operation), apart=given.takes_long)
+    if embedder.embeds(records, dimension):
+        assert records.documents is not None
+        documents = records.documents.drop_null()
+        if len(documents):
+            texts = await run(documents.to_pylist, apart=len(documents) > _INLINE_RECORDS)
+            rows = np.flatnonzero(np.asarray(records.documents.is_valid())).tolist()
+            vectors = await embedder.documents(texts, rows, dimension)
+            records = await run(lambda: with_embeddings(records, vectors), apart=len(documents) > _INLINE_RECORDS)
 
     def convert() -> pa.RecordBatch:
-        complete = embed_sparse(embedder.embed(given.read(operation), dimension), schema)
+        complete = embed_sparse(records, schema)
         columns.check_complete(complete)
         batch = columns.to_batch(complete, limits)
         if (found := dimension_of(batch.schema)) is not None:
@@ -116,7 +125,7 @@ async def query_vectors(
     listed = [texts] if isinstance(texts, str) else list(texts)
     if not listed:
         raise InvalidArgument("give at least one text", field="query_texts")
-    return await run(lambda: embedder.queries(listed, dimension), apart=True)
+    return await embedder.queries(listed, dimension)
 
 
 def filter_of(where: Where | None, where_document: Where | None, limits: Limits) -> Filter | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -63,16 +63,16 @@ class Texts:
     schema: Schema
     dimension: int | None
 
-    def embed(self, leaves: Sequence[dict[str, Any]]) -> None:
-        """Put vectors in the place of the texts under ``query``. Blocks. Raises `InvalidArgument`, `FailedPrecondition`."""
+    async def embed(self, leaves: Sequence[dict[str, Any]]) -> None:
+        """Put vectors in the place of the texts under ``query``. Raises `InvalidArgument`, `FailedPrecondition`."""
         for key in dict.fromkeys(leaf.get("key", EMBEDDING_KEY) for leaf in leaves):
             chosen = [leaf for leaf in leaves if leaf.get("key", EMBEDDING_KEY) == key]
             texts = [leaf["query"] for leaf in chosen]
             vectors: Sequence[Any] | npt.NDArray[np.float32]
             if key == EMBEDDING_KEY:
-                vectors = self.embedder.queries(texts, self.dimension, "searches")
+                vectors = await self.embedder.queries(texts, self.dimension, "searches")
             else:
-                vectors = sparse_queries(texts, key, self.schema)
+                vectors = await run(partial(sparse_queries, texts, key, self.schema), apart=True)
             for leaf, vector in zip(chosen, vectors, strict=True):
                 leaf["query"] = vector
 
@@ -89,8 +89,9 @@ async def read_searches(
     leaves: list[dict[str, Any]] = []
     payloads = [_payload(item, f"searches[{number}]", limits, leaves) for number, item in enumerate(given)]
 
+    await texts.embed(leaves)
+
     def parse() -> list[ranking.Search]:
-        texts.embed(leaves)
         return [_parsed(payload, f"searches[{n}]", texts.dimension, limits) for n, payload in enumerate(payloads)]
 
     return await run(parse, apart=bool(leaves))

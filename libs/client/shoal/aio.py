@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shoal._calls import Caller, SystemClock, SystemRandom
 from shoal._connect import Connection, connect_frontends, open_embedded, parse_addresses
-from shoal._embedder import check_function, configuration_of, embedder_for
+from shoal._embedder import Functions, configuration_of
 from shoal._prepare import text, whole
 from shoal._schema import schema_of
 from shoal.aio_collection import AsyncCollection
-from shoal.embedding import EmbeddingFunction
+from shoal.embedding import Function
+from shoal.embedding.gateway import check_function
 from shoal_core import contracts
 from shoal_core.contracts import CollectionRef, Database, NewCollection, Tenant
 from shoal_core.errors import InvalidArgument
@@ -39,7 +40,8 @@ async def connect(
     tenant: str = DEFAULT_TENANT,
     database: str = DEFAULT_DATABASE,
     timeout_ms: int = DEFAULT_TIMEOUT_MS,
-    embedding_function: EmbeddingFunction | None = None,
+    embedding_function: Function | None = None,
+    embedding_hosts: Sequence[str] = (),
     credentials: grpc.ChannelCredentials | None = None,
     token: str = "",
     options: Mapping[str, Any] | None = None,
@@ -54,6 +56,8 @@ async def connect(
         path: a directory for the data; created if there is none. Needs the package shoal-cli.
         timeout_ms: of every call with its retries.
         embedding_function: for collections of this client that name no other.
+        embedding_hosts: ``host`` or ``host:port`` of services that get texts, and keys from the environment, when the stored
+            function of a collection names them. The public address of a function's own service needs no mention.
         credentials: for TLS; without them the connection is plain text.
         token: says who calls, where the frontend wants to know (docs/access.md).
         options: for the embedded system.
@@ -74,7 +78,12 @@ async def connect(
     else:
         connection = await connect_frontends(parse_addresses(address or ""), timeout_ms, credentials, token)
     return AsyncClient(
-        connection, tenant=tenant, database=database, timeout_ms=timeout_ms, embedding_function=embedding_function
+        connection,
+        tenant=tenant,
+        database=database,
+        timeout_ms=timeout_ms,
+        embedding_function=embedding_function,
+        embedding_hosts=embedding_hosts,
     )
 
 
@@ -91,7 +100,8 @@ class AsyncClient:
         tenant: str = DEFAULT_TENANT,
         database: str = DEFAULT_DATABASE,
         timeout_ms: int = DEFAULT_TIMEOUT_MS,
-        embedding_function: EmbeddingFunction | None = None,
+        embedding_function: Function | None = None,
+        embedding_hosts: Sequence[str] = (),
         limits: Limits | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
@@ -100,7 +110,7 @@ class AsyncClient:
         self.database = database
         self._connection = connection
         self._closed = False
-        self._embedding_function = embedding_function
+        self._functions = Functions(embedding_function, embedding_hosts)
         self._limits = limits or Limits()
         self._caller = Caller(connection.endpoints, timeout_ms, clock or SystemClock(), random or SystemRandom())
 
@@ -130,7 +140,7 @@ class AsyncClient:
         metadata: contracts.Json | None = None,
         space: str = "l2",
         shards: int = 1,
-        embedding_function: EmbeddingFunction | None = None,
+        embedding_function: Function | None = None,
         dimension: int | None = None,
         schema: Schema | contracts.Json | None = None,
         get_or_create: bool = False,
@@ -139,8 +149,8 @@ class AsyncClient:
 
         Args:
             space: ``l2`` (squared), ``cosine`` or ``ip``.
-            embedding_function: for documents and query texts; its name is stored. None for the client's, or else the default
-                (all-MiniLM-L6-v2), which nothing is stored of.
+            embedding_function: for documents and query texts; its name and configuration are stored. None for the client's, or
+                else the default (all-MiniLM-L6-v2), which nothing is stored of.
             dimension: of its vectors; None for that of the first write.
             schema: which indexes it keeps, how its text is analysed; None for all indexes and English.
             get_or_create: return the collection of this name as it is, if there is one.
@@ -151,7 +161,7 @@ class AsyncClient:
         """
         if space not in _SPACES:
             raise InvalidArgument(f"one of {', '.join(_SPACES)}, not {space!r}", field="space")
-        function = embedding_function or self._embedding_function
+        function = self._functions.own if embedding_function is None else embedding_function
         new = NewCollection(
             self.tenant,
             self.database,
@@ -175,7 +185,7 @@ class AsyncClient:
         metadata: contracts.Json | None = None,
         space: str = "l2",
         shards: int = 1,
-        embedding_function: EmbeddingFunction | None = None,
+        embedding_function: Function | None = None,
         dimension: int | None = None,
         schema: Schema | contracts.Json | None = None,
     ) -> AsyncCollection:
@@ -191,9 +201,7 @@ class AsyncClient:
             get_or_create=True,
         )
 
-    async def get_collection(
-        self, name: str, *, embedding_function: EmbeddingFunction | None = None
-    ) -> AsyncCollection:
+    async def get_collection(self, name: str, *, embedding_function: Function | None = None) -> AsyncCollection:
         """The collection of this name.
 
         Args:
@@ -277,6 +285,6 @@ class AsyncClient:
         """Members by role, collections with their lag, limits."""
         return await self._caller.call(lambda api: api.status())
 
-    def _handle(self, info: contracts.Collection, passed: EmbeddingFunction | None) -> AsyncCollection:
-        embedder = embedder_for(info.configuration, passed, self._embedding_function)
+    def _handle(self, info: contracts.Collection, passed: Function | None) -> AsyncCollection:
+        embedder = self._functions.embedder(info.configuration, passed)
         return AsyncCollection(self._caller, info, embedder, self._limits)

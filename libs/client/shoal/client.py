@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +11,7 @@ from shoal import aio
 from shoal._loop import LoopThread
 from shoal.aio import DEFAULT_DATABASE, DEFAULT_TENANT, DEFAULT_TIMEOUT_MS, AsyncClient
 from shoal.collection import Collection
-from shoal.embedding import EmbeddingFunction
+from shoal.embedding import Function
 from shoal_core import contracts
 from shoal_core.contracts import Database, Tenant
 from shoal_core.schema import Schema
@@ -29,7 +29,8 @@ def connect(
     tenant: str = DEFAULT_TENANT,
     database: str = DEFAULT_DATABASE,
     timeout_ms: int = DEFAULT_TIMEOUT_MS,
-    embedding_function: EmbeddingFunction | None = None,
+    embedding_function: Function | None = None,
+    embedding_hosts: Sequence[str] = (),
     credentials: grpc.ChannelCredentials | None = None,
     token: str = "",
     options: Mapping[str, Any] | None = None,
@@ -45,6 +46,8 @@ def connect(
         path: a directory for the data; created if there is none. Needs the package shoal-cli.
         timeout_ms: of every call with its retries.
         embedding_function: for collections of this client that name no other.
+        embedding_hosts: ``host`` or ``host:port`` of services that get texts, and keys from the environment, when the stored
+            function of a collection names them. The public address of a function's own service needs no mention.
         credentials: for TLS; without them the connection is plain text.
         token: says who calls, where the frontend wants to know (docs/access.md).
         options: for the embedded system.
@@ -63,6 +66,7 @@ def connect(
                 database=database,
                 timeout_ms=timeout_ms,
                 embedding_function=embedding_function,
+                embedding_hosts=embedding_hosts,
                 credentials=credentials,
                 token=token,
                 options=options,
@@ -119,7 +123,7 @@ class Client:
         metadata: contracts.Json | None = None,
         space: str = "l2",
         shards: int = 1,
-        embedding_function: EmbeddingFunction | None = None,
+        embedding_function: Function | None = None,
         dimension: int | None = None,
         schema: Schema | contracts.Json | None = None,
         get_or_create: bool = False,
@@ -128,8 +132,8 @@ class Client:
 
         Args:
             space: ``l2`` (squared), ``cosine`` or ``ip``.
-            embedding_function: for documents and query texts; its name is stored. None for the client's, or else the default
-                (all-MiniLM-L6-v2), which nothing is stored of.
+            embedding_function: for documents and query texts; its name and configuration are stored. None for the client's, or
+                else the default (all-MiniLM-L6-v2), which nothing is stored of.
             dimension: of its vectors; None for that of the first write.
             schema: which indexes it keeps, how its text is analysed; None for all indexes and English.
             get_or_create: return the collection of this name as it is, if there is one.
@@ -159,7 +163,7 @@ class Client:
         metadata: contracts.Json | None = None,
         space: str = "l2",
         shards: int = 1,
-        embedding_function: EmbeddingFunction | None = None,
+        embedding_function: Function | None = None,
         dimension: int | None = None,
         schema: Schema | contracts.Json | None = None,
     ) -> Collection:
@@ -175,7 +179,7 @@ class Client:
             get_or_create=True,
         )
 
-    def get_collection(self, name: str, *, embedding_function: EmbeddingFunction | None = None) -> Collection:
+    def get_collection(self, name: str, *, embedding_function: Function | None = None) -> Collection:
         """The collection of this name.
 
         Args:

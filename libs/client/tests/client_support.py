@@ -346,7 +346,10 @@ class FakeApi:
         exact: bool = False,
         explain: bool = False,
         allow_scan: bool = False,
+        texts: Sequence[str] | None = None,
     ) -> Answer:
+        assert texts is None, "the SDK embeds in the client"
+
         def work() -> Answer:
             stored = self._find(ref)
             state = _state(stored, consistency)

@@ -279,7 +279,7 @@ async def test_what_is_no_function_is_refused(client: AsyncClient) -> None:
         with pytest.raises(errors.InvalidArgument, match="CallableEmbedding"):
             await client.create_collection("c", embedding_function=function)  # type: ignore[arg-type]
     collection = await client.create_collection("c", embedding_function=Words(dimension=3))
-    with pytest.raises(errors.DimensionMismatch, match="declared 3"):
+    with pytest.raises(errors.DimensionMismatch, match="dimension 2, expected 3"):
         await collection.add(ids=["a"], documents=["x"])
 
 

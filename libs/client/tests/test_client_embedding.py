@@ -13,7 +13,6 @@ from shoal.embedding import (
     CallableEmbedding,
     EmbeddingFunction,
     MiniLM,
-    by_name,
     check_vectors,
     default_embedding_function,
     embed_documents,
@@ -141,11 +140,10 @@ def test_changed_or_missing_model_files_are_reported(tmp_path: Path) -> None:
         minilm._package_file("a_package_that_is_not_there", "model.onnx")
 
 
-def test_functions_are_found_by_name() -> None:
+def test_the_default_function_has_the_name_that_chromas_clients_know() -> None:
     assert default_embedding_function() == MiniLM()
-    assert by_name("default") == by_name("all-MiniLM-L6-v2") == MiniLM()
-    with pytest.raises(InvalidArgument, match="pass the function itself"):
-        by_name("of my own")
+    assert MiniLM().name == "default"
+    assert MiniLM(max_tokens=128).name == "all-MiniLM-L6-v2"
 
 
 def test_any_callable_becomes_an_embedding_function() -> None:
@@ -183,7 +181,7 @@ def test_wrong_answers_are_refused(answer: object, field: str) -> None:
 
 
 def test_a_dimension_other_than_the_declared_one_is_refused() -> None:
-    with pytest.raises(DimensionMismatch, match="dimension 2, declared 3"):
+    with pytest.raises(DimensionMismatch, match="dimension 2, expected 3"):
         CallableEmbedding("lengths", 3, numbers).embed_queries(["a"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr
 
@@ -356,6 +356,41 @@ class TenantSection(Section):
     quotas: QuotasSection = QuotasSection()
 
 
+class EmbeddingFunctionSection(Section):
+    """One function that the frontend offers."""
+
+    kind: str
+    """Its name in the SDK's registry: default, ollama, openai, openai_compatible, huggingface_server, …"""
+    config: dict[str, Any] = Field(default={})
+    """As collections store it; of secrets the names of environment variables."""
+    texts_per_call: Count | None = None
+    """Texts of one call; absent: as suits the kind."""
+    concurrency: Count | None = None
+    """Calls under way at once; absent: as suits the kind."""
+    calls_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Calls that start in a second; absent: no bound."""
+    timeout_ms: Count | None = 20_000
+    """Of all texts of one request; less than `frontend.timeout_ms`."""
+
+
+class EmbeddingSection(Section):
+    """Embedding of texts in the frontend, for clients that send no vectors. Off unless it names functions."""
+
+    functions: dict[str, EmbeddingFunctionSection] = Field(default={})
+    """A table for each function: [frontend.embedding.functions.NAME] with kind, config and bounds. Collections made with one of them
+    are served by it."""
+    default: str = ""
+    """NAME of the one for collections that name no function; empty: none."""
+    texts_per_second: Annotated[float, Field(gt=0)] = 100.0
+    """Texts of a tenant that are embedded in a second, on average."""
+    burst_texts: Count = 1_000
+    """Texts that a tenant may save up."""
+    characters_per_request: Count = 1_000_000
+    """Of all texts of one request."""
+    tenants: Count = 10_000
+    """Tenants whose account is remembered."""
+
+
 class FrontendSection(ServiceSection):
     """The frontend."""
 
@@ -386,3 +421,4 @@ class FrontendSection(ServiceSection):
     credential: RatesSection = RatesSection()
     counted_keys: Count = 10_000
     """Tenants, and credentials, whose rates are counted at a time."""
+    embedding: EmbeddingSection = EmbeddingSection()

@@ -16,6 +16,7 @@ from shoal_cluster.routing import RoutingSettings
 from shoal_compactor.compactor import CompactorSettings
 from shoal_core.errors import InvalidArgument
 from shoal_core.limits import Limits
+from shoal_frontend.embedding import EmbeddingSettings
 from shoal_log.settings import LogSettings
 from shoal_query.node import NodeSettings
 from shoal_runtime.config import ROLES, Config, describe, load, parse_flags
@@ -67,6 +68,27 @@ def test_the_environment_spells_lists_with_commas(monkeypatch: pytest.MonkeyPatc
     assert config.etcd.endpoints == ("one:2379", "two:2379")
     assert config.frontend.hedge is False
     assert config.cache.directory == Path("/var/cache/shoal")
+
+
+def test_functions_that_the_frontend_offers_are_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+[frontend.embedding]
+default = "small"
+[frontend.embedding.functions.small]
+kind = "openai"
+calls_per_second = 5
+config = { model_name = "m", api_key_env_var = "OPENAI_API_KEY", default_headers = { a = "b" } }
+"""
+    found = load(path=write(tmp_path / "shoal.toml", text)).frontend.embedding
+    assert found.functions["small"].config["default_headers"] == {"a": "b"}
+    assert (found.functions["small"].kind, found.functions["small"].calls_per_second) == ("openai", 5.0)
+    monkeypatch.setenv("SHOAL_FRONTEND__EMBEDDING__FUNCTIONS", '{"own": {"kind": "default"}}')
+    assert load().frontend.embedding.functions["own"].kind == "default"
+    assert not Config().frontend.embedding.functions
+    rows = {row.name: row for row in describe()}
+    assert (rows["frontend.embedding.functions"].type, rows["frontend.embedding.functions"].default) == ("table", "")
+    with pytest.raises(InvalidArgument, match=r"frontend\.embedding\.functions\.a\.knid"):
+        load(path=write(tmp_path / "wrong.toml", "[frontend.embedding.functions.a]\nknid = 'x'\nkind = 'y'\n"))
 
 
 @pytest.mark.parametrize(
@@ -171,6 +193,7 @@ def test_every_setting_is_described() -> None:
         (Config().logservice, LogSettings()),
         (Config().compactor, CompactorSettings()),
         (Config().querynode, NodeSettings()),
+        (Config().frontend.embedding, EmbeddingSettings({})),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -394,6 +394,7 @@ PUBLIC = [
         cursor="page",
     ),
     case("query", ANSWER, REF, VECTORS, 3),
+    case("query", ANSWER, REF, np.zeros((0, 0), np.float32), 3, texts=["a text", "", "東京"]),
     case(
         "query",
         ANSWER,

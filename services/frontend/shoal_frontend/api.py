@@ -45,4 +45,5 @@ class Api(PublicApi, Protocol):
         exact: bool,
         explain: bool,
         allow_scan: bool,
+        texts: Sequence[str] | None,
     ) -> Answer | EncodedAnswer: ...

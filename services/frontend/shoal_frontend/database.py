@@ -34,7 +34,7 @@ from shoal_core.contracts import (
     Tenant,
     WriteResult,
 )
-from shoal_core.errors import InvalidArgument, PermissionDenied, Unimplemented
+from shoal_core.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unimplemented
 from shoal_core.filters import Filter
 from shoal_core.limits import Limits
 from shoal_core.ports import Clock, MembershipView, Random
@@ -43,6 +43,7 @@ from shoal_core.schema import Schema
 from shoal_frontend import validate
 from shoal_frontend.apart import apart
 from shoal_frontend.cursor import Cursor, with_cursor
+from shoal_frontend.embedding import ServerEmbedding
 from shoal_frontend.fanout import Fanout, target_of
 from shoal_frontend.indexed import check_indexed
 from shoal_frontend.names import Names
@@ -60,7 +61,8 @@ class DatabaseService:
     """`PublicApi` over the other services.
 
     ``members`` is the registry's view, for `status`; with a ``clock`` explained reads say how long each stage took here;
-    ``allow_reset`` lets callers delete everything; without ``functions`` none can be attached.
+    ``allow_reset`` lets callers delete everything; without ``functions`` none can be attached; ``embedding`` makes vectors of texts for
+    those who send none.
     """
 
     catalog: Catalog
@@ -73,6 +75,7 @@ class DatabaseService:
     clock: Clock | None = None
     allow_reset: bool = False
     functions: Functions | None = None
+    embedding: ServerEmbedding | None = None
     _names: Names = field(init=False)
     _fanout: Fanout = field(init=False)
     _writes: Writes = field(init=False)
@@ -80,7 +83,7 @@ class DatabaseService:
     def __post_init__(self) -> None:
         self._names = Names(self.catalog, self.cached_names, self.limits)
         self._fanout = Fanout(self.nodes, self.log, self.catalog, self.clock)
-        self._writes = Writes(self.log, self._fanout, self._names, self.random, self.limits)
+        self._writes = Writes(self.log, self._fanout, self._names, self.random, self.limits, self.embedding)
 
     # --- tenants and databases
 
@@ -325,6 +328,7 @@ class DatabaseService:
         exact: bool = False,
         explain: bool = False,
         allow_scan: bool = False,
+        texts: Sequence[str] | None = None,
     ) -> Answer:
         answer = await self.query_encoded(
             ref,
@@ -338,6 +342,7 @@ class DatabaseService:
             exact=exact,
             explain=explain,
             allow_scan=allow_scan,
+            texts=texts,
             encoded=False,
         )
         assert isinstance(answer, Answer)
@@ -357,6 +362,7 @@ class DatabaseService:
         exact: bool,
         explain: bool,
         allow_scan: bool,
+        texts: Sequence[str] | None = None,
         encoded: bool = True,
     ) -> Answer | EncodedAnswer:
         """`query`, whose answer may be the bytes of the one shard that gave it."""
@@ -365,17 +371,29 @@ class DatabaseService:
         validate.check_page(ef, 0, self.limits.query_results, "ef")
         validate.check_include(include, self.limits)
         wanted = None if ids is None else tuple(ids)
+        validate.check_query_texts(texts, vectors, self.limits)
 
         async def read(collection: Collection) -> Answer | EncodedAnswer:
-            validate.check_vectors(vectors, collection.dimension, self.limits)
+            if texts is None:
+                validate.check_vectors(vectors, collection.dimension, self.limits)
             check_indexed(where, collection.schema, allow_scan=allow_scan)
+            asked = vectors if texts is None else await self._query_vectors(texts, collection)
             effort = ef or collection.schema.vector.ef_search
             request = QueryRequest(
-                target_of(collection), vectors, k, consistency, 0, wanted, where, include, effort, exact, explain
+                target_of(collection), asked, k, consistency, 0, wanted, where, include, effort, exact, explain
             )
             return await self._fanout.query(collection, request, encoded=encoded)
 
         return await self._names.with_collection(ref, read)
+
+    async def _query_vectors(self, texts: Sequence[str], collection: Collection) -> npt.NDArray[np.float32]:
+        if self.embedding is None:
+            raise FailedPrecondition(
+                "this server embeds no texts (frontend.embedding); send vectors", field="query_texts"
+            )
+        vectors = await self.embedding.query_vectors(texts, collection)
+        validate.check_vectors(vectors, collection.dimension, self.limits)
+        return vectors
 
     async def search(
         self,

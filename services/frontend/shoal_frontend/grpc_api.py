@@ -183,6 +183,7 @@ class ShoalServicer:
             exact=request.exact,
             explain=request.explain,
             allow_scan=request.allow_scan,
+            texts=[*request.texts] or None,
         )
         return await _answer_bytes(answer)
 

@@ -203,6 +203,19 @@ def check_vectors(vectors: npt.NDArray[np.float32], dimension: int | None, limit
     check_numbers(vectors, np.ones(len(vectors), dtype=bool), "query_embeddings")
 
 
+def check_query_texts(texts: Sequence[str] | None, vectors: npt.NDArray[np.float32], limits: Limits) -> None:
+    """Raise `InvalidArgument` unless the texts, where there are any, are as many as vectors may be, and there are no vectors."""
+    if texts is None:
+        return
+    if vectors.size:
+        raise InvalidArgument("give either vectors or texts", field="query_texts")
+    if not 1 <= len(texts) <= limits.query_vectors:
+        raise InvalidArgument(f"between 1 and {limits.query_vectors} texts are allowed", field="query_texts")
+    for row, text in enumerate(texts):
+        if len(text.encode("utf-8", "surrogatepass")) > limits.document_size_bytes:
+            raise InvalidArgument(f"more than {limits.document_size_bytes} bytes", field=f"query_texts[{row}]")
+
+
 def check_numbers(vectors: npt.NDArray[np.floating[Any]], valid: npt.NDArray[np.bool_], field: str) -> None:
     """Raise unless each valid row is finite and so short that the square of a distance is a float32 too."""
     squares = np.einsum("ij,ij->i", vectors, vectors)  # one pass: NaN and infinity show in the sum

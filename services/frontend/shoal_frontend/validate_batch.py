@@ -35,10 +35,13 @@ _REQUIRED = {OP: "operations", ID: "ids"}
 _COLUMN_TYPES = {OP: pa.uint8(), ID: pa.string(), DOCUMENT: pa.string(), DELETED_KEYS: pa.list_(pa.string())}
 
 
-def check_batch(batch: pa.RecordBatch, dimension: int | None, limits: Limits) -> None:
+def check_batch(
+    batch: pa.RecordBatch, dimension: int | None, limits: Limits, promised: npt.NDArray[np.bool_] | None = None
+) -> None:
     """Raise `InvalidArgument` or `DimensionMismatch` for the first thing wrong with an operation batch.
 
-    ``dimension`` is the collection's as far as known; the append decides.
+    ``dimension`` is the collection's as far as known; the append decides. ``promised``: (n,) the records whose embeddings are still
+    to be made, and need none yet.
     """
     if not 1 <= batch.num_rows <= limits.batch_records:
         raise InvalidArgument(
@@ -51,7 +54,7 @@ def check_batch(batch: pa.RecordBatch, dimension: int | None, limits: Limits) ->
     _check_columns(batch.schema)
     operations = _operations(batch)
     check_ids(batch.column(ID), limits)
-    _check_embeddings(batch, operations, dimension, limits)
+    _check_embeddings(batch, operations, dimension, limits, promised)
     if DOCUMENT in batch.schema.names:
         _check_sizes(batch.column(DOCUMENT), "documents", limits.document_size_bytes)
     _check_metadata(batch, limits)
@@ -100,9 +103,15 @@ def _operations(batch: pa.RecordBatch) -> npt.NDArray[np.uint8]:
 
 
 def _check_embeddings(
-    batch: pa.RecordBatch, operations: npt.NDArray[np.uint8], dimension: int | None, limits: Limits
+    batch: pa.RecordBatch,
+    operations: npt.NDArray[np.uint8],
+    dimension: int | None,
+    limits: Limits,
+    promised: npt.NDArray[np.bool_] | None,
 ) -> None:
     needed = (operations == Operation.ADD) | (operations == Operation.UPSERT)
+    if promised is not None:
+        needed &= ~promised
     given = dimension_of(batch.schema)
     if given is None:
         if needed.any():

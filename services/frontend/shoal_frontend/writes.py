@@ -28,6 +28,7 @@ from shoal_core.ports import Random
 from shoal_core.records import ID, OP, Operation, encode_batch
 from shoal_frontend import validate
 from shoal_frontend.apart import MANY_ROWS, apart
+from shoal_frontend.embedding import ServerEmbedding
 from shoal_frontend.fanout import Fanout, target_of
 from shoal_frontend.indexed import check_indexed
 from shoal_frontend.names import Names
@@ -49,6 +50,7 @@ class Writes:
     names: Names
     random: Random
     limits: Limits
+    embedding: ServerEmbedding | None = None
 
     async def write(
         self,
@@ -65,19 +67,34 @@ class Writes:
         # A key of our own makes the retries between here and the log safe.
         key = idempotency_key or self.random.token().hex()
 
-        def prepared(dimension: int | None) -> pa.Buffer:
+        complete: list[pa.RecordBatch] = []  # what is embedded once is not embedded again for another try
+
+        def prepared(batch: pa.RecordBatch, dimension: int | None) -> pa.Buffer:
             check_batch(batch, dimension, self.limits)
             return encode_batch(batch)
 
         async def append(collection: Collection) -> WriteResult:
-            if batch.nbytes > _LARGE_BYTES:
-                payload = await asyncio.to_thread(prepared, collection.dimension)
+            if not complete:
+                complete.append(await self._embedded(batch, collection))
+            batch_of_vectors = complete[0]
+            if batch_of_vectors.nbytes > _LARGE_BYTES:
+                payload = await asyncio.to_thread(prepared, batch_of_vectors, collection.dimension)
             else:
-                payload = prepared(collection.dimension)
+                payload = prepared(batch_of_vectors, collection.dimension)
             result = await self._append(collection, payload, batch.num_rows, key, condition)
             return await self._with_outcomes(collection, batch, result) if outcomes else result
 
         return await self.names.with_collection(ref, append)
+
+    async def _embedded(self, batch: pa.RecordBatch, collection: Collection) -> pa.RecordBatch:
+        """With vectors of documents that came without, where this server makes them. All else is checked before it is paid for."""
+        if self.embedding is None:
+            return batch
+        rows = self.embedding.rows_to_embed(batch, collection)
+        if not rows.any():
+            return batch
+        await apart(batch.nbytes > _LARGE_BYTES, check_batch, batch, collection.dimension, self.limits, rows)
+        return await self.embedding.with_embeddings(batch, rows, collection)
 
     async def _append(
         self, collection: Collection, payload: pa.Buffer, records: int, key: str, condition: Condition | None

@@ -1,50 +1,64 @@
-"""Embedding functions: texts in, vectors out, in the client.
+"""Embedding functions: texts in, vectors out.
 
-`default_embedding_function()` is what collections use unless told otherwise; `CallableEmbedding` adapts any callable, `Bounded`
-keeps its calls within bounds. `Bm25` makes sparse vectors, which are metadata.
-Importing this package loads no model and no inference runtime.
+`default_embedding_function()` is what collections use unless told otherwise; `Ollama`, `OpenAI` (and what speaks its protocol) and
+`HuggingFaceServer` ask a service; `SentenceTransformer` and `CallableEmbedding` run here; `Prefixed` puts a prefix before the texts
+of each side. `Gateway` calls any of them within bounds. `Bm25` makes sparse vectors, which are metadata.
+Importing this package loads no model, no inference runtime and no HTTP library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from shoal.embedding.bounded import Bounded
-from shoal.embedding.minilm import NAME as MINILM_NAME
+from shoal.embedding.chroma import ChromaDefault
+from shoal.embedding.core import Counters
+from shoal.embedding.gateway import Gateway
+from shoal.embedding.limits import GatewayLimits
+from shoal.embedding.local_functions import SentenceTransformer
 from shoal.embedding.minilm import MiniLM
+from shoal.embedding.prefixed import Prefixed
 from shoal.embedding.protocol import (
     CallableEmbedding,
     EmbeddingFunction,
+    RemoteFunction,
+    Request,
+    Side,
     Vectors,
     check_vectors,
     embed_documents,
     embed_queries,
 )
-from shoal_core.errors import InvalidArgument
+from shoal.embedding.registry import Function
+from shoal.embedding.services import HuggingFaceServer, Ollama, OpenAI
 
 if TYPE_CHECKING:
     from shoal.embedding.bm25 import Bm25, SparseVector
 
 __all__ = [
     "Bm25",
-    "Bounded",
     "CallableEmbedding",
+    "ChromaDefault",
+    "Counters",
     "EmbeddingFunction",
+    "Function",
+    "Gateway",
+    "GatewayLimits",
+    "HuggingFaceServer",
     "MiniLM",
+    "Ollama",
+    "OpenAI",
+    "Prefixed",
+    "RemoteFunction",
+    "Request",
+    "SentenceTransformer",
+    "Side",
     "SparseVector",
     "Vectors",
-    "by_name",
     "check_vectors",
     "default_embedding_function",
     "embed_documents",
     "embed_queries",
 ]
-
-_BUILT_IN: Final[Mapping[str, Callable[[], EmbeddingFunction]]] = MappingProxyType(
-    {"default": MiniLM, MINILM_NAME: MiniLM}
-)
 
 
 def __getattr__(name: str) -> Any:
@@ -56,22 +70,6 @@ def __getattr__(name: str) -> Any:
     return getattr(bm25, name)
 
 
-def default_embedding_function() -> EmbeddingFunction:
+def default_embedding_function() -> MiniLM:
     """all-MiniLM-L6-v2 on every core of this process; nothing is loaded before its first text."""
     return MiniLM()
-
-
-def by_name(name: str) -> EmbeddingFunction:
-    """The built-in embedding function that a collection's stored `name` stands for.
-
-    Raises:
-        InvalidArgument: the name is not built in; pass the function itself to the collection.
-    """
-    make = _BUILT_IN.get(name)
-    if make is None:
-        known = ", ".join(sorted(_BUILT_IN))
-        raise InvalidArgument(
-            f"no embedding function {name!r} is built in (there are: {known}); pass the function itself",
-            field="embedding_function",
-        )
-    return make()

@@ -26,6 +26,7 @@ from shoal.embedding.protocol import Vectors, check_texts, check_vectors
 from shoal_core.errors import Corrupt, FailedPrecondition, InvalidArgument
 
 NAME: Final = "all-MiniLM-L6-v2"
+DEFAULT_NAME: Final = "default"
 DIMENSION: Final = 384
 MAX_TOKENS: Final = 256
 
@@ -62,8 +63,8 @@ class MiniLM:
 
     @property
     def name(self) -> str:
-        """The model's public name."""
-        return NAME
+        """``default``, as Chroma's clients call it; the model's own name where ``max_tokens`` is another than theirs."""
+        return DEFAULT_NAME if self.max_tokens == MAX_TOKENS else NAME
 
     @property
     def dimension(self) -> int:

@@ -1,12 +1,15 @@
 """What Shoal asks of an embedding function, and the checks on what comes back.
 
-An embedding function runs in the client only. A collection stores its name as opaque text; no server ever runs one.
+There are two kinds. A local one (`EmbeddingFunction`) computes: it blocks, and `Gateway` runs it in a thread. A remote one
+(`RemoteFunction`) only says what to ask a service and how to read its answer; `Gateway` does the asking. What a collection
+stores of either is opaque data to the server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +18,13 @@ from numpy.typing import NDArray
 from shoal_core.errors import DimensionMismatch, InvalidArgument
 
 Vectors = NDArray[np.float32]
+
+
+class Side(StrEnum):
+    """What texts are for: to be found, or to find with."""
+
+    DOCUMENTS = "documents"
+    QUERIES = "queries"
 
 
 @runtime_checkable
@@ -27,7 +37,7 @@ class EmbeddingFunction(Protocol):
 
     @property
     def name(self) -> str:
-        """What a collection stores to find this function again; see `shoal.embedding.by_name`."""
+        """What a collection stores to find this function again; see `shoal.embedding.registry`."""
         ...
 
     @property
@@ -41,6 +51,54 @@ class EmbeddingFunction(Protocol):
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
         """As `embed_documents`, for texts that are searched with."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of a service: a POST of JSON.
+
+    Attributes:
+        url: without credentials.
+        body: JSON.
+        headers: besides those of JSON and of authentication.
+    """
+
+    url: str
+    body: Mapping[str, Any]
+    headers: Mapping[str, str]
+
+
+@runtime_checkable
+class RemoteFunction(Protocol):
+    """An embedding function that a service computes; without any I/O. `Gateway` calls the service."""
+
+    @property
+    def name(self) -> str:
+        """See `EmbeddingFunction.name`."""
+        ...
+
+    @property
+    def dimension(self) -> int | None:
+        """See `EmbeddingFunction.dimension`."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """Of the service."""
+        ...
+
+    @property
+    def api_key_env_var(self) -> str | None:
+        """The environment variable whose value authenticates (as bearer); None for none."""
+        ...
+
+    def request(self, texts: Sequence[str], side: Side) -> Request:
+        """The call that embeds the texts."""
+        ...
+
+    def rows(self, answer: object, count: int) -> object:
+        """The vectors in the answer's JSON, in the order of the ``count`` texts. Raises `InvalidArgument` for another answer."""
         ...
 
 
@@ -106,11 +164,23 @@ def check_texts(texts: Sequence[str], field: str = "documents") -> None:
             )
 
 
-def check_vectors(answer: object, count: int, *, dimension: int | None, name: str, field: str = "documents") -> Vectors:
+def check_vectors(
+    answer: object,
+    count: int,
+    *,
+    dimension: int | None,
+    name: str,
+    field: str = "documents",
+    rows: Sequence[int] | None = None,
+) -> Vectors:
     """`answer` as a C-contiguous float32 array of shape (count, dimension).
 
+    Args:
+        rows: the places of the texts in ``field``, for errors; None if they are 0, 1, 2 …
+
     Raises:
-        InvalidArgument: not numeric, not two-dimensional, not one row per text, without columns, or not finite.
+        InvalidArgument: not numeric, not two-dimensional, not one row per text, without columns, not finite, or a row is zero
+            throughout, which no model makes of a text and which has no direction.
         DimensionMismatch: `dimension` is known and differs.
     """
     source = f"embedding function {name!r}"
@@ -126,13 +196,19 @@ def check_vectors(answer: object, count: int, *, dimension: int | None, name: st
     if len(vectors) != count:
         raise InvalidArgument(f"{source} returned {len(vectors)} vectors for {count} texts", field=field)
     if dimension is not None and vectors.shape[1] != dimension:
-        raise DimensionMismatch(f"{source} returned dimension {vectors.shape[1]}, declared {dimension}", field=field)
+        raise DimensionMismatch(
+            f"{source} returned vectors of dimension {vectors.shape[1]}, expected {dimension}", field=field
+        )
     if not vectors.shape[1]:
         raise InvalidArgument(f"{source} returned vectors without components", field=field)
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        raise InvalidArgument(f"{source} returned NaN or infinity for this text", field=f"{field}[{row}]")
+    for wrong, problem in (
+        (~np.isfinite(vectors).all(axis=1), "NaN or infinity"),
+        (~vectors.any(axis=1), "a vector of zeros"),
+    ):
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            place = row if rows is None else rows[row]
+            raise InvalidArgument(f"{source} returned {problem} for this text", field=f"{field}[{place}]")
     return vectors
 
 

@@ -193,7 +193,12 @@ class PublicApi(Protocol):
         exact: bool = False,
         explain: bool = False,
         allow_scan: bool = False,
-    ) -> Answer: ...
+        texts: Sequence[str] | None = None,
+    ) -> Answer:
+        """The nearest of each vector. ``texts`` instead, with vectors of shape (0, 0): the server embeds them, if it is
+        configured to. Raises `FailedPrecondition` if it is not.
+        """
+        ...
 
     async def search(
         self,

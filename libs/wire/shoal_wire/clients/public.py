@@ -287,6 +287,7 @@ class PublicClient:
         exact: bool = False,
         explain: bool = False,
         allow_scan: bool = False,
+        texts: Sequence[str] | None = None,
     ) -> Answer:
         def encode() -> pb.QueryRequest:
             dimension, packed = common.encode_vectors(vectors)
@@ -303,6 +304,7 @@ class PublicClient:
                 exact=exact,
                 explain=explain,
                 allow_scan=allow_scan,
+                texts=texts,
             )
 
         size_bytes = vectors.nbytes + _selection_work(ids, where)

@@ -393,6 +393,7 @@ class QueryRequest(_message.Message):
     EXACT_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
     ALLOW_SCAN_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
     dimension: _builtins.int
     vectors: _builtins.bytes
     """float32, packed, any number of vectors"""
@@ -412,6 +413,10 @@ class QueryRequest(_message.Message):
     def where(self) -> _types_pb2.Filter: ...
     @_builtins.property
     def include(self) -> _types_pb2.Include: ...
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """instead of vectors: the server embeds them, if it is configured to"""
+
     def __init__(
         self,
         *,
@@ -427,10 +432,11 @@ class QueryRequest(_message.Message):
         exact: _builtins.bool = ...,
         explain: _builtins.bool = ...,
         allow_scan: _builtins.bool = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency", "ids", b"ids", "include", b"include", "where", b"where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_scan", b"allow_scan", "collection", b"collection", "consistency", b"consistency", "dimension", b"dimension", "ef", b"ef", "exact", b"exact", "explain", b"explain", "ids", b"ids", "include", b"include", "k", b"k", "vectors", b"vectors", "where", b"where"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_scan", b"allow_scan", "collection", b"collection", "consistency", b"consistency", "dimension", b"dimension", "ef", b"ef", "exact", b"exact", "explain", b"explain", "ids", b"ids", "include", b"include", "k", b"k", "texts", b"texts", "vectors", b"vectors", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -373,6 +373,7 @@ class Guarded:
         exact: bool = False,
         explain: bool = False,
         allow_scan: bool = False,
+        texts: Sequence[str] | None = None,
     ) -> Answer:
         async def query(found: CollectionRef) -> Answer:
             self.gate.quotas(ref.tenant).check_query(vectors, k)
@@ -388,6 +389,7 @@ class Guarded:
                 exact=exact,
                 explain=explain,
                 allow_scan=allow_scan,
+                texts=texts,
             )
 
         return await self.checks.on("query", ref, query)
@@ -406,6 +408,7 @@ class Guarded:
         exact: bool,
         explain: bool,
         allow_scan: bool,
+        texts: Sequence[str] | None,
     ) -> Answer | EncodedAnswer:
         async def query(found: CollectionRef) -> Answer | EncodedAnswer:
             self.gate.quotas(ref.tenant).check_query(vectors, k)
@@ -421,6 +424,7 @@ class Guarded:
                 exact=exact,
                 explain=explain,
                 allow_scan=allow_scan,
+                texts=texts,
             )
 
         return await self.checks.on("query_encoded", ref, query)

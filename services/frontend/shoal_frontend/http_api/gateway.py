@@ -46,6 +46,7 @@ class Gateway:
     Attributes:
         readiness: for the health check; must be quick.
         cors_allow_origins: web pages of these origins may ask; ``*``: of all.
+        embeds: whether the server makes vectors of texts: then bodies may have texts in the place of vectors.
     """
 
     entrance: Entrance
@@ -54,6 +55,7 @@ class Gateway:
     limits: Limits = Limits()
     readiness: Callable[[], Readiness] = Readiness
     cors_allow_origins: Sequence[str] = ()
+    embeds: bool = False
 
     def session_of(self, request: Request) -> Session:
         """Who sent a request, and what it may use; of open routes there is none."""

@@ -50,12 +50,15 @@ class GetBody:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryBody:
-    """``{query_embeddings, ids?, where?, where_document?, n_results?, include?}``. ``vectors``: (q, dim); None for no query."""
+    """``{query_embeddings, ids?, where?, where_document?, n_results?, include?}``. ``vectors``: (q, dim); None for no query.
+    ``texts``: of ``query_texts`` instead, where the server embeds; None without.
+    """
 
     selection: Selection
     vectors: npt.NDArray[np.float32] | None
     k: int
     include: list[str]
+    texts: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +96,12 @@ def parse_get(body: Mapping[str, Any], limits: Limits) -> GetBody:
     return GetBody(_selection_to_read(body, limits), limit, offset or 0, include)
 
 
-def parse_query(body: Mapping[str, Any], limits: Limits) -> QueryBody:
-    """Raises `BodyError`, `InvalidArgument`, `DimensionMismatch`."""
-    vectors = parse_vectors(member(body, "query_embeddings", ""), "query_embeddings")
+def parse_query(body: Mapping[str, Any], limits: Limits, *, embeds: bool = False) -> QueryBody:
+    """``embeds``: the body may have ``query_texts`` instead. Raises `BodyError`, `InvalidArgument`, `DimensionMismatch`."""
+    texts = None
+    if embeds and body.get("query_embeddings") is None and body.get("query_texts") is not None:
+        texts = strings(body["query_texts"], "query_texts")
+    vectors = None if texts is not None else parse_vectors(member(body, "query_embeddings", ""), "query_embeddings")
     k = whole(body, "n_results")
     include = _include(body, ["documents", "metadatas", "distances"])
     return QueryBody(
@@ -103,6 +109,7 @@ def parse_query(body: Mapping[str, Any], limits: Limits) -> QueryBody:
         None if vectors is None else vectors.matrix,
         _DEFAULT_RESULTS if k is None else k,
         include,
+        texts or None,
     )
 
 

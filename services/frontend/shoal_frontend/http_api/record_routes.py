@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from fastapi import Request, Response
 
 from shoal_core.contracts import CollectionRef
@@ -68,7 +69,8 @@ class RecordRoutes:
 
     async def _write(self, request: Request, operation: Operation, status: int) -> Response:
         ref = ref_by_id(request)
-        records = await parsed(request, partial(parse_records, operation=operation), matrix="embeddings")
+        make = partial(parse_records, operation=operation, embeds=self.gateway.embeds)
+        records = await parsed(request, make, matrix="embeddings")
         with _missing(ref):
             if records.batch is None:
                 await self.gateway.api_of(request).get_collection(ref)
@@ -131,24 +133,27 @@ class RecordRoutes:
         return await sent([answer], lambda size_bytes: get_json(answer, size_bytes, body.include))
 
     async def query(self, request: Request) -> Response:
-        """The nearest of each vector."""
+        """The nearest of each vector, or of each text where the server embeds."""
         ref = ref_by_id(request)
-        body = await parsed(request, partial(parse_query, limits=self.gateway.limits), matrix="query_embeddings")
+        make = partial(parse_query, limits=self.gateway.limits, embeds=self.gateway.embeds)
+        body = await parsed(request, make, matrix="query_embeddings")
         with _missing(ref), _patterns():
-            if body.vectors is None:
+            vectors = np.zeros((0, 0), np.float32) if body.vectors is None else body.vectors
+            if body.vectors is None and body.texts is None:
                 await self.gateway.api_of(request).get_collection(ref)
                 return json_response(no_queries_json(body.include))
             try:
                 answer = await self.gateway.api_of(request).query(
                     ref,
-                    body.vectors,
+                    vectors,
                     body.k,
                     ids=body.selection.ids,
                     where=body.selection.where,
                     include=include_of(body.include),
+                    texts=body.texts,
                 )
             except DimensionMismatch as error:
-                raise await self._wrong_dimension(request, ref, body.vectors.shape[1], error) from error
+                raise await self._wrong_dimension(request, ref, vectors.shape[1] or None, error) from error
         return await sent([answer], lambda size_bytes: query_json(answer, size_bytes, body.include))
 
     async def search(self, request: Request) -> Response:

@@ -43,14 +43,15 @@ class Records:
     dimension: int | None
 
 
-def parse_records(body: Mapping[str, Any], operation: Operation) -> Records:
-    """``{ids, embeddings, documents?, uris?, metadatas?}``; of an update embeddings are optional, and so is each of them.
+def parse_records(body: Mapping[str, Any], operation: Operation, *, embeds: bool = False) -> Records:
+    """``{ids, embeddings, documents?, uris?, metadatas?}``; of an update embeddings are optional, and so is each of them. So they are
+    if the server ``embeds`` documents; what is missing then is found when the batch is written.
 
     Raises `BodyError` for wrong types, `InvalidArgument` for wrong values, `DimensionMismatch` for rows of several lengths.
     """
     ids = strings(member(body, "ids", ""), "ids")
     update = operation is Operation.UPDATE
-    vectors, rows = _vectors(body, update)
+    vectors, rows = _vectors(body, update or (embeds and body.get("documents") is not None))
     columns, lengths = _texts(body)
     if rows is not None:
         lengths.append(rows)
@@ -71,12 +72,12 @@ def parse_records(body: Mapping[str, Any], operation: Operation) -> Records:
     return Records(pa.record_batch(head | columns), vectors.matrix.shape[1])
 
 
-def _vectors(body: Mapping[str, Any], update: bool) -> tuple[Vectors | None, int | None]:
+def _vectors(body: Mapping[str, Any], optional: bool) -> tuple[Vectors | None, int | None]:
     """The embeddings, and how many rows there are of them."""
-    given: Any = body.get("embeddings") if update else member(body, "embeddings", "")
-    if update and given is None:
+    given: Any = body.get("embeddings") if optional else member(body, "embeddings", "")
+    if optional and given is None:
         return None, None
-    return parse_vectors(given, "embeddings", nulls=update), len(given)
+    return parse_vectors(given, "embeddings", nulls=optional), len(given)
 
 
 def _texts(body: Mapping[str, Any]) -> tuple[Columns, list[int]]:
