@@ -45,5 +45,5 @@ class Api(PublicApi, Protocol):
         exact: bool,
         explain: bool,
         allow_scan: bool,
-        texts: Sequence[str] | None,
+        texts: Sequence[str] | None = None,
     ) -> Answer | EncodedAnswer: ...

@@ -408,7 +408,7 @@ class Guarded:
         exact: bool,
         explain: bool,
         allow_scan: bool,
-        texts: Sequence[str] | None,
+        texts: Sequence[str] | None = None,
     ) -> Answer | EncodedAnswer:
         async def query(found: CollectionRef) -> Answer | EncodedAnswer:
             self.gate.quotas(ref.tenant).check_query(vectors, k)
