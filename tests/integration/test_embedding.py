@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from shoal_cli.local_cluster import LocalCluster
 from shoal_core.contracts import CollectionRef, Include
 from shoal_core.records import DOCUMENT, ID, OP, Operation
 from shoal_wire.v1 import shoal_pb2 as pb
+from tests.compat.servers import shoal_up
 from tests.integration.test_http import DATABASE, ask
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
@@ -76,6 +78,20 @@ async def test_over_http_with_embedding_in_the_frontend(cluster: LocalCluster) -
     path = f"{DATABASE}/collections/{made['id']}"
     status, refused = await ask(one, "POST", f"{path}/add", {"ids": IDS, "documents": TEXTS})
     assert (status, "no default one" in refused["message"]) == (400, True)
+
+
+async def test_over_http_with_embedding_in_one_process(tmp_path: Path) -> None:
+    functions = '{"small": {"kind": "default", "config": {}}}'
+    environment = {
+        "SHOAL_FRONTEND__EMBEDDING__FUNCTIONS": functions,
+        "SHOAL_FRONTEND__EMBEDDING__DEFAULT": "small",
+    }
+    async with shoal_up(tmp_path, environment=environment) as up:
+        _, made = await ask(up.http, "POST", f"{DATABASE}/collections", {"name": "text-up"})
+        path = f"{DATABASE}/collections/{made['id']}"
+        assert await ask(up.http, "POST", f"{path}/add", {"ids": IDS, "documents": TEXTS}) == (201, {})
+        status, found = await ask(up.http, "POST", f"{path}/query", {"query_texts": [*QUESTIONS], "n_results": 1})
+        assert (status, found["ids"]) == (200, [[wanted] for wanted in QUESTIONS.values()])
 
 
 async def test_over_grpc_with_embedding_in_the_frontend(cluster: LocalCluster) -> None:

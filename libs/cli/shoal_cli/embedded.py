@@ -31,6 +31,7 @@ from shoal_core.limits import Limits
 from shoal_core.ports import Member
 from shoal_core.schema import Schema
 from shoal_frontend.database import DatabaseService
+from shoal_frontend.embedding import EmbeddingSettings, offered
 from shoal_log.log import LogService
 from shoal_log.settings import LogSettings
 from shoal_query.node import Node, NodeSettings
@@ -63,6 +64,7 @@ class EmbeddedSettings:
         cache_size_bytes: blocks kept mapped.
         threads: for searching and folding.
         allow_reset: whether clients may delete everything.
+        embedding: what is embedded for clients that send texts; None for nothing.
     """
 
     limits: Limits = Limits()
@@ -72,6 +74,7 @@ class EmbeddedSettings:
     cache_size_bytes: int = 2 << 30
     threads: int = 4
     allow_reset: bool = False
+    embedding: EmbeddingSettings | None = None
 
 
 class EmbeddedCatalog(CatalogService):
@@ -266,6 +269,7 @@ class EmbeddedSystem:
             settings.limits,
             clock=clock,
             allow_reset=settings.allow_reset,
+            embedding=offered(settings.embedding, clock),
             functions=functions,
         )
         background = await stack.enter_async_context(Background())

@@ -1,4 +1,4 @@
-"""The frontend's entrance, from the configuration."""
+"""The frontend's entrance, and what it embeds, from the configuration."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from shoal_frontend.access.gate import Gate, GateSettings, TenantLimits
 from shoal_frontend.access.limiter import Rates
 from shoal_frontend.access.listening import check_listening
 from shoal_frontend.api import Api
+from shoal_frontend.embedding import EmbeddingSettings, FunctionSettings
 from shoal_runtime.sections import settings_of
 from shoal_runtime.server import split_address
-from shoal_runtime.service_sections import AccessSection, FrontendSection, TenantSection
+from shoal_runtime.service_sections import AccessSection, EmbeddingSection, FrontendSection, TenantSection
 
 
 def authenticates(section: AccessSection) -> bool:
@@ -42,6 +43,14 @@ def make_entrance(
     )
     authenticator = Authenticator(access, clock, random, settings) if authenticates(section.access) else None
     return Entrance(api, Gate(clock, gate_settings(section)), authenticator, limits)
+
+
+def embedding_settings(section: EmbeddingSection) -> EmbeddingSettings | None:
+    """The functions that the server offers; None for none."""
+    if not section.functions:
+        return None
+    functions = {name: settings_of(FunctionSettings, function) for name, function in section.functions.items()}
+    return settings_of(EmbeddingSettings, section, functions=functions)
 
 
 def gate_settings(section: FrontendSection) -> GateSettings:

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from shoal_cli.entry import check_addresses, make_entrance
+from shoal_cli.entry import check_addresses, embedding_settings, make_entrance
 from shoal_cli.peers import Peers, channel_settings, find_peers
 from shoal_compactor.compactor import Compactor, CompactorSettings
 from shoal_compactor.functions import FunctionRunner
@@ -21,7 +21,7 @@ from shoal_core.limits import Limits
 from shoal_core.ports import Member, ObjectStore, Registry
 from shoal_frontend.access.grpc_api import AccessAdminServicer
 from shoal_frontend.database import DatabaseService
-from shoal_frontend.embedding import EmbeddingSettings, FunctionSettings, ServerEmbedding
+from shoal_frontend.embedding import offered
 from shoal_frontend.grpc_api import ShoalServicer
 from shoal_frontend.http_api.app import create_app
 from shoal_frontend.http_api.gateway import Gateway, Readiness
@@ -234,7 +234,7 @@ async def _build_frontend(context: Context) -> None:
         SystemClock(),
         config.frontend.allow_reset,
         peers.functions,
-        embedding=_embedding(config),
+        embedding=offered(embedding_settings(config.frontend.embedding), SystemClock()),
     )
     limits = _limits(config)
     entrance = make_entrance(config.frontend, database, peers.access, SystemClock(), SystemRandom(), limits)
@@ -252,14 +252,6 @@ async def _build_frontend(context: Context) -> None:
         )
         host, port = split_address(config.frontend.http, "frontend.http")
         await context.stack.enter_async_context(serve_http(create_app(gateway), host, port))
-
-
-def _embedding(config: Config) -> ServerEmbedding | None:
-    section = config.frontend.embedding
-    if not section.functions:
-        return None
-    functions = {name: settings_of(FunctionSettings, function) for name, function in section.functions.items()}
-    return ServerEmbedding(settings_of(EmbeddingSettings, section, functions=functions), SystemClock())
 
 
 def _readiness(registry: Registry) -> Readiness:

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from shoal_cli.embedded import EmbeddedSettings, EmbeddedSystem
-from shoal_cli.entry import check_addresses, make_entrance
+from shoal_cli.entry import check_addresses, embedding_settings, make_entrance
 from shoal_cli.local_cluster import ClusterPlan, LocalCluster
 from shoal_cluster.channels import ChannelSettings
 from shoal_core.limits import Limits
@@ -38,13 +38,14 @@ async def embedded_server(
 ) -> AsyncIterator[tuple[str, str]]:
     """Everything in this process, with a gRPC and, if asked for, an HTTP face; the addresses they listen on.
 
-    ``section``: who may come in and how much it may use.
+    ``section``: who may come in, how much it may use, and what is embedded for it.
     """
     section = section or FrontendSection()
     check_addresses(section, grpc=grpc, http=http)
     clock, random = SystemClock(), SystemRandom()
     async with AsyncExitStack() as stack:
-        system = EmbeddedSystem(path, EmbeddedSettings(allow_reset=section.allow_reset))
+        embedding = embedding_settings(section.embedding)
+        system = EmbeddedSystem(path, EmbeddedSettings(allow_reset=section.allow_reset, embedding=embedding))
         await system.start()
         stack.push_async_callback(system.close)
         options = ChannelSettings(Limits().message_size_bytes).server_options()
@@ -56,7 +57,13 @@ async def embedded_server(
         host, port = split_address(grpc, "grpc")
         bound = await server.start(host, port)
         stack.push_async_callback(server.drain, _DRAIN_S)
-        gateway = Gateway(entrance, clock, random, cors_allow_origins=section.cors_allow_origins)
+        gateway = Gateway(
+            entrance,
+            clock,
+            random,
+            cors_allow_origins=section.cors_allow_origins,
+            embeds=system.api.embedding is not None,
+        )
         yield f"{host}:{bound}", await _serve_http(gateway, http, stack)
 
 

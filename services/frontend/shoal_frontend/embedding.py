@@ -201,6 +201,11 @@ class ServerEmbedding:
             raise _told(error, offered) from error
 
 
+def offered(settings: EmbeddingSettings | None, clock: Clock) -> ServerEmbedding | None:
+    """What the settings offer; None where they offer nothing. Raises as `ServerEmbedding` does."""
+    return ServerEmbedding(settings, clock) if settings is not None and settings.functions else None
+
+
 def _offered(name: str, settings: FunctionSettings) -> _Offered:
     place = f"frontend.embedding.functions.{name}"
     stored = Stored(settings.kind, settings.config)

@@ -314,3 +314,12 @@ def test_a_wrong_configuration_stops_the_start(functions: Any, default: str, fie
     with pytest.raises((InvalidArgument, FailedPrecondition)) as caught:
         ServerEmbedding(EmbeddingSettings(functions, default), DirectSystem().clock)
     assert caught.value.field == field
+
+
+async def test_the_description_says_that_texts_will_do() -> None:
+    async with world() as at:
+        described = (await at.site.http("GET", "/openapi.json")).json["components"]["schemas"]
+        assert described["NewRecords"]["required"] == described["UpsertedRecords"]["required"] == ["ids"]
+        assert "query_texts" in described["Query"]["properties"]
+    without = (await Site().http("GET", "/openapi.json")).json["components"]["schemas"]
+    assert without["NewRecords"]["required"] == ["ids", "embeddings"]

@@ -66,7 +66,7 @@ def create_app(gateway: Gateway) -> FastAPI:
             allow_headers=["*"],
             expose_headers=[TRACE_HEADER, RETRY_HEADER],
         )
-    describe(app.openapi())
+    describe(app.openapi(), embeds=gateway.embeds)
     return app
 
 

@@ -430,3 +430,19 @@ SCHEMAS: Mapping[str, Json] = {
     **_FUNCTIONS,
     **_CONDITIONAL,
 }
+
+# Where the server embeds, texts may stand for vectors.
+WITH_TEXTS: Mapping[str, Json] = {
+    "NewRecords": _records(_VECTORS_OR_NULLS, "Metadata", "ids"),
+    "UpsertedRecords": _records(_VECTORS_OR_NULLS, "MetadataChange", "ids"),
+    "Query": _object(
+        {
+            **_SELECTION,
+            "query_embeddings": _or_null(_VECTORS),
+            "query_texts": _or_null(_list(_STRING)),
+            "n_results": _or_null(_COUNT),
+            "include": _INCLUDE,
+        },
+        examples=[{"query_texts": ["a fish that lives on land"], "n_results": 3}],
+    ),
+}

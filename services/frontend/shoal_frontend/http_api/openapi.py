@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shoal_frontend.http_api.body_schemas import SCHEMAS
+from shoal_frontend.http_api.body_schemas import SCHEMAS, WITH_TEXTS
 from shoal_frontend.http_api.gateway import API, COLLECTION, DATABASE
 
 Json = Mapping[str, Any]
@@ -64,6 +64,7 @@ def parameters_of(method: str, path: str) -> Sequence[Json]:
     return _PARAMETERS.get(f"{method} {path}", ())
 
 
-def describe(openapi: dict[str, Any]) -> None:
-    """Add the schemas to the description of an application."""
-    openapi.setdefault("components", {}).setdefault("schemas", {}).update(SCHEMAS)
+def describe(openapi: dict[str, Any], *, embeds: bool = False) -> None:
+    """Add the schemas to the description of an application. ``embeds``: texts may stand for vectors."""
+    schemas = {**SCHEMAS, **WITH_TEXTS} if embeds else SCHEMAS
+    openapi.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
