@@ -99,6 +99,7 @@ FRAGMENTS = (
     "[]",
     "1e400",
     "18446744073709551616",
+    "123456789012345678901234567890",
 )
 
 
@@ -148,6 +149,8 @@ def test_texts_are_base64_exactly_where_the_standard_library_says_so(text: str) 
         '{"embeddings":[]}',
         '{"embeddings":[[[1]]]}',
         '{"embeddings":[[1],2]}',
+        '{"embeddings":[[1],123456789012345678901234567890,[2]]}',
+        '{"embeddings":[[1,123456789012345678901234567890]]}',
         '{"embeddings":[["AAAA"]]}',
         '{"embeddings":["AAAA"]}',
         '{"embeddings":[[1],null]}',

@@ -37,7 +37,7 @@ def parse_with_matrix(body: bytes, name: str) -> dict[str, Any] | None:
         if body.find(key, end) >= 0 or _PLACE in body[:at] or _PLACE in body[end:]:
             return None
         value = orjson.loads(b'%b:"%b"%b' % (body[: at + len(key)], _PLACE, body[end:]))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RuntimeError):  # the last is simdjson's for numbers that it has no type for
         return None
     if not isinstance(value, dict) or value.get(name) != _PLACE.decode():
         return None  # a member of a member
