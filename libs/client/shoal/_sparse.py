@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from shoal import embedding
 from shoal._columns import Given
-from shoal_core.errors import FailedPrecondition, InvalidArgument
+from shoal.embedding.protocol import Side
+from shoal.embedding.sparse_functions import sparse_function
+from shoal_core.errors import FailedPrecondition
 from shoal_core.metadata import column_of
 from shoal_core.records import DELETED_KEYS, SPARSE_TYPE, Kind, MetadataField, metadata_key
 from shoal_core.schema import DOCUMENT_KEY, Schema
@@ -40,14 +40,13 @@ def makes_sparse(schema: Schema) -> bool:
 
 def sparse_queries(texts: list[str], key: str, schema: Schema) -> list[dict[str, Any]]:
     """A vector of each query text. Blocks. Raises what `sparse_vectors` does."""
-    found: list[dict[str, Any]] = sparse_vectors(pa.array(texts, pa.string()), key, schema).to_pylist()
+    made = sparse_vectors(pa.array(texts, pa.string()), key, schema, Side.QUERIES)
+    found: list[dict[str, Any]] = made.to_pylist()
     return found
 
 
-def sparse_vectors(texts: pa.Array, key: str, schema: Schema) -> pa.Array:
-    """Sparse vectors of texts, null for null, by ``schema.sparse[key].embedding_function``.
-
-    That is ``{"name": "chroma_bm25", "config": {...}}``, as Chroma's clients store it.
+def sparse_vectors(texts: pa.Array, key: str, schema: Schema, side: Side) -> pa.Array:
+    """Sparse vectors of texts, null for null, by ``schema.sparse[key].embedding_function``: see `sparse_function`.
 
     Raises:
         FailedPrecondition: none is stored, or one that is not built in.
@@ -59,14 +58,7 @@ def sparse_vectors(texts: pa.Array, key: str, schema: Schema) -> pa.Array:
     field = f"schema.sparse.{key}.embedding_function"
     if stored is None:
         raise FailedPrecondition("not set; give sparse vectors instead of texts", field=field)
-    settings = stored.get("config") or {}
-    if stored.get("name") != embedding.Bm25.NAME:
-        raise FailedPrecondition(
-            f"{stored.get('name')!r} is not built in; give sparse vectors, made by the function itself", field=field
-        )
-    if not isinstance(settings, Mapping):
-        raise InvalidArgument("expected an object", field=f"{field}.config")
-    made = embedding.Bm25.from_config(settings).encode(texts).vectors
+    made = sparse_function(stored, field).encode(texts, side)
     found = column_of(key, made, len(texts), field)
     return found[_column(key)] if found else pa.nulls(len(texts), SPARSE_TYPE)
 
@@ -76,7 +68,7 @@ def _with_vectors(given: Given, key: str, source: pa.Array, schema: Schema) -> G
     wanted = np.asarray(source.is_valid()) & ~_mentioned(given, key)
     if not wanted.any():
         return given
-    made = sparse_vectors(source, key, schema)
+    made = sparse_vectors(source, key, schema, Side.DOCUMENTS)
     own = given.metadata.get(_column(key), pa.nulls(count, SPARSE_TYPE))
     chosen = pa.concat_arrays([own, made]).take(pa.array(np.arange(count) + count * wanted))
     return replace(given, metadata={**given.metadata, _column(key): chosen})
