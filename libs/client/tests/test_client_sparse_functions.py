@@ -18,7 +18,7 @@ from shoal.embedding.sparse_functions import sparse_function
 from shoal_core.errors import FailedPrecondition, InvalidArgument
 from shoal_core.schema import Schema, SparseConfig
 
-FASTEMBED = {
+FASTEMBED: dict[str, Any] = {
     "model_name": "prithivida/Splade_PP_en_v1",
     "task": "document",
     "query_config": {"task": "query"},
@@ -28,7 +28,7 @@ FASTEMBED = {
     "device_ids": None,
     "lazy_load": None,
 }
-HUGGING_FACE = {
+HUGGING_FACE: dict[str, Any] = {
     "model_name": "naver/splade-v3",
     "device": "cpu",
     "task": "document",
