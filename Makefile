@@ -2,6 +2,8 @@
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+# Tests without servers share nothing, so each core runs some; a file stays together.
+PYTEST_UNIT := $(PYTEST) -m "not integration and not cluster" -q -n auto --dist loadfile
 # Folders outside the packages that mypy looks at: those with Python in them.
 TYPED := $(sort $(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py tests/*.py tests/*/*.py bench/*.py protos/*.py tools/*.py)))
 
@@ -22,11 +24,11 @@ demo: setup ## install, start, load WordNet's glosses, ask by meaning
 	@$(BIN)/shoal demo
 
 test: setup clients lint types imports protos-check ## all checks and all tests
-	$(PYTEST) -m "not integration and not cluster" -q
+	$(PYTEST_UNIT)
 	$(PYTEST) -m "integration or cluster" -q
 
 test-unit: setup ## the tests without servers and processes (ARGS=... for pytest)
-	$(PYTEST) -m "not integration and not cluster" -q $(ARGS)
+	$(PYTEST_UNIT) $(ARGS)
 
 test-integration: setup clients ## the tests with real Postgres, etcd, S3 and processes (ARGS=... for pytest)
 	$(PYTEST) -m "integration or cluster" -q $(ARGS)
