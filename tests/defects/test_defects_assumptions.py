@@ -170,10 +170,8 @@ async def test_assumption_01_rounds_and_jobs_end() -> None:
 # --- 2: what embedding functions return
 
 WRONG: list[tuple[Any, type[Exception]]] = [
-    (
-        [[1.0, 2.0]],
-        InvalidArgument,
-    ),  # too few: those after the one that is missing would get the vector of another text
+    # too few: those after the one that is missing would get the vector of another text
+    ([[1.0, 2.0]], InvalidArgument),
     ([[1.0, 2.0]] * 4, InvalidArgument),
     ([[1.0], [2.0], [3.0]], DimensionMismatch),
     ([[1.0, 2.0], [3.0], [4.0, 5.0]], InvalidArgument),
