@@ -47,12 +47,12 @@ class Quotas:
         _check("dimension", dimension or 0, self.dimension)
 
     def check_batch(self, batch: pa.RecordBatch) -> None:
-        """Of one write, before anything else looks at its columns."""
+        """Of one write, whose columns may be anything yet: those of other types are left to the checks of the batch."""
         _check("batch_records", batch.num_rows, self.batch_records)
         names = batch.schema.names
-        if self.dimension and EMBEDDING in names:
-            self.check_dimension(getattr(batch.column(EMBEDDING).type, "list_size", 0))
-        if self.document_size_bytes and DOCUMENT in names:
+        if self.dimension and names.count(EMBEDDING) == 1:
+            self.check_dimension(getattr(batch.schema.field(EMBEDDING).type, "list_size", 0))
+        if self.document_size_bytes and names.count(DOCUMENT) == 1 and batch.schema.field(DOCUMENT).type == pa.string():
             longest = pc.max(pc.binary_length(batch.column(DOCUMENT))).as_py()
             _check("document_size_bytes", longest or 0, self.document_size_bytes)
 
