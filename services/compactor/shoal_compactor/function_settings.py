@@ -16,7 +16,7 @@ class FunctionSettings:
         orphan_age_ms: a function that its preferred runner left behind for longer is run by any.
         lease_ms: a lease is renewed three times within this.
         retry_ms, longest_retry_ms: a function that failed is not run again for so long, twice as long after each further failure.
-        keys: metadata keys in the output of ``statistics``, those with the most values.
+        keys: metadata keys in the output of ``statistics``, those that occur most often.
         values_per_key, values: values listed per key and type, the most frequent, and of all together.
         value_size_bytes: longer texts are not listed.
         batch_records, batch_size_bytes: of one write to an output; a record more is taken whatever its size.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +44,7 @@ from shoal_core.schema import Schema
 from shoal_frontend import validate
 from shoal_frontend.apart import apart
 from shoal_frontend.cursor import Cursor, with_cursor
-from shoal_frontend.embedding import ServerEmbedding
+from shoal_frontend.embedding import Embedded, ServerEmbedding
 from shoal_frontend.fanout import Fanout, target_of
 from shoal_frontend.indexed import check_indexed
 from shoal_frontend.names import Names
@@ -372,12 +373,15 @@ class DatabaseService:
         validate.check_include(include, self.limits)
         wanted = None if ids is None else tuple(ids)
         validate.check_query_texts(texts, vectors, self.limits)
+        embedded: Embedded[npt.NDArray[np.float32]] = Embedded()
 
         async def read(collection: Collection) -> Answer | EncodedAnswer:
             if texts is None:
                 validate.check_vectors(vectors, collection.dimension, self.limits)
             check_indexed(where, collection.schema, allow_scan=allow_scan)
-            asked = vectors if texts is None else await self._query_vectors(texts, collection)
+            asked = vectors
+            if texts is not None:
+                asked = await embedded.once(collection, partial(self._query_vectors, texts, collection))
             effort = ef or collection.schema.vector.ef_search
             request = QueryRequest(
                 target_of(collection), asked, k, consistency, 0, wanted, where, include, effort, exact, explain

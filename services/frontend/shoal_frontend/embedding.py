@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,8 @@ from shoal_frontend.apart import MANY_ROWS, apart
 
 T = TypeVar("T")
 Mask = npt.NDArray[np.bool_]
+
+_MANY_BYTES = 256 << 10  # of vectors: more are put into their rows in a thread
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +78,22 @@ class EmbeddingSettings:
     burst_texts: int = 1_000
     characters_per_request: int = 1_000_000
     tenants: int = 10_000
+
+
+class Embedded(Generic[T]):
+    """What the texts of one request became. A request that is tried again, as its collection had changed, is not embedded and
+    charged again, unless the texts go through another function now.
+    """
+
+    def __init__(self) -> None:
+        self._made: tuple[Stored | None, T] | None = None
+
+    async def once(self, collection: Collection, make: Callable[[], Awaitable[T]]) -> T:
+        """What ``make()`` gives, for this collection; raises what it raises."""
+        function = stored_function(collection.configuration)
+        if self._made is None or self._made[0] != function:
+            self._made = (function, await make())
+        return self._made[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +149,7 @@ class ServerEmbedding:
         dimension = dimension_of(batch.schema) or collection.dimension
         places = np.flatnonzero(rows).tolist()
         made = await self._asked(offered, offered.gateway.aembed_documents(texts, dimension=dimension, rows=places))
-        return await apart(len(rows) > MANY_ROWS, _placed, batch, rows, made)
+        return await apart(made.nbytes > _MANY_BYTES, _placed, batch, rows, made)
 
     async def query_vectors(self, texts: Sequence[str], collection: Collection) -> Vectors:
         """(q, dim) float32, a row for each text. Raises as `with_embeddings` does."""

@@ -28,7 +28,7 @@ from shoal_core.ports import Random
 from shoal_core.records import ID, OP, Operation, encode_batch
 from shoal_frontend import validate
 from shoal_frontend.apart import MANY_ROWS, apart
-from shoal_frontend.embedding import ServerEmbedding
+from shoal_frontend.embedding import Embedded, ServerEmbedding
 from shoal_frontend.fanout import Fanout, target_of
 from shoal_frontend.indexed import check_indexed
 from shoal_frontend.names import Names
@@ -67,16 +67,14 @@ class Writes:
         # A key of our own makes the retries between here and the log safe.
         key = idempotency_key or self.random.token().hex()
 
-        complete: list[pa.RecordBatch] = []  # what is embedded once is not embedded again for another try
+        embedded: Embedded[pa.RecordBatch] = Embedded()
 
         def prepared(batch: pa.RecordBatch, dimension: int | None) -> pa.Buffer:
             check_batch(batch, dimension, self.limits)
             return encode_batch(batch)
 
         async def append(collection: Collection) -> WriteResult:
-            if not complete:
-                complete.append(await self._embedded(batch, collection))
-            batch_of_vectors = complete[0]
+            batch_of_vectors = await embedded.once(collection, lambda: self._embedded(batch, collection))
             if batch_of_vectors.nbytes > _LARGE_BYTES:
                 payload = await asyncio.to_thread(prepared, batch_of_vectors, collection.dimension)
             else:

@@ -167,6 +167,19 @@ async def test_what_is_remembered_is_bounded() -> None:
     assert site.access.finds == 6
 
 
+async def test_strangers_do_not_push_out_those_who_are_known() -> None:
+    site = Site(cached_credentials=3)
+    token = await site.token()
+    await site.who(token)
+    for number in range(10):
+        for bad in (f"xyzzy{number}", f"shoal_{number:016x}_" + "0" * 64):
+            with pytest.raises(Unauthenticated):
+                await site.who(bad)
+    assert site.access.finds == 11  # nothing is looked up for what was never a token
+    await site.who(token)
+    assert site.access.finds == 11
+
+
 async def test_the_root_token_owns_the_system_and_asks_nobody() -> None:
     site = Site(root_token=ROOT_TOKEN)
     assert await site.who(ROOT_TOKEN) is ROOT

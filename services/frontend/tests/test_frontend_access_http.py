@@ -251,6 +251,15 @@ async def test_credentials_have_rates_of_their_own_and_refusals_leave_nothing_co
     assert (await site("GET", MAIN, token=one)).status == 200
 
 
+async def test_what_a_credential_may_not_do_does_not_use_up_its_tenants_rate() -> None:
+    tenant, credential = Rates(writes_per_s=0.001, write_burst=2), Rates(writes_per_s=0.001, write_burst=1)
+    site = await Site(GateSettings(tenant=TenantLimits(rates=tenant), credential=credential)).start()
+    one, two = await site.token(Grant(Role.ADMIN, "acme")), await site.token(Grant(Role.ADMIN, "acme"))
+    path = f"{MAIN}/collections/{site.ids['acme/docs']}/add"
+    assert [(await site("POST", path, BODY, token=one)).status for _ in range(5)] == [201, 429, 429, 429, 429]
+    assert (await site("POST", path, BODY, token=two)).status == 201
+
+
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize(
     ("quotas", "method", "path", "body"),
@@ -259,6 +268,7 @@ async def test_credentials_have_rates_of_their_own_and_refusals_leave_nothing_co
         (Quotas(collections=2), "POST", f"{MAIN}/collections", {"name": "third"}),
         (Quotas(collections_per_database=2), "POST", f"{MAIN}/collections", {"name": "third", "get_or_create": True}),
         (Quotas(batch_records=1), "POST", "add", {"ids": ["a", "b"], "embeddings": [[1.0], [2.0]]}),
+        (Quotas(batch_records=1), "POST", "delete", {"ids": ["a", "b"]}),
         (Quotas(dimension=1), "POST", "add", BODY),
         (Quotas(document_size_bytes=3), "POST", "add", BODY | {"documents": ["äöü"]}),
         (Quotas(results=3), "POST", "get", {}),
@@ -288,6 +298,16 @@ async def test_within_quotas_all_is_well() -> None:
         ("POST", f"{collection}/query", {"query_embeddings": [[1.0, 2.0]]}),
     ):
         assert (await site(method, path, body, token=ROOT)).status < 300, (method, path)
+
+
+async def test_pages_from_elsewhere_do_not_get_by_without_a_type() -> None:
+    site = await Site(closed=False, cors_allow_origins=("https://app.example.com",)).start()
+    path = f"{MAIN}/collections/{site.ids['acme/docs']}/add"
+    for origin, status in (("https://evil.example.com", 415), ("null", 415), ("https://app.example.com", 201)):
+        answer = await site.http("POST", path, BODY, headers={"origin": origin})
+        assert (origin, answer.status) == (origin, status)
+    own = await site.http("POST", path, BODY, headers={"origin": "http://shoal:1", "host": "shoal:1"})
+    assert own.status == 201
 
 
 async def test_other_origins_only_where_they_are_named() -> None:

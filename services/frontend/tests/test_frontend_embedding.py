@@ -27,7 +27,7 @@ from shoal_core.errors import (
     Unavailable,
 )
 from shoal_core.records import DOCUMENT, EMBEDDING, ID, OP, Operation, embedding_array, one_chunk
-from shoal_frontend.embedding import EmbeddingSettings, FunctionSettings, ServerEmbedding
+from shoal_frontend.embedding import Embedded, EmbeddingSettings, FunctionSettings, ServerEmbedding
 from shoal_testing.direct import DirectSystem
 from shoal_testing.embedding_stub import DIMENSION, PASSING, EmbeddingStub, Fault, vector_of
 from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
@@ -269,6 +269,38 @@ async def test_a_lookup_that_is_out_of_date_does_not_embed_twice() -> None:
         await at.site.system.new_database().modify_collection(ref, metadata={"a": 1})  # a new epoch
         await at.database.write(by_name, batch(Operation.UPSERT, ["new"]))
         assert at.stub.texts == [["new"]]
+
+
+async def test_a_query_that_is_tried_again_does_not_embed_twice() -> None:
+    async with world(texts_per_second=0.001, burst_texts=1) as at:
+        ref = await at.create("ccc", named())
+        by_name = CollectionRef(DEFAULT_TENANT, DEFAULT_DATABASE, "ccc")
+        await at.database.write(by_name, batch(Operation.ADD, ["a"], [[1.0] * DIMENSION]))
+        await at.site.system.new_database().modify_collection(ref, metadata={"a": 1})  # a new epoch
+        found = await at.database.query(by_name, NO_VECTORS, 1, texts=["a"])
+        assert (found.rows.num_rows, at.stub.texts) == (1, [["a"]])
+
+
+async def test_a_retry_on_a_collection_of_another_function_embeds_anew() -> None:
+    async with world() as at:
+        ref, plain = await at.create("ccc", named()), await at.create("ddd")
+        one, other = [await at.database.get_collection(each) for each in (ref, plain)]
+        given = iter(("first", "second"))
+
+        async def make() -> str:
+            return next(given)
+
+        made: Embedded[str] = Embedded()
+        assert [await made.once(asked, make) for asked in (one, one, other)] == ["first", "first", "second"]
+
+
+async def test_a_commit_may_bring_documents() -> None:
+    async with world() as at:
+        ref = await at.create("ccc", named())
+        write = {"operation": "upsert", "payload": {"ids": ["a"], "documents": ["text"]}}
+        done = await at.site.post("conditional/commit", {"operations": [write]})
+        assert done.status == 200, done.body
+        assert (await at.records(ref))["a"] == ("text", pytest.approx(vector_of("text")))
 
 
 async def test_off_unless_configured() -> None:

@@ -1,4 +1,4 @@
-"""Functions in this process besides the default one: sentence-transformers where it is installed, and texts with a prefix."""
+"""Functions in this process besides the default one: sentence-transformers where it is installed."""
 
 from __future__ import annotations
 

@@ -26,6 +26,8 @@ from shoal_frontend.access.verbs import Load
 
 ROOT = Principal("root", OWNER)
 
+_WRONG = "these credentials are wrong, have expired or were revoked"
+
 
 @dataclass(frozen=True, slots=True)
 class AuthenticatorSettings:
@@ -96,6 +98,8 @@ class Authenticator:
             raise Unauthenticated("give a token or a user name with a password; this server wants to know who calls")
         if shown.user is None and self._root is not None and same(digest(shown.secret), self._root):
             return ROOT
+        if shown.user is None and parse_token(shown.secret) is None:
+            raise Unauthenticated(_WRONG)
         key = self._hash(shown)
         known = self._known.get(key)
         if known is None or known.until_s <= self._clock.monotonic():
@@ -104,7 +108,7 @@ class Authenticator:
             self._known.move_to_end(key)
             principal = known.principal
         if principal is None:
-            raise Unauthenticated("these credentials are wrong, have expired or were revoked")
+            raise Unauthenticated(_WRONG)
         return principal
 
     async def _once(self, key: bytes, shown: Presented, known: _Known | None) -> Principal | None:
@@ -125,6 +129,8 @@ class Authenticator:
         found = await self._right_one(shown, known)
         ttl_ms = self._settings.cache_ttl_ms
         if found is None:
+            if len(self._known) >= self._settings.cached_credentials:
+                return None  # strangers do not push out those who are known
             entry = _Known(None, asked_at_s + ttl_ms / 1000)
         else:
             if found.expires_in_ms is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from shoal_core.contracts import NewCollection, PublicApi
+from shoal_core.errors import ResourceExhausted
 from shoal_core.ports import Clock
 from shoal_frontend.access.limiter import Limiter, Rates, rates_of
 from shoal_frontend.access.quotas import UNLIMITED, Quotas
@@ -66,7 +67,7 @@ class Gate:
         self._tenants.enter(tenant, load)
         try:
             if credential:
-                self._credentials.enter(credential, load)
+                self._enter(credential, tenant, load)
             try:
                 return await call()
             finally:
@@ -74,6 +75,14 @@ class Gate:
                     self._credentials.leave(credential)
         finally:
             self._tenants.leave(tenant)
+
+    def _enter(self, credential: str, tenant: str, load: Load) -> None:
+        """A credential's; what it may not do does not count against its tenant, which others use too."""
+        try:
+            self._credentials.enter(credential, load)
+        except ResourceExhausted:
+            self._tenants.refund(tenant, load)
+            raise
 
     async def check_new_database(self, api: PublicApi, tenant: str) -> None:
         """Whether the tenant may have another database. Approximate: two made at once may both pass.

@@ -287,13 +287,13 @@ class Guarded:
         idempotency_key: str = "",
         allow_scan: bool = False,
     ) -> WriteResult:
-        return await self.checks.on(
-            "delete_where",
-            ref,
-            lambda found: self.api.delete_where(
+        async def delete(found: CollectionRef) -> WriteResult:
+            self.gate.quotas(ref.tenant).check_delete(ids)
+            return await self.api.delete_where(
                 found, ids=ids, where=where, limit=limit, idempotency_key=idempotency_key, allow_scan=allow_scan
-            ),
-        )
+            )
+
+        return await self.checks.on("delete_where", ref, delete)
 
     # --- reads
 

@@ -65,6 +65,10 @@ class Quotas:
             raise QuotaExceeded(f"Quota exceeded: give a limit of at most {self.results}")
         _check("results", min(asked), self.results)
 
+    def check_delete(self, ids: Sequence[str] | None) -> None:
+        """Of one delete: the ids it names. What a filter finds is bounded by the system's limits alone."""
+        _check("batch_records", len(ids or ()), self.batch_records)
+
     def check_query(self, vectors: np.ndarray[tuple[int, ...], np.dtype[np.float32]], k: int) -> None:
         """Of one query."""
         _check("results", k, self.results)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Request, Response
@@ -13,7 +13,6 @@ from fastapi.responses import PlainTextResponse
 
 from shoal_core.errors import Internal, ShoalError
 from shoal_core.ports import Random
-from shoal_frontend.access.entrance import Entrance
 from shoal_frontend.http_api.bodies import JSON_TYPE, Disconnected, PayloadTooLarge, json_response
 from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.catalog_routes import CatalogRoutes
@@ -53,7 +52,7 @@ Answers: TypeAlias = Callable[[Request], Awaitable[Response]]
 def create_app(gateway: Gateway) -> FastAPI:
     """The gateway as an ASGI application, with its description at ``/docs`` and ``/openapi.json``."""
     app = FastAPI(title="Shoal", version=VERSION, redoc_url=None, redirect_slashes=False)
-    answers = {(route.method, route.path): _add(app, gateway.entrance, route) for route in all_routes(gateway)}
+    answers = {(route.method, route.path): _add(app, gateway, route) for route in all_routes(gateway)}
     for status in (404, 405):
         app.add_exception_handler(status, _no_route)
     app.add_middleware(_Direct, answers=answers)  # innermost: what is added after it comes before it
@@ -82,12 +81,12 @@ def all_routes(gateway: Gateway) -> list[Route]:
     return [route for part in parts for route in part.routes()]
 
 
-def _add(app: FastAPI, entrance: Entrance, route: Route) -> Answers:
+def _add(app: FastAPI, gateway: Gateway, route: Route) -> Answers:
     async def answered(request: Request) -> Response:
         try:
             if not route.is_open:  # before anything of the body is read
-                request.scope[SESSION] = await entrance.admit(request.headers.get)
-            if route.method in _WITH_BODY and not _is_json(request.headers.get("content-type", "")):
+                request.scope[SESSION] = await gateway.entrance.admit(request.headers.get)
+            if route.method in _WITH_BODY and not _may_be_json(request.headers, gateway.cors_allow_origins):
                 return json_response(_NOT_JSON, 415)
             return await route.answer(request)
         except (ShoalError, BodyError) as error:
@@ -116,12 +115,16 @@ def _add(app: FastAPI, entrance: Entrance, route: Route) -> Answers:
     return answered
 
 
-def _is_json(content_type: str) -> bool:
-    """Whether a body may be JSON. Without a type it is; of another type it is not: with those that browsers send without asking, a
-    page from anywhere could write to a server on its reader's own machine.
+def _may_be_json(headers: Mapping[str, str], origins: Sequence[str]) -> bool:
+    """Whether a body may be JSON. Of another type it is not, and without a type only if no page of a foreign origin sends it: browsers
+    send both without asking, so that a page from anywhere could write to a server on its reader's own machine.
     """
-    kind = content_type.partition(";")[0].strip().lower()
-    return not content_type or kind == JSON_TYPE or (kind.startswith("application/") and kind.endswith("+json"))
+    content_type, origin = headers.get("content-type", ""), headers.get("origin")
+    if content_type:
+        kind = content_type.partition(";")[0].strip().lower()
+        return kind == JSON_TYPE or (kind.startswith("application/") and kind.endswith("+json"))
+    own = origin is None or origin.partition("://")[2] == headers.get("host")
+    return own or "*" in origins or origin in origins
 
 
 def _described(route: Route) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def parse_conditional_get(body: Mapping[str, Any], limits: Limits) -> Conditiona
     return found
 
 
-def parse_commit(body: Mapping[str, Any], limits: Limits) -> Commit:
-    """Raises `BodyError`, `InvalidArgument`, `DimensionMismatch`."""
+def parse_commit(body: Mapping[str, Any], limits: Limits, *, embeds: bool = False) -> Commit:
+    """``embeds``: see `parse_records`. Raises `BodyError`, `InvalidArgument`, `DimensionMismatch`."""
     token = _token(body)
     state = _Transaction()
     given = _strings(body, "read_ids")
@@ -72,7 +72,7 @@ def parse_commit(body: Mapping[str, Any], limits: Limits) -> Commit:
         raise InvalidArgument(message, field="operations")
     for at, operation in enumerate(operations):
         with within(f"operations[{at}]"):
-            _apply(operation, state, limits)
+            _apply(operation, state, limits, embeds=embeds)
     if state.read_ids and token is None:
         raise InvalidArgument("a commit that depends on reads needs their token", field="read_token")
     return Commit(token, tuple(state.read_ids), *_joined(state.written))
@@ -116,7 +116,7 @@ class _Transaction:
             self.written.append(records)
 
 
-def _apply(operation: Any, state: _Transaction, limits: Limits) -> None:
+def _apply(operation: Any, state: _Transaction, limits: Limits, *, embeds: bool) -> None:
     if not isinstance(operation, Mapping):
         raise wrong_type(operation, "a map", "")
     name = one_of(text_of(member(operation, "operation", ""), "operation"), (_GET, *_WRITES), "operation")
@@ -129,7 +129,7 @@ def _apply(operation: Any, state: _Transaction, limits: Limits) -> None:
         elif name == "delete":
             _delete(payload, state, limits)
         else:
-            records = parse_records(payload, _WRITES[name])
+            records = parse_records(payload, _WRITES[name], embeds=embeds)
             state.write(_WRITES[name], payload["ids"], records)
 
 

@@ -62,7 +62,8 @@ class ConditionalRoutes:
     async def commit(self, request: Request) -> Response:
         """All of the writes or none: 409 if a record was written that was read, 412 if that can no longer be told."""
         ref = ref_by_id(request)
-        body = await parsed(request, partial(parse_commit, limits=self.gateway.limits), quick=False)
+        make = partial(parse_commit, limits=self.gateway.limits, embeds=self.gateway.embeds)
+        body = await parsed(request, make, quick=False)
         with reworded(NotFound, f"Collection [{ref.id}] does not exist."), reworded(WriteConflict, _CONFLICT):
             collection = await self.gateway.api_of(request).get_collection(ref)
             offset = None if body.read_token is None else offset_of(body.read_token, collection)
