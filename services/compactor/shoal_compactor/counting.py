@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +18,16 @@ from shoal_index.value_counts import ValueCounts, count_values, counted_columns,
 from shoal_storage.blocks import decode_block
 from shoal_storage.manifest import Manifest, SegmentRef
 
-_NO_ROWS = np.empty(0, dtype=np.int64)
+Rows: TypeAlias = npt.NDArray[np.int64]
+
+_NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Known:
     """The counts of a segment's rows but for the dead ones. ``dead``: (m,) int64, ascending."""
 
-    dead: npt.NDArray[np.int64]
+    dead: Rows
     counts: ValueCounts
 
     @property
@@ -36,8 +39,8 @@ class _Known:
 class SegmentCounts:
     """Counts of segments, least recently used first out.
 
-    A segment never changes, and its rows only ever die: of one that is known, the rows that died since are taken away. Only the
-    blocks that hold these are read.
+    A segment never changes but for which of its rows are dead: of one that is known, the rows that died since are taken away, and
+    those that live in a fork, or in its source, are added. Only the blocks that hold these are read.
     """
 
     blocks: BlockReader
@@ -51,18 +54,16 @@ class SegmentCounts:
         return await asyncio.to_thread(sum_counts, [(part, 1) for part in parts])
 
     async def _segment(self, ref: SegmentRef) -> ValueCounts:
-        dead = _NO_ROWS if ref.tombstones is None else decode_tombstones(await self.blocks.get(ref.tombstones))
-        known = self._known.get(ref.id)
-        if known is None or not bool(np.isin(known.dead, dead).all()):
-            known = _Known(_NO_ROWS, await self._count(ref, None))
-        died, counts = np.setdiff1d(dead, known.dead), known.counts
-        if len(died):
-            parts = [(counts, 1), (await self._count(ref, died), -1)]
-            counts = await asyncio.to_thread(sum_counts, parts)
+        known = self._known.get(ref.id) or _Known(_NO_ROWS, await self._count(ref, None))
+        tombstones = None if ref.tombstones is None else await self.blocks.get(ref.tombstones)
+        dead, died, live = await asyncio.to_thread(_compared, tombstones, known.dead)
+        parts = [(known.counts, 1)]
+        parts += [(await self._count(ref, rows), sign) for rows, sign in ((died, -1), (live, 1)) if len(rows)]
+        counts = known.counts if len(parts) == 1 else await asyncio.to_thread(sum_counts, parts)
         self._remember(ref.id, _Known(dead, counts))
         return counts
 
-    async def _count(self, ref: SegmentRef, rows: npt.NDArray[np.int64] | None) -> ValueCounts:
+    async def _count(self, ref: SegmentRef, rows: Rows | None) -> ValueCounts:
         """Of these rows, ascending; None for all."""
         refs = ref.blocks["rows"]
         starts = np.cumsum([0, *(block.rows for block in refs)])
@@ -81,7 +82,13 @@ class SegmentCounts:
             self._size_bytes -= forgotten.size_bytes
 
 
-def _counted(data: list[pa.Buffer], rows: list[npt.NDArray[np.int64] | None]) -> ValueCounts:
+def _compared(tombstones: pa.Buffer | None, known: Rows) -> tuple[Rows, Rows, Rows]:
+    """The dead rows, those of them that were not known to be dead, and those that were known to be and are not."""
+    dead = _NO_ROWS if tombstones is None else decode_tombstones(tombstones)
+    return dead, np.setdiff1d(dead, known, assume_unique=True), np.setdiff1d(known, dead, assume_unique=True)
+
+
+def _counted(data: list[pa.Buffer], rows: list[Rows | None]) -> ValueCounts:
     tables = []
     for part, within in zip(data, rows, strict=True):
         table = decode_block(part)
