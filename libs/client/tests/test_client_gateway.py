@@ -320,6 +320,25 @@ async def test_a_service_that_does_not_answer_is_left_alone_for_a_while() -> Non
     assert len(backend.calls) == 6
 
 
+async def test_batches_that_fail_together_wait_for_the_circuit_that_they_open() -> None:
+    clock = VirtualClock()
+    backend = Scripted(clock, [Unavailable("down")] * 5)
+    limits = GatewayLimits(texts_per_call=1, concurrency=4, failures_to_open=4, open_ms=10_000, cache_size_bytes=0)
+    vectors = await embedded(core_of(backend, limits), clock, texts(8))
+    assert vectors.tolist() == expected(texts(8))
+    assert len(backend.calls) == 5 + 8
+    assert backend.started[4] >= 10.0, "nothing is asked while it is open"
+
+
+async def test_an_open_circuit_is_not_waited_for_beyond_the_deadline() -> None:
+    clock = VirtualClock()
+    backend = Scripted(clock, [Unavailable("down")] * 9)
+    core = core_of(backend, GatewayLimits(failures_to_open=2, open_ms=10_000, timeout_ms=5_000))
+    with pytest.raises(Unavailable, match="left alone"):
+        await embedded(core, clock, ["a"])
+    assert len(backend.calls) == 2
+
+
 async def test_a_trial_that_was_given_up_leaves_room_for_another() -> None:
     clock = VirtualClock()
     backend = Scripted(clock, [Unavailable("down")], takes_s=iter([0.0, 50.0, 0.0]).__next__)

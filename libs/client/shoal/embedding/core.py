@@ -9,7 +9,6 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -187,20 +186,28 @@ class GatewayCore:
         return output.checked(rows_of_all, self._identity.name, job.field, places)
 
     async def _ask(self, job: Job, texts: Sequence[str]) -> object:
-        """The answer of the backend, with as many attempts as are allowed and make sense."""
-        for attempt in count(1):
+        """The answer of the backend, with as many attempts as are allowed and make sense.
+
+        An open circuit refuses what comes new. What has begun waits for it as for any pause, and has lost no attempt: batches that
+        fail together open it before the attempts of any of them are used up.
+        """
+        attempt = 1
+        while True:
             try:
                 return await self._attempt(texts, job.side)
-            except _CircuitOpen as open_circuit:
-                raise open_circuit.error from None
+            except _CircuitOpen as refused:
+                pause_s = refused.error.retry_after_ms / 1_000
+                if attempt == 1 or self._clock.monotonic() + pause_s >= job.deadline:
+                    raise refused.error from None
+                await self._clock.sleep(pause_s)
             except (Unavailable, ResourceExhausted, DeadlineExceeded) as error:
                 pause_s = max(backoff_s(self._limits, attempt, self._random.uniform()), error.retry_after_ms / 1_000)
                 late = self._clock.monotonic() + pause_s >= job.deadline
                 if attempt >= self._limits.attempts or late:
                     raise _after(attempt, error) from error
                 self.counters.retries += 1
+                attempt += 1
                 await self._clock.sleep(pause_s)
-        raise AssertionError("unreachable")
 
     async def _attempt(self, texts: Sequence[str], side: Side) -> object:
         async with self._slots:
@@ -264,7 +271,7 @@ class GatewayCore:
 
 
 class _CircuitOpen(Exception):
-    """Nothing was asked, so there is nothing to try again."""
+    """Nothing was asked."""
 
     def __init__(self, error: Unavailable) -> None:
         super().__init__(error.message)

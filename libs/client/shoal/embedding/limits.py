@@ -134,8 +134,8 @@ class CircuitBreaker:
         """Raises `Unavailable` while it is open."""
         if self._open_until is None:
             return
-        left_s = self._open_until - now
-        if left_s > 0 or self._trying:
+        left_s = self._open_s if self._trying else self._open_until - now
+        if left_s > 0:
             raise Unavailable(
                 f"embedding function {name!r} failed {self._failures} times on end and is left alone for a while",
                 retry_after_ms=max(1, math.ceil(left_s * _MILLISECONDS)),
