@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from shoal._columns import Given
 from shoal.embedding.protocol import Side
@@ -69,7 +68,8 @@ def _with_vectors(given: Given, key: str, source: pa.Array, schema: Schema) -> G
     wanted = np.asarray(source.is_valid()) & ~_mentioned(given, key)
     if not wanted.any():
         return given
-    made = sparse_vectors(pc.if_else(pa.array(wanted), source, None), key, schema, Side.DOCUMENTS)
+    texts = source.take(pa.array(np.arange(count), mask=~wanted))
+    made = sparse_vectors(texts, key, schema, Side.DOCUMENTS)
     own = given.metadata.get(_column(key), pa.nulls(count, SPARSE_TYPE))
     chosen = pa.concat_arrays([own, made]).take(pa.array(np.arange(count) + count * wanted))
     return replace(given, metadata={**given.metadata, _column(key): chosen})
