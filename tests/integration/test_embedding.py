@@ -66,6 +66,20 @@ async def test_over_http_with_embedding_in_the_frontend(cluster: LocalCluster) -
     status, found = await ask(other, "POST", f"{path}/query", {"query_texts": [*QUESTIONS], "n_results": 1})
     assert status == 200, found
     assert found["documents"] == [[DOCUMENTS[wanted]] for wanted in QUESTIONS.values()]
+    near: dict[str, Any] = {"$knn": {"query": "a satellite", "return_rank": True, "default": 100}}
+    words: dict[str, Any] = {
+        "$knn": {"query": "nails month", "key": "#document", "limit": 2, "return_rank": True, "default": 100}
+    }
+    searched: dict[str, Any] = {
+        "searches": [
+            {"rank": near, "limit": {"limit": 1}},
+            {"rank": {"$rrf": {"ranks": [near, words]}}, "limit": {"limit": 2}, "select": {"keys": ["#document"]}},
+        ]
+    }
+    status, found = await ask(other, "POST", f"{path}/search", searched)
+    assert status == 200, found
+    assert found["ids"] == [["moon"], ["moon", "nail"]], "by meaning, then by meaning and words"
+    assert found["documents"][1] == [DOCUMENTS["moon"], DOCUMENTS["nail"]]
     async with await shoal.aio.connect(cluster.frontends[0]) as client:  # and by the SDK, which reads what was stored
         things = await client.get_collection("text-http")
         got = await things.get(ids=IDS, include=["embeddings"])

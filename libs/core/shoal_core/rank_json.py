@@ -5,7 +5,8 @@
     rank:      {"$knn": {"query", "key", "limit", "default", "return_rank"}} · {"$val": number} · {"$sum": […]} and $mul, $max, $min ·
                {"$sub": {"left", "right"}} and $div · {"$abs": rank} and $exp, $log ·
                {"$rrf": {"ranks": […], "k", "weights", "normalize"}}, which is short for the expression of `scoring.rrf`
-    query:     a list of numbers · {"indices": […], "values": […]} · a text, ranked against documents
+    query:     a list of numbers · {"indices": […], "values": […]} · a text, whose words are looked up in documents, or whose vector
+               is compared with embeddings (where something embeds)
     group_by:  {"keys": […], "aggregate": {"$min_k" or "$max_k": {"keys": […], "k"}}}
 
 `filter` may be called `where`. Errors name the place: ``searches[0].rank.$sum[1].$knn.limit``.
@@ -224,8 +225,10 @@ def _check_leaf(leaf: Knn, limits: Limits, place: str) -> None:
         case DenseQuery() if leaf.key != EMBEDDING_KEY:
             message = f"a vector is compared with {EMBEDDING_KEY}; for a sparse one give indices and values"
             raise InvalidArgument(message, field=f"{place}.key")
-        case TextQuery() if leaf.key != DOCUMENT_KEY:
-            message = f"a text is ranked against {DOCUMENT_KEY}; for another key the client embeds it"
+        case TextQuery() if leaf.key not in (DOCUMENT_KEY, EMBEDDING_KEY):
+            message = (
+                f"a text is ranked against {DOCUMENT_KEY} or {EMBEDDING_KEY}; for another key the client embeds it"
+            )
             raise InvalidArgument(message, field=f"{place}.query")
         case TextQuery(text) if (size := len(text.encode(errors="replace"))) > limits.query_text_size_bytes:
             raise InvalidArgument(f"{size} bytes, at most {limits.query_text_size_bytes}", field=f"{place}.query")

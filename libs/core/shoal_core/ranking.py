@@ -8,8 +8,8 @@ either has one. `shoal_core.scoring` computes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,10 @@ class SparseQuery:
 
 @dataclass(frozen=True, slots=True)
 class TextQuery:
-    """A text whose terms are looked up in documents. Its measure is 1 − BM25; documents with none of the terms are not found."""
+    """A text whose terms are looked up in documents. Its measure is 1 − BM25; documents with none of the terms are not found.
+
+    Under ``#embedding`` it stands for its vector, which is put in its place before anything is searched.
+    """
 
     text: str
 
@@ -47,7 +50,7 @@ class Knn:
     """The ``limit`` best records of the collection, among those that match the search's filter, by one query.
 
     Attributes:
-        key: ``#embedding`` for a dense query, a metadata key for a sparse one, ``#document`` for a text.
+        key: ``#embedding`` for a dense query, a metadata key for a sparse one, ``#document`` or ``#embedding`` for a text.
         default: what a record that is not among them scores; None leaves it out.
         return_rank: score by position, from 0, instead of by measure.
     """
@@ -201,3 +204,18 @@ def leaves_of(rank: Rank) -> Iterator[Knn]:
         yield rank
     for child in children_of(rank):
         yield from leaves_of(child)
+
+
+def with_leaves(rank: Rank, change: Callable[[Knn], Knn]) -> Rank:
+    """The expression with each leaf replaced by what it is changed to."""
+    match rank:
+        case Knn():
+            return change(rank)
+        case Sum(children) | Mul(children) | Max(children) | Min(children):
+            return replace(rank, children=tuple(with_leaves(child, change) for child in children))
+        case Sub(left, right) | Div(left, right):
+            return replace(rank, left=with_leaves(left, change), right=with_leaves(right, change))
+        case Abs(child) | Exp(child) | Log(child):
+            return replace(rank, child=with_leaves(child, change))
+        case _:
+            return rank

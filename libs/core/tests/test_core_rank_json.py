@@ -32,6 +32,7 @@ from shoal_core.ranking import (
     Sum,
     TextQuery,
     Val,
+    with_leaves,
 )
 from shoal_core.scoring import rrf
 
@@ -132,7 +133,6 @@ def test_rrf_is_short_for_its_expression() -> None:
         ({"$knn": {"query": np.array(["a"])}}, "rank.$knn.query"),
         ({"$knn": {"query": [0] * 8193}}, "rank.$knn.query"),
         ({"$knn": {"query": [1], "key": "s"}}, "rank.$knn.key"),
-        ({"$knn": {"query": "sea"}}, "rank.$knn.query"),
         ({"$knn": {"query": "sea", "key": "s"}}, "rank.$knn.query"),
         ({"$knn": {"query": "\ud800", "key": "#document"}}, "rank.$knn.query"),
         ({"$knn": {"query": "é" * (1 << 19) + "x", "key": "#document"}}, "rank.$knn.query"),
@@ -167,7 +167,8 @@ def test_a_refusal_names_its_place(value: Any, place: str) -> None:
 
 
 def test_a_text_for_another_key_is_for_the_client_to_embed() -> None:
-    assert "the client embeds it" in refused(parse_rank, {"$knn": {"query": "sea"}})[1]
+    assert "the client embeds it" in refused(parse_rank, {"$knn": {"query": "sea", "key": "sparse"}})[1]
+    assert plain(parse_rank({"$knn": {"query": "sea"}})) == plain(Knn(TextQuery("sea"))), "a server may embed it"
 
 
 def nested(depth: int) -> Any:
@@ -223,6 +224,17 @@ def test_leaves_and_their_places() -> None:
         (text, "r.$sum[0].$div.right.$abs"),
         (DENSE, "r.$sum[1]"),
     ]
+
+
+@pytest.mark.parametrize("name", ["$sum", "$mul", "$max", "$min", "$sub", "$div", "$abs", "$exp", "$log"])
+def test_leaves_are_replaced_wherever_they_are(name: str) -> None:
+    def form(leaf: Any) -> Any:
+        if name in ("$sub", "$div"):
+            return {name: {"left": leaf, "right": {name: {"left": {"$val": 1}, "right": leaf}}}}
+        return {name: [{"$val": 1}, leaf]} if name in ("$sum", "$mul", "$max", "$min") else {name: leaf}
+
+    replaced = with_leaves(parse_rank(form(TEXT)), lambda leaf: DENSE if leaf.return_rank else leaf)
+    assert plain(replaced) == plain(parse_rank(form(KNN)))
 
 
 # --- groups and searches

@@ -49,6 +49,7 @@ from shoal_frontend.fanout import Fanout, target_of
 from shoal_frontend.indexed import check_indexed
 from shoal_frontend.names import Names
 from shoal_frontend.search import search as run_searches
+from shoal_frontend.search_texts import texts_to_embed, with_vectors
 from shoal_frontend.validate_filter import check_selection, takes_long
 from shoal_frontend.validate_search import check_searched, check_searches, searches_take_long
 from shoal_frontend.writes import Writes
@@ -409,15 +410,26 @@ class DatabaseService:
         explain: bool = False,
         allow_scan: bool = False,
     ) -> list[Answer]:
-        await apart(searches_take_long(searches), check_searches, searches, self.limits)
+        check = partial(check_searches, embeds=self.embedding is not None)
+        await apart(searches_take_long(searches), check, searches, self.limits)
+        embedded: Embedded[list[Search]] = Embedded()
 
         async def read(collection: Collection) -> list[Answer]:
             check_searched(searches, collection, self.limits, allow_scan=allow_scan)
+            asked = await embedded.once(collection, partial(self._with_vectors, searches, collection))
             return await run_searches(
-                self._fanout, collection, searches, consistency=consistency, exact=exact, explain=explain
+                self._fanout, collection, asked, consistency=consistency, exact=exact, explain=explain
             )
 
         return await self._names.with_collection(ref, read)
+
+    async def _with_vectors(self, searches: Sequence[Search], collection: Collection) -> list[Search]:
+        texts = texts_to_embed(searches)
+        if not texts or self.embedding is None:
+            return list(searches)
+        vectors = await self.embedding.query_vectors([*texts], collection, field="searches", rows=[*texts.values()])
+        validate.check_vectors(vectors, collection.dimension, self.limits)
+        return with_vectors(searches, dict(zip(texts, vectors, strict=True)))
 
     async def count(
         self,

@@ -151,11 +151,22 @@ class ServerEmbedding:
         made = await self._asked(offered, offered.gateway.aembed_documents(texts, dimension=dimension, rows=places))
         return await apart(made.nbytes > _MANY_BYTES, _placed, batch, rows, made)
 
-    async def query_vectors(self, texts: Sequence[str], collection: Collection) -> Vectors:
-        """(q, dim) float32, a row for each text. Raises as `with_embeddings` does."""
-        offered = self._of(collection, "query_texts")
-        self._charge(texts, collection.tenant, "query_texts")
-        return await self._asked(offered, offered.gateway.aembed_queries(texts, dimension=collection.dimension))
+    async def query_vectors(
+        self,
+        texts: Sequence[str],
+        collection: Collection,
+        *,
+        field: str = "query_texts",
+        rows: Sequence[int] | None = None,
+    ) -> Vectors:
+        """(q, dim) float32, a row for each text. Errors call a text ``field`` and its number, or that in ``rows``.
+
+        Raises as `with_embeddings` does.
+        """
+        offered = self._of(collection, field)
+        self._charge(texts, collection.tenant, field)
+        work = offered.gateway.aembed_queries(texts, dimension=collection.dimension, field=field, rows=rows)
+        return await self._asked(offered, work)
 
     def _of(self, collection: Collection, field: str) -> _Offered:
         found = self._matching(collection)

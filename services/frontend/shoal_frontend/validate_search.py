@@ -16,6 +16,7 @@ from shoal_core.ranking import DenseQuery, Knn, Search, SparseQuery, TextQuery, 
 from shoal_core.schema import DOCUMENT_KEY, Index
 from shoal_frontend import validate
 from shoal_frontend.indexed import check_indexed, index_off
+from shoal_frontend.search_texts import text_of
 from shoal_frontend.validate_filter import check_selection, takes_long
 
 _FEW = 4
@@ -26,12 +27,16 @@ def searches_take_long(searches: Sequence[Search]) -> bool:
     return len(searches) > _FEW or any(takes_long(item.ids, item.where) for item in searches)
 
 
-def check_searches(searches: Sequence[Search], limits: Limits) -> None:
-    """Raise `InvalidArgument`, naming the place, for what no collection can answer."""
+def check_searches(searches: Sequence[Search], limits: Limits, *, embeds: bool = False) -> None:
+    """Raise `InvalidArgument`, naming the place, for what no collection can answer.
+
+    Args:
+        embeds: the server makes vectors of texts that are compared with embeddings.
+    """
     if not 1 <= len(searches) <= limits.searches:
         raise InvalidArgument(f"{len(searches)}; 1 to {limits.searches} in one call are allowed", field="searches")
     for item, place in _placed(searches):
-        _check_search(item, limits, place)
+        _check_search(item, limits, place, embeds=embeds)
     size = sum(_texts_size_bytes(item) for item in searches)
     if size > limits.document_size_bytes:
         raise InvalidArgument(
@@ -40,13 +45,17 @@ def check_searches(searches: Sequence[Search], limits: Limits) -> None:
         )
 
 
-def _check_search(item: Search, limits: Limits, place: str) -> None:
+def _check_search(item: Search, limits: Limits, place: str, *, embeds: bool) -> None:
     with _within(place):
         check_selection(item.ids, item.where, limits)
         validate.check_page(item.limit, item.offset, limits.get_results)
     check_selected(item.select.keys, limits, f"{place}.select.keys")
     if item.rank is not None:
         check_rank(item.rank, limits, f"{place}.rank")
+        for leaf, where in placed_leaves(item.rank, f"{place}.rank"):
+            if not embeds and text_of(leaf) is not None:
+                message = f"this server embeds no texts (frontend.embedding); send a vector, or rank by {DOCUMENT_KEY}"
+                raise InvalidArgument(message, field=f"{where}.$knn.query")
     if item.group_by is None:
         return
     if item.rank is None:
@@ -97,6 +106,8 @@ def _check_leaf(leaf: Knn, collection: Collection, limits: Limits, place: str, a
             validate.check_vectors(leaf.query.vector[None], collection.dimension, limits)
         except InvalidArgument as error:
             raise type(error)(error.message, field=f"{place}.query") from error
+        return
+    if text_of(leaf) is not None:
         return
     index = Index.SPARSE if isinstance(leaf.query, SparseQuery) else Index.RANKED
     if not allow_scan and not collection.schema.enabled(leaf.key, index):

@@ -26,6 +26,7 @@ from shoal_core.errors import (
     ShoalError,
     Unavailable,
 )
+from shoal_core.ranking import Knn, Search, Sum, TextQuery
 from shoal_core.records import DOCUMENT, EMBEDDING, ID, OP, Operation, embedding_array, one_chunk
 from shoal_frontend.embedding import Embedded, EmbeddingSettings, FunctionSettings, ServerEmbedding
 from shoal_testing.direct import DirectSystem
@@ -292,6 +293,43 @@ async def test_a_retry_on_a_collection_of_another_function_embeds_anew() -> None
 
         made: Embedded[str] = Embedded()
         assert [await made.once(asked, make) for asked in (one, one, other)] == ["first", "first", "second"]
+
+
+def ranked(*queries: str, key: str = "#embedding") -> dict[str, Any]:
+    leaves = [{"$knn": {"query": query, "key": key, "limit": 1, "default": 9.0}} for query in queries]
+    return {"rank": {"$sum": leaves}, "select": {"keys": ["#score"]}}
+
+
+async def test_searches_rank_by_texts_each_embedded_once() -> None:
+    async with world() as at:
+        await at.create("films", named(), space="cosine")
+        texts = [f"text {number}" for number in range(4)]
+        await at.site.post("add", {"ids": texts, "documents": texts})
+        embedded = len(at.stub.texts)
+        body = {"searches": [ranked("text 3"), ranked("text 1", "text 3"), ranked("3", key="#document")]}
+        found = await at.site.post("search", body)
+        assert found.status == 200, found.body
+        assert found.json["ids"] == [["text 3"], ["text 1", "text 3"], ["text 3"]]
+        assert found.json["scores"][1] == pytest.approx([9.0, 9.0], abs=1e-5)
+        assert at.stub.texts[embedded:] == [["text 3", "text 1"]]
+
+
+async def test_a_search_whose_text_cannot_be_embedded_says_which() -> None:
+    async with world(burst_texts=5, texts_per_second=0.001) as at:
+        ref = await at.create("ccc", named())
+        plain = await at.create("ddd", named("another"))
+        at.stub.script(Fault.ZERO)
+        searches = [Search(), Search(rank=Knn(TextQuery("a")))]
+        with pytest.raises(InvalidArgument) as caught:
+            await at.database.search(ref, searches)
+        assert caught.value.field == "searches[1]"
+        with pytest.raises(InvalidArgument, match="made with the embedding function") as caught:
+            await at.database.search(plain, searches)
+        assert caught.value.field == "searches"
+        assert await at.database.search(plain, searches[:1]), "without texts it needs no function"
+        many = [Search(rank=Sum(tuple(Knn(TextQuery(f"{number}")) for number in range(5))))]
+        with pytest.raises(ResourceExhausted):
+            await at.database.search(ref, many)
 
 
 async def test_a_commit_may_bring_documents() -> None:

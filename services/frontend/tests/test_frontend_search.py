@@ -46,7 +46,7 @@ from shoal_core.filters import And, Comparator, Compare, Filter, Text, TextMatch
 from shoal_core.hashing import hash_ids, shard_of
 from shoal_core.limits import Limits
 from shoal_core.rank_json import parse_search
-from shoal_core.ranking import DenseQuery, GroupBy, Knn, Search, Select, SparseQuery, Sum, TextQuery, Val
+from shoal_core.ranking import Abs, DenseQuery, GroupBy, Knn, Search, Select, SparseQuery, Sum, TextQuery, Val
 from shoal_core.records import CREATED_OFFSET, DOCUMENT, EMBEDDING, ID, URI_KEY, metadata_key
 from shoal_core.schema import Analyzer, Index, Schema, SparseConfig
 from shoal_frontend import fanout as fanning
@@ -772,6 +772,7 @@ def test_counts_of_shards_are_explained_together() -> None:
         ([Search(select=Select(keys=tuple(map(str, range(65)))))], "searches[0].select.keys"),
         ([Search(rank=text("x" * 32_769))], "searches[0].rank.$knn.query"),
         ([Search(rank=Sum((text("x" * 32_768),) * 3))] * 11, "searches"),
+        ([Search(), Search(rank=Abs(Knn(TextQuery("x"))))], "searches[1].rank.$abs.$knn.query"),
         ([Search(group_by=GroupBy(("a",), ("b",), 1))], "searches[0].group_by"),
         ([Search(rank=dense(0.0), group_by=GroupBy(("a",), ("b",), 0))], "searches[0].group_by.aggregate.k"),
         ([Search(rank=dense(0.0), group_by=GroupBy((), ("b",), 1))], "searches[0].group_by.keys"),

@@ -135,9 +135,10 @@ class Gateway:
         dimension: int | None = None,
         on_progress: Progress | None = None,
         field: str = "query_texts",
+        rows: Sequence[int] | None = None,
     ) -> Vectors:
         """As `aembed_documents`, for texts that are searched with."""
-        return await self._arun(texts, Side.QUERIES, field, dimension, on_progress)
+        return await self._arun(texts, Side.QUERIES, field, dimension, on_progress, rows)
 
     def _run(
         self, texts: Sequence[str], side: Side, field: str, dimension: int | None, on_progress: Progress | None
