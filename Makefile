@@ -65,4 +65,4 @@ clean: ## remove what tools leave behind
 	find . \( -path './.venv*' -o -name node_modules \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environments
-	rm -rf .venv .venv-clients tests/compat/javascript/node_modules
+	rm -rf .venv .venv-clients tests/compat/javascript/node_modules libs/index/shoal_index/vector/_kernels_*

@@ -1,10 +1,16 @@
-"""``python -m bench``: the WordNet benchmark, or another one by its name: ``filters``, ``functions``, ``http``, ``embedding``."""
+"""``python -m bench``: the WordNet benchmark, or another one by its name, such as ``filters``: see ``OTHERS``."""
 
 import sys
 
-from bench import embedding, filters, functions, gateway, wordnet
+from bench import embedding, engines, filters, functions, gateway, wordnet
 
-OTHERS = {"filters": filters.main, "functions": functions.main, "http": gateway.main, "embedding": embedding.main}
+OTHERS = {
+    "filters": filters.main,
+    "functions": functions.main,
+    "http": gateway.main,
+    "embedding": embedding.main,
+    "engines": engines.main,
+}
 
 if (main := OTHERS.get(sys.argv[1] if len(sys.argv) > 1 else "")) is not None:
     main(sys.argv[2:])

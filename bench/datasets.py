@@ -83,13 +83,13 @@ def wordnet384(
     folder = cache_dir / ("wordnet384" if limit is None else f"wordnet384-{limit}")
     folder.mkdir(parents=True, exist_ok=True)
     (cache_dir / ".gitignore").write_text("*\n")
-    with _locked(folder / "lock"):
+    with locked(folder / "lock"):
         glosses = read_glosses(limit=limit)
         source = _fingerprint(glosses)
-        if _read_json(folder / "complete.json") != source:
+        if read_json(folder / "complete.json") != source:
             vectors = _embed(folder, _texts(glosses), source, threads, on_progress)
             _split(folder, glosses, vectors)
-            _write_json(folder / "complete.json", source)
+            write_json(folder / "complete.json", source)
             (folder / "vectors.npy").unlink()
     return _load(folder)
 
@@ -111,7 +111,7 @@ def _embed(
     """All vectors in `vectors.npy`; `progress.json` tells how many rows of it are done, and of what."""
     path = folder / "vectors.npy"
     model = MiniLM(threads=threads, max_tokens=MAX_TOKENS)
-    progress = _read_json(folder / "progress.json") or {}
+    progress = read_json(folder / "progress.json") or {}
     done = int(progress.get("done", 0)) if progress.get("source") == source and path.exists() else 0
     if not done:
         np.lib.format.open_memmap(path, "w+", np.float32, (len(texts), model.dimension)).flush()
@@ -120,7 +120,7 @@ def _embed(
         chunk = texts[start : start + _CHUNK]
         vectors[start : start + len(chunk)] = model.embed_documents(chunk)
         vectors.flush()
-        _write_json(folder / "progress.json", {"source": source, "done": start + len(chunk)})
+        write_json(folder / "progress.json", {"source": source, "done": start + len(chunk)})
         if on_progress is not None:
             on_progress(start + len(chunk), len(texts))
     return vectors
@@ -171,17 +171,20 @@ def _texts(glosses: pa.Table) -> list[str]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes that lock the same file waiting."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What the file holds, or None if there is none."""
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replaces the file in one step."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value))
     os.replace(temporary, path)

@@ -28,6 +28,7 @@ from tests.defects.defect_support import (
     collection,
     every_layout,
     every_sharding,
+    graphs_from,
     halves,
     laid_out,
     put,
@@ -179,7 +180,7 @@ async def test_a04_identical_vectors_stay_findable(
     index: `get` had them, `query` did not.
     """
     if engine == "graph":
-        monkeypatch.setattr("shoal_index.planner.SCAN_ROWS", 5)
+        graphs_from(monkeypatch, 5)
     async with laid_out(
         layout, halves(repeated()), shards=shards, dimension=4, graph_rows=30 if engine == "graph" else 10**9
     ) as at:
@@ -210,7 +211,7 @@ async def test_a04_identical_vectors_of_unit_length_stay_findable_by_cosine(
     shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same, where a zero vector has no direction: it is at 1 from everything."""
-    monkeypatch.setattr("shoal_index.planner.SCAN_ROWS", 5)
+    graphs_from(monkeypatch, 5)
     async with laid_out("merged", halves(repeated()), shards=shards, dimension=4, graph_rows=30, space="cosine") as at:
         assert "graph" in await strategies_of(at)
         assert {name.partition("-")[0] for name in await at.near((2.0, 2.0, 2.0, 2.0), 60)} == {"same"}

@@ -40,6 +40,7 @@ from tests.defects.defect_support import (
     drop,
     every_layout,
     every_sharding,
+    graphs_from,
     halves,
     laid_out,
     put,
@@ -166,7 +167,7 @@ async def test_a11_expressions_without_literals_match_documents_and_nothing_else
 @every_sharding
 async def test_a12_a_narrow_filter_still_finds_k(layout: str, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The filter was applied to what the probed clusters gave: with few matches, far from the query, fewer than k came back."""
-    monkeypatch.setattr("shoal_index.planner.SCAN_ROWS", 5)
+    graphs_from(monkeypatch, 5)
     ops = [put(f"id-{n}", (float(n), 0.0), metadata={"n": n}) for n in range(600)]
     async with laid_out(layout, halves(ops), shards=shards, dimension=2, graph_rows=20) as at:
         for where, matches in (

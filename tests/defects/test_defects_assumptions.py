@@ -54,6 +54,7 @@ from tests.defects.defect_support import (
     compactor_settings,
     every_layout,
     every_sharding,
+    graphs_from,
     halves,
     laid_out,
     put,
@@ -309,7 +310,7 @@ async def test_assumption_04_a_graph_answers_with_the_same_cosines(
     of_query: int, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Candidates of a graph are measured again: its own float32 distances are never answered."""
-    monkeypatch.setattr("shoal_index.planner.SCAN_ROWS", 3)
+    graphs_from(monkeypatch, 3)
     random = np.random.default_rng(3)
     directions = random.integers(-7, 8, (300, 4)) + np.array([8, 0, 0, 0])
     exponents = random.choice([-66, -60, 0, 20, 58], 300)

@@ -172,6 +172,13 @@ def whole(number: int, field: str, *, least: int) -> int:
     return int(number)
 
 
+def share(number: float, field: str) -> float:
+    """A part of the whole as a float. Raises `InvalidArgument` unless it is 0 to below 1."""
+    if isinstance(number, bool) or not isinstance(number, int | float | np.number) or not 0 <= number < 1:
+        raise InvalidArgument(f"expected a number from 0 to below 1, got {number!r}", field=field)
+    return float(number)
+
+
 async def run(function: Callable[[], T], *, apart: bool) -> T:
     """The result of ``function``, in a thread if ``apart``."""
     return await asyncio.to_thread(function) if apart else function()

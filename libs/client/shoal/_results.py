@@ -223,6 +223,7 @@ class QueryResult:
     Attributes:
         row_counts: (q,) uint32, rows of each query.
         rows, served_at, complete, reason, explain: see `GetResult`.
+        recall: the share of the true nearest that it is estimated to have found; None if nothing was measured.
     """
 
     rows: pa.Table
@@ -232,6 +233,7 @@ class QueryResult:
     complete: bool = True
     reason: str = ""
     explain: Json | None = None
+    recall: float | None = None
 
     @cached_property
     def ids(self) -> list[list[str]]:
@@ -335,6 +337,7 @@ def query_result(answer: Answer, include: Include) -> QueryResult:
         answer.complete,
         answer.reason,
         answer.explain,
+        answer.recall,
     )
 
 

@@ -37,7 +37,10 @@ class SearchResult(GetResult):
     Attributes:
         rows, served_at, complete, reason, explain: see `GetResult`.
         cursor: `Search.cursor` of the next page, from the same snapshot; empty if there is none.
+        recall: of its lists by vectors; see `QueryResult`.
     """
+
+    recall: float | None = None
 
     columns: ClassVar[tuple[str, ...]] = ("ids", "documents", "metadatas", "embeddings", "uris", "scores")
 
@@ -107,7 +110,14 @@ def search_result(answer: Answer, select: Select) -> SearchResult:
         keys=tuple(key for key in select.keys if key != URI_KEY),
     )
     return SearchResult(
-        answer.rows, include, answer.served_at, answer.complete, answer.reason, answer.explain, answer.cursor
+        answer.rows,
+        include,
+        answer.served_at,
+        answer.complete,
+        answer.reason,
+        answer.explain,
+        answer.cursor,
+        answer.recall,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, overload
 from shoal._aio_writes import AsyncWrites
 from shoal._conditional import AsyncConditionalWrite
 from shoal._consistency import Freshness, consistency_for
-from shoal._prepare import Where, filter_of, id_list, query_vectors, text, whole
+from shoal._prepare import Where, filter_of, id_list, query_vectors, share, text, whole
 from shoal._results import GetResult, QueryResult, get_result, include_of, query_result
 from shoal._schema import changed_schema
 from shoal._search import Search
@@ -143,6 +143,7 @@ class AsyncCollection(AsyncWrites):
         *,
         exact: bool = False,
         ef: int = 0,
+        recall: float = 0.0,
         consistency: Freshness = STRONG,
         explain: bool = False,
         allow_scan: bool = False,
@@ -154,7 +155,8 @@ class AsyncCollection(AsyncWrites):
             query_texts: instead, texts for the embedding function.
             include: of documents, metadatas, embeddings, uris, distances.
             exact: compare with every record instead of using an approximate index.
-            ef: effort of a graph search; 0 lets the planner choose.
+            recall: the share of the true nearest that is to be found, on average, such as 0.99; 0 for the collection's.
+            ef: effort of a graph search, instead of a recall.
             consistency, explain, allow_scan: see `get`.
         """
         tree, wanted = filter_of(where, where_document, self._limits), include_of(include)
@@ -171,6 +173,7 @@ class AsyncCollection(AsyncWrites):
                 include=wanted,
                 consistency=freshness,
                 ef=effort,
+                recall=share(recall, "recall"),
                 exact=exact,
                 explain=explain,
                 allow_scan=allow_scan,
@@ -184,6 +187,7 @@ class AsyncCollection(AsyncWrites):
         searches: SearchLike,
         *,
         exact: bool = ...,
+        recall: float = ...,
         consistency: Freshness = ...,
         explain: bool = ...,
         allow_scan: bool = ...,
@@ -195,6 +199,7 @@ class AsyncCollection(AsyncWrites):
         searches: Sequence[SearchLike],
         *,
         exact: bool = ...,
+        recall: float = ...,
         consistency: Freshness = ...,
         explain: bool = ...,
         allow_scan: bool = ...,
@@ -205,6 +210,7 @@ class AsyncCollection(AsyncWrites):
         searches: SearchLike | Sequence[SearchLike],
         *,
         exact: bool = False,
+        recall: float = 0.0,
         consistency: Freshness = STRONG,
         explain: bool = False,
         allow_scan: bool = False,
@@ -217,6 +223,7 @@ class AsyncCollection(AsyncWrites):
             searches: one, for one result, or a list, for a list of results. Each a `shoal.Search` or its JSON form, see
                 `shoal_core.rank_json`, which selects nothing but ids unless told to.
             exact: compare with every record instead of using an approximate index.
+            recall: of lists by vectors; see `query`.
             consistency, explain, allow_scan: see `get`. A search with a cursor is of the cursor's snapshot.
 
         Raises:
@@ -224,11 +231,17 @@ class AsyncCollection(AsyncWrites):
             FailedPrecondition: a text would need an embedding function that is not known here.
         """
         freshness = consistency_for(self.id, consistency)
-        texts = Texts(self._embedder, self.schema, self.dimension)
+        texts, least = Texts(self._embedder, self.schema, self.dimension), share(recall, "recall")
         given = await read_searches(searches, texts, self._limits)
         answers = await self._caller.call(
             lambda api: api.search(
-                self._ref, given, consistency=freshness, exact=exact, explain=explain, allow_scan=allow_scan
+                self._ref,
+                given,
+                consistency=freshness,
+                exact=exact,
+                explain=explain,
+                allow_scan=allow_scan,
+                recall=least,
             )
         )
         results = [search_result(answer, item.select) for answer, item in zip(answers, given, strict=True)]

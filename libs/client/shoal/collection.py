@@ -128,6 +128,7 @@ class Collection(Writes):
         *,
         exact: bool = False,
         ef: int = 0,
+        recall: float = 0.0,
         consistency: Freshness = STRONG,
         explain: bool = False,
         allow_scan: bool = False,
@@ -139,7 +140,8 @@ class Collection(Writes):
             query_texts: instead, texts for the embedding function.
             include: of documents, metadatas, embeddings, uris, distances.
             exact: compare with every record instead of using an approximate index.
-            ef: effort of a graph search; 0 lets the planner choose.
+            recall: the share of the true nearest that is to be found, on average, such as 0.99; 0 for the collection's.
+            ef: effort of a graph search, instead of a recall.
             consistency, explain, allow_scan: see `get`.
         """
         return self._run(
@@ -153,6 +155,7 @@ class Collection(Writes):
                 include,
                 exact=exact,
                 ef=ef,
+                recall=recall,
                 consistency=consistency,
                 explain=explain,
                 allow_scan=allow_scan,
@@ -165,6 +168,7 @@ class Collection(Writes):
         searches: SearchLike,
         *,
         exact: bool = ...,
+        recall: float = ...,
         consistency: Freshness = ...,
         explain: bool = ...,
         allow_scan: bool = ...,
@@ -176,6 +180,7 @@ class Collection(Writes):
         searches: Sequence[SearchLike],
         *,
         exact: bool = ...,
+        recall: float = ...,
         consistency: Freshness = ...,
         explain: bool = ...,
         allow_scan: bool = ...,
@@ -186,6 +191,7 @@ class Collection(Writes):
         searches: SearchLike | Sequence[SearchLike],
         *,
         exact: bool = False,
+        recall: float = 0.0,
         consistency: Freshness = STRONG,
         explain: bool = False,
         allow_scan: bool = False,
@@ -198,6 +204,7 @@ class Collection(Writes):
             searches: one, for one result, or a list, for a list of results. Each a `shoal.Search` or its JSON form, see
                 `shoal_core.rank_json`, which selects nothing but ids unless told to.
             exact: compare with every record instead of using an approximate index.
+            recall: of lists by vectors; see `query`.
             consistency, explain, allow_scan: see `get`. A search with a cursor is of the cursor's snapshot.
 
         Raises:
@@ -207,7 +214,7 @@ class Collection(Writes):
 
         async def run() -> SearchResult | list[SearchResult]:
             return await self._collection.search(
-                searches, exact=exact, consistency=consistency, explain=explain, allow_scan=allow_scan
+                searches, exact=exact, recall=recall, consistency=consistency, explain=explain, allow_scan=allow_scan
             )
 
         return self._run(run)

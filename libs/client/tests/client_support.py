@@ -97,6 +97,7 @@ class FakeApi:
         self.before: Callable[[], Any] | None = None
         self.databases = {("default_tenant", "default_database")}
         self.functions: dict[tuple[str, str], AttachedFunction] = {}
+        self.estimate: float | None = None
 
     def seen(self, verb: str) -> list[dict[str, Any]]:
         """The arguments of every call of a verb."""
@@ -347,6 +348,7 @@ class FakeApi:
         explain: bool = False,
         allow_scan: bool = False,
         texts: Sequence[str] | None = None,
+        recall: float = 0.0,
     ) -> Answer:
         assert texts is None, "the SDK embeds in the client"
 
@@ -363,11 +365,14 @@ class FakeApi:
                 ]
             rows = pa.concat_tables(tables, promote_options="default") if tables else _rows(stored, [], include)
             counts = np.array([len(page) for page in hits] or [0] * len(vectors), np.uint32)
-            return Answer(rows, counts, _served_at(stored, consistency), explain=_plan(explain))
+            served_at = _served_at(stored, consistency)
+            return Answer(rows, counts, served_at, explain=_plan(explain), recall=self.estimate)
 
         arguments = {"ids": ids, "where": where, "include": include, "consistency": consistency, "explain": explain}
         arguments["allow_scan"] = allow_scan
-        result: Answer = await self._do("query", work, vectors=vectors, k=k, ef=ef, exact=exact, **arguments)
+        result: Answer = await self._do(
+            "query", work, vectors=vectors, k=k, ef=ef, recall=recall, exact=exact, **arguments
+        )
         return result
 
     async def search(
@@ -379,12 +384,13 @@ class FakeApi:
         exact: bool = False,
         explain: bool = False,
         allow_scan: bool = False,
+        recall: float = 0.0,
     ) -> list[Answer]:
         def work() -> list[Answer]:
             return [_searched(self._find(ref), search, consistency, explain) for search in searches]
 
         arguments = {"consistency": consistency, "exact": exact, "explain": explain, "allow_scan": allow_scan}
-        result: list[Answer] = await self._do("search", work, searches=searches, **arguments)
+        result: list[Answer] = await self._do("search", work, searches=searches, recall=recall, **arguments)
         return result
 
     async def get_encoded(self, ref: CollectionRef, **arguments: Any) -> Answer:

@@ -16,6 +16,7 @@ from shoal.embedding import CallableEmbedding
 from shoal_core import errors
 from shoal_core.consistency import Consistency, ReadLevel
 from shoal_core.contracts import Tenant
+from shoal_core.errors import InvalidArgument
 from shoal_testing.virtual_clock import SeededRandom, VirtualClock
 
 
@@ -84,6 +85,14 @@ async def test_query(films: AsyncCollection, api: FakeApi) -> None:
     assert found.explain == {"plan": "exact"}
     call = api.seen("query")[-1]
     assert (call["ef"], call["exact"], call["k"], call["vectors"].dtype) == (7, True, 10, np.float32)
+    assert found.recall is None
+    api.estimate = 0.97
+    assert (await films.query([0.0, 0.0], recall=0.96)).recall == 0.97
+    assert api.seen("query")[-1]["recall"] == 0.96
+    for wrong in (1, 1.5, -0.1, "x", True):
+        with pytest.raises(InvalidArgument) as caught:
+            await films.query([0.0, 0.0], recall=wrong)  # type: ignore[arg-type]
+        assert caught.value.field == "recall"
 
 
 async def test_query_by_text(films: AsyncCollection) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from shoal_core.errors import InvalidArgument
 from shoal_core.records import DOCUMENT, Kind
@@ -69,18 +69,24 @@ class Bm25:
     b: float = 0.75
 
 
+LEAST_RECALL: Final = 0.5
+LARGEST_RECALL: Final = 0.999
+
+
 @dataclass(frozen=True, slots=True)
 class VectorConfig:
     """How the graphs of larger segments are built and searched (HNSW; Malkov and Yashunin 2016).
 
     Attributes:
         m: links of a node. ef_construction: effort of building.
-        ef_search: least effort of a search; 0 lets the planner choose.
+        ef_search: effort of a search that asks for no recall; 0: what ``recall`` needs.
+        recall: the share of the true nearest that a search finds on average, if it asks for nothing else.
     """
 
     m: int = 16
     ef_construction: int = 100
     ef_search: int = 0
+    recall: float = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +216,9 @@ def _analyzer(given: Mapping[str, Any]) -> Analyzer:
 
 
 def _bm25(given: Mapping[str, Any]) -> Bm25:
-    return Bm25(_number(given, "k1", 1.2, 0.0, 100.0), _number(given, "b", 0.75, 0.0, 1.0))
+    return Bm25(
+        _number(given, "k1", 1.2, 0.0, 100.0, "schema.bm25"), _number(given, "b", 0.75, 0.0, 1.0, "schema.bm25")
+    )
 
 
 def _vector(given: Mapping[str, Any]) -> VectorConfig:
@@ -218,6 +226,7 @@ def _vector(given: Mapping[str, Any]) -> VectorConfig:
         _whole(given, "m", 16, 2, 256, "schema.vector"),
         _whole(given, "ef_construction", 100, 2, 4096, "schema.vector"),
         _whole(given, "ef_search", 0, 0, 4096, "schema.vector"),
+        _number(given, "recall", 0.95, LEAST_RECALL, LARGEST_RECALL, "schema.vector"),
     )
 
 
@@ -238,8 +247,8 @@ def _whole(given: Mapping[str, Any], name: str, default: int, least: int, most: 
     return value
 
 
-def _number(given: Mapping[str, Any], name: str, default: float, least: float, most: float) -> float:
+def _number(given: Mapping[str, Any], name: str, default: float, least: float, most: float, place: str) -> float:
     value = given.get(name, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
-        raise InvalidArgument(f"{value!r}; a number from {least} to {most}", field=f"schema.bm25.{name}")
+        raise InvalidArgument(f"{value!r}; a number from {least} to {most}", field=f"{place}.{name}")
     return float(value)

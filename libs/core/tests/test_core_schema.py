@@ -48,6 +48,7 @@ _SCHEMAS = st.builds(
         m=st.integers(2, 256),
         ef_construction=st.integers(2, 4096),
         ef_search=st.integers(0, 4096),
+        recall=st.floats(0.5, 0.999),
     ),
     sparse=st.dictionaries(
         _NAMES,
@@ -108,6 +109,7 @@ def test_what_is_as_by_default_is_not_stored() -> None:
         ({"vector": {"m": 1}}, r"schema\.vector\.m"),
         ({"vector": {"ef_construction": 4097}}, r"schema\.vector\.ef_construction"),
         ({"vector": {"ef_search": 1.0}}, r"schema\.vector\.ef_search"),
+        ({"vector": {"recall": 1.0}}, r"schema\.vector\.recall"),
         ({"sparse": {"s": []}}, r"schema\.sparse\.s"),
         ({"sparse": {"s": {"idf": 1}}}, r"schema\.sparse\.s\.idf"),
         ({"sparse": {"s": {"source_key": 1}}}, r"schema\.sparse\.s\.source_key"),

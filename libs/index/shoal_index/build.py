@@ -11,12 +11,23 @@ import pyarrow as pa
 
 from shoal_core.records import CREATED_OFFSET, EMBEDDING, ID, embedding_matrix
 from shoal_core.schema import Schema
+from shoal_index.build_vectors import built_index
 from shoal_index.ids import IdIndex
 from shoal_index.indexes import Input, make_indexes
-from shoal_index.planner import SCAN_ROWS
-from shoal_index.vector.hnsw import build_graph
-from shoal_storage.blocks import BlockRef, EncodedBlock, encode_blob, encode_block, pack_table_into_blocks
+from shoal_index.segment import CALIBRATION
+from shoal_storage.blocks import (
+    TARGET_BLOCK_BYTES,
+    BlockRef,
+    EncodedBlock,
+    encode_blob,
+    encode_block,
+    pack_table_into_blocks,
+)
 from shoal_storage.manifest import SegmentRef
+
+GRAPH_ROWS = 10_000
+
+_DIMENSION = 384
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +64,7 @@ def build_segment(
     tier: int,
     prefix: str,
     threads: int,
-    graph_rows: int = SCAN_ROWS,
+    graph_rows: int = GRAPH_ROWS,
     schema: Schema = Schema(),
     inputs: Sequence[Input] = (),
 ) -> BuiltSegment:
@@ -61,23 +72,26 @@ def build_segment(
 
     Args:
         prefix: key prefix of its objects.
-        graph_rows: above this many rows the segment gets a graph; a smaller one is scanned.
+        graph_rows: above this many rows of up to 384 dimensions, or fewer larger ones, the segment gets a graph; a smaller one is
+            scanned.
         schema: which indexes to build, and how.
         inputs: of a merge, the segments whose rows these are; see `make_indexes`.
     """
     columns = table.select([name for name in table.column_names if name != EMBEDDING])
     vectors = table.select([EMBEDDING])
+    matrix: npt.NDArray[np.float32] = embedding_matrix(vectors.column(EMBEDDING))
     blocks: dict[str, list[EncodedBlock]] = {
         "ids": [encode_block(IdIndex.of_ids(table.column(ID)).to_table())],
         "rows": [encode_block(part) for part in pack_table_into_blocks(columns)],
-        "vectors": [encode_block(part) for part in pack_table_into_blocks(vectors)],
+        "vectors": [encode_block(part) for part in _vector_blocks(vectors, matrix.shape[1])],
     }
-    if table.num_rows > graph_rows:
-        matrix: npt.NDArray[np.float32] = embedding_matrix(vectors.column(EMBEDDING))
-        graph = build_graph(
-            [matrix], space, threads=threads, ef_construction=schema.vector.ef_construction, m=schema.vector.m
-        )
-        blocks["graph"] = [encode_blob(graph, rows=table.num_rows)]
+    if table.num_rows * max(1.0, matrix.shape[1] / _DIMENSION) > graph_rows:
+        created = table.column(CREATED_OFFSET).to_numpy()
+        index, calibration = built_index(matrix, created, space, schema.vector, threads=threads)
+        for kind, tables in index.to_tables().items():
+            blocks[kind] = [encode_block(part) for part in tables]
+        if calibration is not None:
+            blocks[CALIBRATION] = [encode_blob(calibration.to_json())]
     for kind, tables in make_indexes(table, schema, inputs).to_tables().items():
         blocks[kind] = [encode_block(part) for part in tables]
     refs: dict[str, tuple[BlockRef, ...]] = {}
@@ -88,6 +102,12 @@ def build_segment(
         objects.extend(named)
     size = sum(ref.size_bytes for ref, _ in objects)
     return BuiltSegment(SegmentRef(segment_id, tier, table.num_rows, 0, size, refs), tuple(objects))
+
+
+def _vector_blocks(vectors: pa.Table, dimension: int) -> list[pa.Table]:
+    """Blocks of as many rows each, a power of two, so that a row is found by shifting its number; the last has the rest."""
+    step = 1 << max(TARGET_BLOCK_BYTES // (4 * dimension), 1).bit_length() - 1
+    return [vectors.slice(start, step) for start in range(0, vectors.num_rows, step)]
 
 
 def encode_tombstones(rows: npt.NDArray[np.int64], key: str) -> tuple[BlockRef, EncodedBlock]:

@@ -1,7 +1,7 @@
-"""Which way to search one segment, from exact counts.
+"""Which way to search one segment, and how hard, from exact counts and what was measured of its index.
 
-A graph under a narrow filter loses speed and recall; a scan of few rows is always exact and fast. Constants are measured
-(`bench/`): a scan of 10,000 rows costs about as much as a graph search through Python.
+A scan of the allowed rows is exact, and the fastest where they are few; a walk of a graph is the fastest where they are most rows. What
+lies between depends on how many queries share a scan, and on how far the walk has to go for the recall asked for.
 """
 
 from __future__ import annotations
@@ -9,9 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-SCAN_ROWS = 10_000
-DEFAULT_EF = 64
-_LARGEST_FETCH = 2_000
+from shoal_index.vector.calibration import Calibration, Point
+
+SCAN_ROWS = 1_000  # so few are scanned whatever else there is
+DEFAULT_EF = 64  # of a graph that was not calibrated
+DEFAULT_RECALL = 0.95
+
+# What comparing one row on a walk costs, in rows of a scan: one query waits for memory in both, several share each row of a scan.
+WALK_COST = 3.0
+WALK_COST_SHARED = 12.0
+_SHARED = 8  # queries
+_COMPARED_PER_EF = 24  # rows, of a graph that was not calibrated
 
 
 class Strategy(StrEnum):
@@ -23,54 +31,86 @@ class Strategy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """What a search wants.
+
+    Attributes:
+        recall: the share of the true k nearest that is to be found, at least on average.
+        effort: of an index, instead of what the recall needs; 0 leaves it to the planner.
+        exact: all of the true nearest.
+        queries: how many are searched together.
+    """
+
+    k: int
+    recall: float = DEFAULT_RECALL
+    effort: int = 0
+    exact: bool = False
+    queries: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentPlan:
     """The choice for one segment.
 
     Attributes:
-        fetch: rows to ask a graph for, more than k where some will be dropped.
-        ef: effort of the graph search.
+        k: rows to find for each query.
+        effort: of the index.
+        recall: estimated; None where nothing was measured.
         rejected: the strategies not chosen, each with the reason.
         compared: rows whose distance is computed exactly.
     """
 
     strategy: Strategy
-    fetch: int
-    ef: int
+    k: int
+    effort: int = 0
+    recall: float | None = 1.0
     rejected: tuple[tuple[Strategy, str], ...] = ()
     compared: int = 0
 
 
-def plan_segment(*, rows: int, allowed: int, has_graph: bool, k: int, ef: int, exact: bool) -> SegmentPlan:
+def plan_segment(
+    ask: Ask, *, rows: int, allowed: int, has_graph: bool, calibration: Calibration | None = None
+) -> SegmentPlan:
     """Choose for a segment of ``rows`` rows of which ``allowed`` may be answered."""
-    if allowed == 0 or k == 0:
-        return SegmentPlan(Strategy.NOTHING, 0, 0)
-    wanted = min(k, allowed)
-    fetch = wanted if allowed == rows else min(rows, int(1.3 * wanted * rows / allowed) + 8)
-    against = _against_graph(allowed, fetch, has_graph=has_graph, exact=exact)
-    if against:
-        return SegmentPlan(Strategy.SCAN, wanted, 0, ((Strategy.GRAPH, against),), allowed)
-    effort = max(ef or DEFAULT_EF, fetch)
-    against = f"{allowed} rows are more than the {SCAN_ROWS} that are compared one by one"
-    return SegmentPlan(Strategy.GRAPH, fetch, effort, ((Strategy.SCAN, against),), fetch)
+    wanted = min(ask.k, allowed)
+    if wanted == 0:
+        return SegmentPlan(Strategy.NOTHING, 0)
 
+    def scan(reason: str) -> SegmentPlan:
+        return SegmentPlan(Strategy.SCAN, wanted, rejected=((Strategy.GRAPH, reason),), compared=allowed)
 
-def _against_graph(allowed: int, fetch: int, *, has_graph: bool, exact: bool) -> str:
-    """Why a graph is not to be used; empty when it is."""
     if not has_graph:
-        return "the segment is small and has none"
-    if exact:
-        return "an exact answer was asked for"
+        return scan("the segment is small and has none")
+    if ask.exact:
+        return scan("an exact answer was asked for")
     if allowed <= SCAN_ROWS:
-        return f"only {allowed} rows may be answered, at most {SCAN_ROWS} are compared one by one"
-    if fetch > _LARGEST_FETCH:
-        return f"{fetch} rows would have to be fetched, more than {_LARGEST_FETCH}"
-    return ""
+        return scan(f"only {allowed} rows may be answered, at most {SCAN_ROWS} are always compared one by one")
+    point = _effort(ask, wanted, allowed / rows, calibration)
+    if point is None:
+        return scan(
+            f"no effort that was measured reaches a recall of {ask.recall:g} with {allowed} of {rows} rows allowed"
+        )
+    cost = point.compared * (WALK_COST if ask.queries < _SHARED else WALK_COST_SHARED)
+    if not ask.effort and cost >= allowed:
+        return scan(f"a walk past {point.compared:.0f} rows costs more than comparing {allowed} one by one")
+    against = f"comparing {allowed} rows costs more than a walk past {point.compared:.0f}"
+    recall = point.recall if calibration is not None else None
+    effort = max(point.effort, wanted)
+    return SegmentPlan(Strategy.GRAPH, wanted, effort, recall, ((Strategy.SCAN, against),), wanted)
 
 
-def deepen(plan: SegmentPlan, *, rows: int, allowed: int) -> SegmentPlan:
-    """The next plan after too few of the rows fetched were allowed."""
-    fetch = plan.fetch * 4
-    if fetch > min(_LARGEST_FETCH, rows):
-        reason = f"{plan.fetch} rows of it were not enough"
-        return SegmentPlan(Strategy.SCAN, plan.fetch, 0, ((Strategy.GRAPH, reason),), allowed)
-    return SegmentPlan(Strategy.GRAPH, fetch, max(plan.ef, fetch), plan.rejected, fetch)
+def _effort(ask: Ask, wanted: int, share: float, calibration: Calibration | None) -> Point | None:
+    """What to walk with, and what that is expected to reach and cost; None where the target is out of reach."""
+    if calibration is None:
+        effort = max(ask.effort or DEFAULT_EF, wanted)
+        return Point(effort, 0.0, 0.0, _COMPARED_PER_EF * effort / share)
+    if ask.effort:
+        effort = max(ask.effort, wanted)
+        known = calibration.at(wanted, share, effort)
+        return known or Point(effort, 0.0, 0.0, _COMPARED_PER_EF * effort / share)
+    return calibration.least(wanted, share, ask.recall)
+
+
+def worth(point: Point, allowed: int) -> bool:
+    """Whether a search would walk so far, rather than compare the allowed rows: where calibration ends."""
+    return point.compared * 2 * WALK_COST < allowed

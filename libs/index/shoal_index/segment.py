@@ -33,29 +33,27 @@ from shoal_index.filtering import Matching, select_matching
 from shoal_index.ids import IdIndex
 from shoal_index.indexes import INDEX_KINDS, Indexes
 from shoal_index.metadata import ValueIndex
-from shoal_index.planner import SegmentPlan, Strategy, deepen, plan_segment
+from shoal_index.planner import Ask, SegmentPlan, Strategy, plan_segment
 from shoal_index.sparse import SparseIndex
 from shoal_index.terms import TermIndex
 from shoal_index.trigrams import TrigramIndex
-from shoal_index.vector.engine import (
-    Mask,
-    Neighbours,
-    Rows,
-    Vectors,
-    exact_distances,
-    order_by_distance,
-)
-from shoal_index.vector.exact import search_exact, squared_lengths
-from shoal_index.vector.hnsw import Graph
+from shoal_index.vector.calibration import Calibration
+from shoal_index.vector.column import VectorChunk, VectorColumn
+from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, no_neighbours
+from shoal_index.vector.exact import search_exact
+from shoal_index.vector.hnsw import GRAPH, Graph, HnswIndex
 from shoal_storage.blocks import BlockRef, decode_block
 from shoal_storage.manifest import SegmentRef
+
+CALIBRATION = "calibration"  # the kind of its block
 
 #: Kinds of block to open for reading, for a flush (which only looks up rows by id) and for a merge.
 TO_FLUSH = ("ids", "rows", "vectors")
 TO_MERGE = (*TO_FLUSH, *INDEX_KINDS)
-TO_READ = (*TO_MERGE, "graph")
+TO_READ = (*TO_MERGE, GRAPH, CALIBRATION)
 
 _KEPT_MATCHINGS = 16
+_KEPT_PLANS = 64
 
 
 class BlockReader(Protocol):
@@ -102,37 +100,6 @@ def in_order(parts: Sequence[pa.Table], positions: Sequence[npt.NDArray[np.int64
     return joined.combine_chunks().take(pa.array(back))
 
 
-class VectorPieces:
-    """The vectors of a segment, mapped from its blocks."""
-
-    def __init__(self, tables: Sequence[pa.Table]) -> None:
-        self._chunks = [embedding_matrix(table.column(EMBEDDING)) for table in tables]
-        self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)])
-        self._squares: list[npt.NDArray[np.float32]] | None = None
-
-    @property
-    def count(self) -> int:
-        return int(self._starts[-1])
-
-    def chunks(self) -> list[Vectors]:
-        return self._chunks
-
-    def squares(self) -> list[npt.NDArray[np.float32]]:
-        if self._squares is None:
-            self._squares = [squared_lengths(chunk) for chunk in self._chunks]
-        return self._squares
-
-    def gather(self, rows: Rows) -> Vectors:
-        if len(self._chunks) == 1:
-            return self._chunks[0][rows]
-        out = np.empty((len(rows), self._chunks[0].shape[1]), dtype=np.float32)
-        piece = np.searchsorted(self._starts, rows, side="right") - 1
-        for n in np.unique(piece):
-            at = piece == n
-            out[at] = self._chunks[n][rows[at] - self._starts[n]]
-        return out
-
-
 class Segment:
     """One opened segment. ``created`` is the (n,) uint64 column of ``created_offset``, ascending."""
 
@@ -142,20 +109,20 @@ class Segment:
         space: str,
         ids: IdIndex,
         pieces: Pieces,
-        vectors: VectorPieces,
-        graph: Graph | None,
+        vectors: VectorColumn,
+        index: HnswIndex | None,
+        calibration: Calibration | None,
         indexes: Indexes,
     ) -> None:
         self.ref = ref
         self.space = space
         self.rows = ref.rows
         self.vectors = vectors
-        self.graph = graph
+        self.index = index
+        self.calibration = calibration
         self.indexes = indexes
         self.schema: pa.Schema = pieces.tables[0].schema
-        self.created: npt.NDArray[np.uint64] = np.concatenate(
-            [table.column(CREATED_OFFSET).to_numpy() for table in pieces.tables]
-        )
+        self.created: npt.NDArray[np.uint64] = vectors.ties
         self._ids = ids
         self._pieces = pieces
         self._table = pa.concat_tables(pieces.tables)
@@ -165,12 +132,14 @@ class Segment:
         self._built_terms: dict[Analyzer, TermIndex] = {}
         self._built_sparse: dict[str, SparseIndex] = {}
         self._building = Lock()
+        self._plans: dict[tuple[Ask, int], SegmentPlan] = {}
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of what reads made and left here: matchings, and indexes that are not stored."""
         terms = sum(index.size_bytes for index in tuple(self._built_terms.values()))
-        return self._matchings_bytes + terms + sum(index.size_bytes for index in tuple(self._built_sparse.values()))
+        sparse = sum(index.size_bytes for index in tuple(self._built_sparse.values()))
+        return self._matchings_bytes + terms + sparse + self.vectors.kept_bytes
 
     @property
     def values(self) -> Mapping[str, ValueIndex]:
@@ -226,8 +195,7 @@ class Segment:
         if EMBEDDING not in columns:
             return table
         flat = pa.array(self.vectors.gather(rows).reshape(-1))
-        dimension = self.vectors.chunks()[0].shape[1]
-        return table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, dimension))
+        return table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, self.vectors.dimension))
 
     def columns(self, names: Sequence[str]) -> pa.Table:
         """All rows of the named columns, but for ``embedding``."""
@@ -252,43 +220,48 @@ class Segment:
         return self.select(tree).mask
 
     def search(
-        self, queries: Vectors, k: int, *, allowed: Mask | None, ef: int, exact: bool, threads: int
+        self, queries: Vectors, ask: Ask, *, allowed: Mask | None, threads: int
     ) -> tuple[Neighbours, SegmentPlan]:
-        """The ``k`` nearest allowed rows of each query: exactly, or through the graph with at least this effort.
+        """The nearest allowed rows of each query, and how they were found.
 
         Never answers fewer than k rows of a query when k are allowed.
         """
         count = self.rows if allowed is None else int(np.count_nonzero(allowed))
-        plan = plan_segment(rows=self.rows, allowed=count, has_graph=self.graph is not None, k=k, ef=ef, exact=exact)
-        while plan.strategy is Strategy.GRAPH:
-            found = self._search_graph(queries, min(k, count), plan, allowed, threads)
-            if found is not None:
-                return found, plan
-            plan = deepen(plan, rows=self.rows, allowed=count)
+        plan = self._plan(ask, count)
         if plan.strategy is Strategy.NOTHING:
-            nothing = Neighbours(np.empty(0, np.int64), np.empty(0, np.float32), np.zeros(len(queries), np.int64))
-            return nothing, plan
-        return search_exact(self.vectors, self.space, queries, k, allowed=allowed, ties=self.created), plan
+            return no_neighbours(len(queries)), plan
+        if plan.strategy is Strategy.SCAN or self.index is None:
+            return search_exact(self.vectors, self.space, queries, plan.k, allowed=allowed, threads=threads), plan
+        found = self.index.search(queries, plan.k, effort=plan.effort, allowed=allowed, threads=threads)
+        return self._completed(found, queries, plan, allowed, threads), plan
 
-    def _search_graph(
-        self, queries: Vectors, wanted: int, plan: SegmentPlan, allowed: Mask | None, threads: int
-    ) -> Neighbours | None:
-        """The graph's answer, or None when a query got fewer than ``wanted`` allowed rows."""
-        assert self.graph is not None
-        labels = self.graph.search(queries, plan.fetch, ef=plan.ef, threads=threads)
-        if labels is None:
-            return None
-        rows, distances = [], []
-        for query, near in zip(queries, labels, strict=True):
-            kept = near if allowed is None else near[allowed[near]]
-            if len(kept) < wanted:
-                return None
-            exact = exact_distances(self.space, query, self.vectors.gather(kept))
-            best = order_by_distance(exact, self.created[kept], wanted)
-            rows.append(kept[best])
-            distances.append(exact[best])
-        counts = np.full(len(queries), wanted, dtype=np.int64)
-        return Neighbours(np.concatenate(rows), np.concatenate(distances), counts)
+    def _plan(self, ask: Ask, allowed: int) -> SegmentPlan:
+        """Made once for searches that want the same."""
+        plan = self._plans.get((ask, allowed))
+        if plan is None:
+            plan = plan_segment(
+                ask, rows=self.rows, allowed=allowed, has_graph=self.index is not None, calibration=self.calibration
+            )
+            if len(self._plans) >= _KEPT_PLANS:
+                self._plans.clear()
+            self._plans[ask, allowed] = plan
+        return plan
+
+    def _completed(
+        self, found: Neighbours, queries: Vectors, plan: SegmentPlan, allowed: Mask | None, threads: int
+    ) -> Neighbours:
+        """With a scan for those queries that a graph led to too few rows: parts of it may not be linked."""
+        if len(found.rows) == len(queries) * plan.k:
+            return found
+        short = np.flatnonzero(found.counts < plan.k)
+        exact = search_exact(self.vectors, self.space, queries[short], plan.k, allowed=allowed, threads=threads)
+        rows = np.empty((len(queries), plan.k), dtype=np.int64)
+        distances = np.empty((len(queries), plan.k), dtype=np.float32)
+        enough = np.repeat(found.counts == plan.k, found.counts)
+        whole = found.counts == plan.k
+        rows[whole], distances[whole] = (part[enough].reshape(-1, plan.k) for part in (found.rows, found.distances))
+        rows[short], distances[short] = (part.reshape(-1, plan.k) for part in (exact.rows, exact.distances))
+        return Neighbours(rows.reshape(-1), distances.reshape(-1), np.full(len(queries), plan.k, dtype=np.int64))
 
 
 async def open_segment(
@@ -304,10 +277,15 @@ async def open_segment(
 
 
 def _open(ref: SegmentRef, space: str, data: dict[str, list[pa.Buffer]]) -> Segment:
-    graphs = data.pop("graph", [])
+    measured = data.pop(CALIBRATION, [])
     tables = {kind: [decode_block(part) for part in parts] for kind, parts in data.items()}
     ids = IdIndex.of_table(tables["ids"][0])
-    vectors = VectorPieces(tables["vectors"])
-    dimension = vectors.chunks()[0].shape[1]
-    graph = Graph(graphs[0], space, dimension, ref.rows) if graphs else None
-    return Segment(ref, space, ids, Pieces(tables["rows"]), vectors, graph, Indexes.of_tables(tables, ref.rows))
+    created = np.concatenate([table.column(CREATED_OFFSET).to_numpy() for table in tables["rows"]])
+    vectors = VectorColumn(
+        [VectorChunk(embedding_matrix(table.column(EMBEDDING))) for table in tables["vectors"]], created
+    )
+    graph = tables.get(GRAPH)
+    index = HnswIndex(Graph.of_tables(graph, ref.rows), vectors, space) if graph else None
+    calibration = Calibration.of_json(measured[0].to_pybytes()) if measured else None
+    pieces = Pieces(tables["rows"])
+    return Segment(ref, space, ids, pieces, vectors, index, calibration, Indexes.of_tables(tables, ref.rows))

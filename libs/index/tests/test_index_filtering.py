@@ -361,7 +361,7 @@ async def test_only_the_blocks_asked_for_are_fetched() -> None:
         blocks = Blocks({ref.key: block.data for ref, block in built.objects})
         segment = await open_segment(built.ref, "l2", blocks, kinds=asked)
         assert len(blocks.read) == sum(len(built.ref.blocks[kind]) for kind in asked)
-        assert (segment.graph, segment.terms is None) == (None, asked == TO_FLUSH)
+        assert (segment.index, segment.terms is None) == (None, asked == TO_FLUSH)
 
 
 def test_the_graph_is_built_as_the_schema_says() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import numpy.typing as npt
 import pytest
 
 from shoal_core.errors import FailedPrecondition, Unavailable
-from shoal_index.vector import kernels
-from shoal_index.vector.engine import SPACES, Rows, Vectors, VectorSource, exact_distances
-from shoal_index.vector.exact import search_exact, squared_lengths
-from shoal_index.vector.hnsw import Graph, build_graph
+from shoal_index.vector import kernels, native
+from shoal_index.vector.column import VectorChunk, VectorColumn
+from shoal_index.vector.engine import SPACES, Mask, Neighbours, Vectors, exact_distances
+from shoal_index.vector.exact import search_exact
+from shoal_index.vector.hnsw import GraphBuilder, HnswIndex
 
 COMMON = (1, 3, 31, 64, 128, 384, 768, 1024, 1536, 3072, 4096)
 TAILS = (*range(2, 41), 127, 129, 383, 385)
@@ -23,25 +25,35 @@ ROWS, QUERIES, K = 60, 7, 10
 Floats = npt.NDArray[np.float64]
 
 
-class Chunks:
-    """Vectors in pieces, as a segment of several blocks has them."""
+def levels() -> list[str]:
+    """Of the kernels that this CPU can run."""
+    names = [
+        path.name.split(".")[0].removeprefix("_kernels_") for path in Path(native.__file__).parent.glob("_kernels_*.so")
+    ]
+    return sorted(name for name in names if name != "cpu" and name <= native.level())
 
-    def __init__(self, vectors: Vectors) -> None:
-        self.vectors = vectors
-        self.parts = np.array_split(vectors, 3)
 
-    @property
-    def count(self) -> int:
-        return len(self.vectors)
+@pytest.fixture(params=levels())
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Kernels of this level are in use."""
+    name = str(request.param)
+    loaded = native.load(name)
+    monkeypatch.setattr(native, "_loaded", lambda: loaded)
+    return name
 
-    def chunks(self) -> list[Vectors]:
-        return self.parts
 
-    def squares(self) -> list[npt.NDArray[np.float32]]:
-        return [squared_lengths(part) for part in self.parts]
+def column_of(vectors: Vectors, *, even: bool = False) -> VectorColumn:
+    """The vectors in pieces, as a segment of several blocks has them, or a tail, whose pieces are of any size."""
+    parts = (
+        [vectors[start : start + 16] for start in range(0, len(vectors), 16)] if even else np.array_split(vectors, 3)
+    )
+    return VectorColumn([VectorChunk(part) for part in parts], np.arange(len(vectors), dtype=np.uint64))
 
-    def gather(self, rows: Rows) -> Vectors:
-        return self.vectors[rows]
+
+def graph_of(column: VectorColumn, space: str) -> HnswIndex:
+    builder = GraphBuilder(column, space, threads=1)
+    builder.add(np.arange(column.count))
+    return HnswIndex(builder.graph(), column, space)
 
 
 def made(dimension: int) -> tuple[Vectors, Vectors]:
@@ -71,10 +83,9 @@ def nearest(expected: Floats, k: int) -> tuple[list[int], list[float]]:
     return order.ravel().tolist(), np.take_along_axis(rounded, order, axis=1).ravel().tolist()
 
 
-def check_search(source: VectorSource, space: str, queries: Vectors, expected: Floats, place: str) -> None:
+def check_search(source: VectorColumn, space: str, queries: Vectors, expected: Floats, place: str) -> None:
     """The rows of the reference, but for those that are equally far within a rounding of float32, at its distances."""
-    ties = np.arange(source.count, dtype=np.uint64)
-    found = search_exact(source, space, queries, K, allowed=None, ties=ties)
+    found = search_exact(source, space, queries, K, allowed=None)
     _, distances = nearest(expected, K)
     assert found.counts.tolist() == [min(K, source.count)] * len(queries), place
     np.testing.assert_allclose(found.distances, distances, rtol=2e-7, atol=2e-7, err_msg=place)
@@ -84,45 +95,85 @@ def check_search(source: VectorSource, space: str, queries: Vectors, expected: F
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("dimensions", [COMMON, TAILS], ids=["of models", "odd tails"])
-def test_exact_search_is_that_of_float64_in_every_dimension(dimensions: tuple[int, ...], space: str) -> None:
+def test_exact_search_is_that_of_float64_in_every_dimension(
+    dimensions: tuple[int, ...], space: str, level: str
+) -> None:
     for dimension in dimensions:
         vectors, queries = made(dimension)
         expected = reference(space, queries, vectors)
         place = f"{space}, dimension {dimension}"
-        check_search(Chunks(vectors), space, queries, expected, f"{place}, batched")
+        check_search(column_of(vectors), space, queries, expected, f"{place}, batched")
+        check_search(column_of(vectors, even=True), space, queries, expected, f"{place}, in even chunks")
         for number in range(QUERIES):
             one = slice(number, number + 1)
-            check_search(Chunks(vectors), space, queries[one], expected[one], f"{place}, query {number} alone")
+            check_search(column_of(vectors), space, queries[one], expected[one], f"{place}, query {number} alone")
 
 
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("share", [0.1, 0.45, 0.8])
-def test_many_rows_are_copied_and_measured_a_few_at_a_time(
-    space: str, share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half of the vectors are alike, so that all of those are candidates; some are too short for float32."""
-    vectors, queries = made(5)
+@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("queries", [1, 7, 40])
+def test_some_rows_many_of_them_alike(space: str, share: float, queries: int, level: str) -> None:
+    """Half of the vectors are alike, so that all of those are candidates; some are too short for float32. Threads change nothing."""
+    random = np.random.default_rng(2)
+    vectors = random.standard_normal((20_000, 24)).astype(np.float32)
     vectors[::2] = vectors[0]
     vectors[7] = 0.0
     vectors[9] *= np.float32(2.0**-70)
-    allowed = np.random.default_rng(2).random(ROWS) < share
-    source, ties = Chunks(vectors), np.arange(ROWS, dtype=np.uint64)
+    asked = random.standard_normal((queries, 24)).astype(np.float32)
+    asked[0] = vectors[0]
+    allowed = random.random(len(vectors)) < share
     names = np.flatnonzero(allowed)
-    at_once = search_exact(Chunks(vectors[allowed]), space, queries, K, allowed=None, ties=ties[allowed])
-    copied: list[int] = []
-    gather = Chunks.gather
+    rounded = np.array([exact_distances(space, query, vectors[allowed]) for query in asked])
+    order = np.argsort(rounded, axis=1, kind="stable")[:, :K]
+    for threads in (1, 2):
+        found = search_exact(column_of(vectors), space, asked, K, allowed=allowed, threads=threads)
+        assert found.rows.tolist() == names[order].ravel().tolist()
+        assert found.distances.tolist() == np.take_along_axis(rounded, order, axis=1).ravel().tolist()
 
-    def noted(self: Chunks, rows: Rows) -> Vectors:
-        copied.append(len(rows))
-        return gather(self, rows)
 
-    monkeypatch.setattr(Chunks, "gather", noted)
-    monkeypatch.setattr("shoal_index.vector.exact._COPIED_BYTES", 4 * 5 * 4)
-    monkeypatch.setattr("shoal_index.vector.exact._MEASURED_BYTES", 8 * 5 * 3)
-    by_few = search_exact(source, space, queries, K, allowed=allowed, ties=ties)
-    assert max(copied) <= 4
-    assert by_few.rows.tolist() == names[at_once.rows].tolist()
-    assert by_few.distances.tolist() == at_once.distances.tolist()
+@pytest.mark.parametrize("space", SPACES)
+def test_vectors_far_from_the_origin_and_close_together(space: str, level: str) -> None:
+    random = np.random.default_rng(4)
+    vectors = (1e4 + random.standard_normal((5_000, 32))).astype(np.float32)
+    asked = vectors[:33] + np.float32(0.01)
+    rounded = np.array([exact_distances(space, query, vectors) for query in asked])
+    order = np.argsort(rounded, axis=1, kind="stable")[:, :K]
+    found = search_exact(column_of(vectors), space, asked, K, allowed=None)
+    assert found.rows.tolist() == order.ravel().tolist()
+
+
+def test_fewer_rows_than_k_and_none() -> None:
+    column = column_of(made(5)[0])
+    asked = made(5)[1]
+    few = np.zeros(ROWS, dtype=bool)
+    few[[3, 50]] = True
+    assert search_exact(column, "l2", asked, K, allowed=few).counts.tolist() == [2] * QUERIES
+    for allowed, queries in ((few & False, asked), (None, asked[:0])):
+        found = search_exact(column, "l2", queries, K, allowed=allowed)
+        assert (len(found.rows), found.counts.tolist()) == (0, [0] * len(queries))
+    assert search_exact(column, "l2", asked, 0, allowed=None).counts.tolist() == [0] * QUERIES
+
+
+def test_wrong_shapes_are_refused() -> None:
+    column = column_of(made(5)[0])
+    with pytest.raises(ValueError, match="expected"):
+        native.scan(column.handle("l2"), made(6)[1], K, allowed=None, threads=1)
+    with pytest.raises(ValueError, match="expected"):
+        native.scan(column.handle("l2"), made(5)[1], K, allowed=np.ones(ROWS + 1, dtype=bool), threads=1)
+    with pytest.raises(ValueError, match="expected"):
+        graph_of(column, "l2").search(made(5)[1], K, effort=9, allowed=np.ones(3, dtype=bool), threads=1)
+    with pytest.raises(ValueError, match="other vectors"):
+        native.search_graph(
+            column.handle("l2"),
+            graph_of(column_of(made(5)[0][1:]), "l2")._handle,
+            made(5)[1],
+            K,
+            ef=9,
+            allowed=None,
+            threads=1,
+        )
+    with pytest.raises(ValueError, match="ties"):
+        VectorColumn([VectorChunk(made(5)[0])], np.arange(3, dtype=np.uint64))
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -141,7 +192,7 @@ def test_a_distance_is_the_same_wherever_its_vector_lies(space: str) -> None:
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_a_graph_finds_the_nearest_by_float64_in_every_dimension(space: str) -> None:
+def test_a_graph_finds_the_nearest_by_float64_in_every_dimension(space: str, level: str) -> None:
     """Its effort is the whole graph, so that only its kernels can go wrong. Vectors are of one length: else the graph of ``ip``
     is not one of neighbours.
     """
@@ -149,14 +200,14 @@ def test_a_graph_finds_the_nearest_by_float64_in_every_dimension(space: str) -> 
         vectors, queries = made(dimension)
         vectors[3] = vectors[2] + np.float32(0.5)
         vectors, queries = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (vectors, queries))
-        graph = Graph(build_graph(np.array_split(vectors, 3), space, threads=1), space, dimension, ROWS)
+        graph = graph_of(column_of(vectors, even=True), space)
         expected = reference(space, queries, vectors)
-        batch = graph.search(queries, K, ef=ROWS, threads=1)
-        assert batch is not None
-        singles = [graph.search(queries[n : n + 1], K, ef=ROWS, threads=1) for n in range(QUERIES)]
-        assert [one is not None and one.ravel().tolist() for one in singles] == batch.tolist()
+        batch = graph.search(queries, K, effort=ROWS, allowed=None, threads=2)
+        singles = [graph.search(queries[n : n + 1], K, effort=ROWS, allowed=None, threads=1) for n in range(QUERIES)]
+        assert np.concatenate([one.rows for one in singles]).tolist() == batch.rows.tolist()
         _, distances = nearest(expected, K)
-        of_rows = np.take_along_axis(expected, batch, axis=1).ravel()
+        np.testing.assert_allclose(batch.distances, distances, rtol=2e-7, atol=2e-7)
+        of_rows = np.take_along_axis(expected, batch.rows.reshape(QUERIES, K), axis=1).ravel()
         np.testing.assert_allclose(of_rows, distances, rtol=1e-5, atol=1e-5, err_msg=f"{space}, dimension {dimension}")
 
 
@@ -168,17 +219,15 @@ def test_a_graph_by_cosine_does_not_depend_on_lengths(of_query: int) -> None:
     exponents = random.choice([-140, -126, -100, -66, -60, 0, 20, 58], len(directions))
     vectors = np.ldexp(directions.astype(np.float64), exponents[:, None]).astype(np.float32)
     queries = np.ldexp(directions[:20].astype(np.float64), of_query).astype(np.float32)
-    graph = Graph(build_graph(np.array_split(vectors, 3), "cosine", threads=1), "cosine", 4, len(vectors))
-    found = graph.search(queries, K, ef=len(vectors), threads=1)
-    assert found is not None
+    found = graph_of(column_of(vectors), "cosine").search(queries, K, effort=len(vectors), allowed=None, threads=1)
     expected = reference("cosine", queries, vectors)
-    of_rows = np.take_along_axis(expected, found, axis=1)
+    of_rows = np.take_along_axis(expected, found.rows.reshape(-1, K), axis=1)
     np.testing.assert_allclose(of_rows, np.sort(expected, axis=1)[:, :K], rtol=0, atol=1e-6)
 
 
 def test_the_report_names_what_runs() -> None:
     found = kernels.report()
-    assert sorted(found) == ["arrow", "blas", "hnswlib", "numpy"]
+    assert sorted(found) == ["arrow", "blas", "hnswlib", "numpy", "shoal"]
     assert found["numpy"].startswith(np.__version__)
     assert importlib.metadata.version("hnswlib") in found["hnswlib"]
     assert "native build" in found["hnswlib"]
@@ -218,12 +267,13 @@ def test_a_child_that_hangs_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_graph_that_answers_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Graph.search
+    right = HnswIndex.search
 
-    def wrong(self: Graph, queries: Vectors, k: int, *, ef: int, threads: int) -> Rows | None:
-        found = right(self, queries, k, ef=ef, threads=threads)
-        return None if found is None else found[::-1]
+    def wrong(
+        self: HnswIndex, queries: Vectors, k: int, *, effort: int, allowed: Mask | None, threads: int
+    ) -> Neighbours:
+        return right(self, queries[::-1], k, effort=effort, allowed=allowed, threads=threads)
 
-    monkeypatch.setattr(Graph, "search", wrong)
+    monkeypatch.setattr(HnswIndex, "search", wrong)
     with pytest.raises(RuntimeError, match="wrong neighbours"):
         kernels.probe()

@@ -12,9 +12,9 @@ from shoal_core.filters import parse_where
 from shoal_core.records import CREATED_OFFSET, DOCUMENT, EMBEDDING, ID, UPDATED_OFFSET, embedding_array
 from shoal_index.build import build_segment, decode_tombstones, encode_tombstones, sort_rows
 from shoal_index.ids import IdIndex
-from shoal_index.planner import Strategy, deepen, plan_segment
+from shoal_index.planner import Ask, Strategy
 from shoal_index.segment import Pieces, Segment, open_segment
-from shoal_index.vector.engine import SPACES, exact_distances, order_by_distance
+from shoal_index.vector.engine import SPACES, Neighbours, exact_distances, order_by_distance
 from shoal_storage.blocks import BlockRef
 
 
@@ -108,7 +108,7 @@ async def test_exact_search_is_exact(space: str, share: float) -> None:
     random = np.random.default_rng(1)
     allowed = random.random(4_000) < share
     queries = random.standard_normal((5, 24), dtype=np.float32)
-    found, plan = segment.search(queries, 10, allowed=allowed, ef=0, exact=False, threads=1)
+    found, plan = segment.search(queries, Ask(10), allowed=allowed, threads=1)
     assert plan.strategy is Strategy.SCAN
     parts = np.split(found.rows, np.cumsum(found.counts)[:-1])
     for query, rows in zip(queries, parts, strict=True):
@@ -122,7 +122,7 @@ async def test_identical_and_zero_vectors_come_in_order_of_creation() -> None:
     table = table.set_column(table.column_names.index(EMBEDDING), EMBEDDING, embedding_array(same))
     for space in SPACES:
         segment = await opened(table, space)
-        found, _ = segment.search(np.ones((1, 8), np.float32), 100, allowed=None, ef=0, exact=True, threads=1)
+        found, _ = segment.search(np.ones((1, 8), np.float32), Ask(100, exact=True), allowed=None, threads=1)
         assert found.rows.tolist() == list(range(100))
 
 
@@ -138,24 +138,21 @@ async def test_cosine_does_not_depend_on_length(scale: float) -> None:
         table.set_column(column, EMBEDDING, embedding_array((directions * lengths).astype(np.float32))), "cosine"
     )
     query = random.standard_normal(6)
-    found, _ = segment.search(
-        (query * scale)[None, :].astype(np.float32), 10, allowed=None, ef=0, exact=True, threads=1
-    )
+    asked = (query * scale)[None, :].astype(np.float32)
+    found, _ = segment.search(asked, Ask(10, exact=True), allowed=None, threads=1)
     cosines = directions @ query / np.linalg.norm(directions, axis=1)
     assert found.rows.tolist() == np.argsort(-cosines)[:10].tolist()
 
 
 @pytest.mark.parametrize("space", SPACES)
 async def test_the_graph_finds_what_the_scan_finds(space: str) -> None:
-    table = row_table(12_000, 16)
-    segment = await opened(table, space, graph_rows=1000)
-    assert segment.graph is not None
+    segment = await opened(row_table(12_000, 16), space, graph_rows=1000)
     random = np.random.default_rng(2)
     queries = random.standard_normal((50, 16), dtype=np.float32)
     for share in (1.0, 0.9):
         allowed = None if share == 1.0 else random.random(12_000) < share
-        near, plan = segment.search(queries, 10, allowed=allowed, ef=200, exact=False, threads=2)
-        true, _ = segment.search(queries, 10, allowed=allowed, ef=0, exact=True, threads=1)
+        near, plan = segment.search(queries, Ask(10, effort=200), allowed=allowed, threads=2)
+        true, _ = segment.search(queries, Ask(10, exact=True), allowed=allowed, threads=1)
         assert plan.strategy is Strategy.GRAPH
         hits = sum(len({*a} & {*b}) for a, b in zip(near.rows.reshape(50, 10), true.rows.reshape(50, 10), strict=True))
         assert hits / 500 > 0.95
@@ -163,45 +160,62 @@ async def test_the_graph_finds_what_the_scan_finds(space: str) -> None:
 
 
 async def test_never_fewer_than_k_when_k_are_allowed() -> None:
-    table = row_table(11_500, 8)
+    """Two heaps far apart in a graph of few links: walks from one do not reach the other, where all that is allowed lies."""
+    table = row_table(6_000, 8)
+    vectors = np.random.default_rng(3).standard_normal((6_000, 8), dtype=np.float32) * np.float32(0.01)
+    vectors[4_000:] += 100.0
+    table = table.set_column(table.schema.get_field_index(EMBEDDING), EMBEDDING, embedding_array(vectors))
     segment = await opened(table, graph_rows=1000)
-    query = np.zeros((1, 8), np.float32)
-    distances = exact_distances("l2", query[0], segment.vectors.gather(np.arange(11_500)))
-    allowed = np.ones(11_500, bool)
-    allowed[np.argsort(distances)[:1_400]] = False  # everything near is forbidden: the graph must give way to a scan
-    found, plan = segment.search(query, 20, allowed=allowed, ef=16, exact=False, threads=1)
-    assert found.rows.tolist() == brute_force(table, "l2", query[0], 20, allowed)
-    assert plan.strategy is Strategy.SCAN
+    assert segment.index is not None
+    queries = np.zeros((3, 8), np.float32)
+    queries[1] = 100.0
+    allowed = np.zeros(6_000, bool)
+    allowed[4_000:5_500] = True
+    alone = segment.index.search(queries, 20, effort=20, allowed=allowed, threads=1)
+    found, plan = segment.search(queries, Ask(20, effort=20), allowed=allowed, threads=1)
+    assert plan.strategy is Strategy.GRAPH
+    assert found.counts.tolist() == [20, 20, 20]
+    if alone.counts[0] < 20:
+        assert found.rows[:20].tolist() == brute_force(table, "l2", queries[0], 20, allowed)
 
 
-def test_plans() -> None:
-    assert plan_segment(rows=10, allowed=0, has_graph=True, k=5, ef=0, exact=False).strategy is Strategy.NOTHING
-    assert plan_segment(rows=10**6, allowed=10_000, has_graph=True, k=5, ef=0, exact=False).strategy is Strategy.SCAN
-    assert plan_segment(rows=10**6, allowed=10**6, has_graph=True, k=5, ef=0, exact=True).strategy is Strategy.SCAN
-    plan = plan_segment(rows=10**6, allowed=10**6, has_graph=True, k=10, ef=0, exact=False)
-    assert (plan.strategy, plan.fetch, plan.ef) == (Strategy.GRAPH, 10, 64)
-    while plan.strategy is Strategy.GRAPH:
-        assert plan.ef >= plan.fetch
-        plan = deepen(plan, rows=10**6, allowed=10**5)
+async def test_queries_that_a_graph_leads_nowhere_are_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = row_table(3_000, 8)
+    segment = await opened(table, graph_rows=1000)
+    assert segment.index is not None
+    queries = np.random.default_rng(5).standard_normal((4, 8), dtype=np.float32)
+    right = segment.index.search(queries, 5, effort=64, allowed=None, threads=1)
+
+    class Torn:
+        def search(self, *args: object, **options: object) -> Neighbours:
+            keep = np.array([*range(5), *range(5, 7), *range(10, 15)])  # two of the second query's, none of the last's
+            return Neighbours(right.rows[keep], right.distances[keep], np.array([5, 2, 5, 0]))
+
+    monkeypatch.setattr(segment, "index", Torn())
+    found, _ = segment.search(queries, Ask(5, effort=64), allowed=None, threads=1)
+    every = np.ones(3_000, dtype=bool)
+    expected = [brute_force(table, "l2", query, 5, every) for query in queries]
+    assert found.rows.reshape(4, 5)[[1, 3]].tolist() == [expected[1], expected[3]]
+    assert found.rows.reshape(4, 5)[[0, 2]].tolist() == right.rows.reshape(4, 5)[[0, 2]].tolist()
 
 
-async def test_searches_of_different_effort_take_turns() -> None:
+async def test_searches_of_different_effort_run_beside_each_other() -> None:
     segment = await opened(row_table(3_000, 8), graph_rows=100)
-    assert segment.graph is not None
+    index = segment.index
+    assert index is not None
     query = np.zeros((1, 8), np.float32)
+    expected = {ef: index.search(query, 5, effort=ef, allowed=None, threads=1).rows.tolist() for ef in (10, 20, 30)}
     wrong: list[object] = []
-    threads = []
 
     def search(ef: int) -> None:
-        assert segment.graph is not None
-        for _ in range(50):
-            found = segment.graph.search(query, 5, ef=ef, threads=1)
-            if found is None or found.shape != (1, 5):
+        for _ in range(200):
+            found = index.search(query, 5, effort=ef, allowed=None, threads=1)
+            if found.rows.tolist() != expected[ef]:
                 wrong.append(found)
 
-    for ef in (10, 20, 30, 10):
-        threads.append(threading.Thread(target=search, args=(ef,)))
-        threads[-1].start()
+    threads = [threading.Thread(target=search, args=(ef,)) for ef in (10, 20, 30, 10)]
+    for thread in threads:
+        thread.start()
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()

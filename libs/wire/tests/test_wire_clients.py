@@ -263,7 +263,7 @@ ROWS = pa.table(
         "m:str:#uri": [None, "u"],
     }
 )
-ANSWER = Answer(ROWS, np.array([2, 0], np.uint32), ServedAt(5, 2), False, "limit", {"plan": ["exact"]}, "next")
+ANSWER = Answer(ROWS, np.array([2, 0], np.uint32), ServedAt(5, 2), False, "limit", {"plan": ["exact"]}, "next", 0.97)
 SCORED = Answer(
     pa.table({"id": ["a"], "created_offset": pa.array([1], pa.uint64()), "score": pa.array([-0.125], pa.float64())}),
     np.array([1], np.uint32),
@@ -293,11 +293,11 @@ QUERY = [
     case("get", ANSWER, GetRequest(TARGET)),
     case("get", LARGE, GetRequest(TARGET, SESSION, 5, (), WHERE, 0, 2, INCLUDE, True, 2**40)),
     case("query", ANSWER, QueryRequest(TARGET, VECTORS, 3)),
-    case("query", ANSWER, QueryRequest(TARGET, VECTORS, 3, SESSION, 5, ("a",), WHERE, INCLUDE, 100, True, True)),
+    case("query", ANSWER, QueryRequest(TARGET, VECTORS, 3, SESSION, 5, ("a",), WHERE, INCLUDE, 100, True, True, 0.9)),
     case("count", COUNT, CountRequest(TARGET)),
     case("count", EXPLAINED_COUNT, CountRequest(TARGET, SESSION, 5, WHERE, True)),
     case("search", SCORED, SearchRequest(TARGET, LEAVES, 5)),
-    case("search", SCORED, SearchRequest(TARGET, (), 5, SESSION, ("a",), WHERE, True, True, 77)),
+    case("search", SCORED, SearchRequest(TARGET, (), 5, SESSION, ("a",), WHERE, True, True, 77, 0.9)),
     case("statistics", STATISTICS, StatisticsRequest(TARGET, ASKS, 5)),
     case("statistics", StatisticsAnswer((), ServedAt(5, 2)), StatisticsRequest(TARGET, (), 5, SESSION)),
 ]
@@ -409,9 +409,10 @@ PUBLIC = [
         exact=True,
         explain=True,
         allow_scan=True,
+        recall=0.99,
     ),
     case("search", [ANSWER, SCORED], REF, SEARCHES),
-    case("search", [LARGE], REF, [], consistency=SESSION, exact=True, explain=True, allow_scan=True),
+    case("search", [LARGE], REF, [], consistency=SESSION, exact=True, explain=True, allow_scan=True, recall=0.5),
     case("search", [], REF, SEARCHES * 20),
     case("count", COUNT, REF),
     case("count", EXPLAINED_COUNT, REF, where=WHERE, consistency=SESSION, explain=True, allow_scan=True),

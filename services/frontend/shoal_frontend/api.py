@@ -46,4 +46,5 @@ class Api(PublicApi, Protocol):
         explain: bool,
         allow_scan: bool,
         texts: Sequence[str] | None = None,
+        recall: float = 0.0,
     ) -> Answer | EncodedAnswer: ...

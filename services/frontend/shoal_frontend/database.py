@@ -45,7 +45,7 @@ from shoal_frontend import validate
 from shoal_frontend.apart import apart
 from shoal_frontend.cursor import Cursor, with_cursor
 from shoal_frontend.embedding import Embedded, ServerEmbedding
-from shoal_frontend.fanout import Fanout, target_of
+from shoal_frontend.fanout import Fanout, effort_of, target_of
 from shoal_frontend.indexed import check_indexed
 from shoal_frontend.names import Names
 from shoal_frontend.search import search as run_searches
@@ -331,6 +331,7 @@ class DatabaseService:
         explain: bool = False,
         allow_scan: bool = False,
         texts: Sequence[str] | None = None,
+        recall: float = 0.0,
     ) -> Answer:
         answer = await self.query_encoded(
             ref,
@@ -345,6 +346,7 @@ class DatabaseService:
             explain=explain,
             allow_scan=allow_scan,
             texts=texts,
+            recall=recall,
             encoded=False,
         )
         assert isinstance(answer, Answer)
@@ -365,12 +367,14 @@ class DatabaseService:
         explain: bool,
         allow_scan: bool,
         texts: Sequence[str] | None = None,
+        recall: float = 0.0,
         encoded: bool = True,
     ) -> Answer | EncodedAnswer:
         """`query`, whose answer may be the bytes of the one shard that gave it."""
         await self._check_selection(ids, where)
         validate.check_page(k, 0, self.limits.query_results, "n_results")
         validate.check_page(ef, 0, self.limits.query_results, "ef")
+        validate.check_recall(recall)
         validate.check_include(include, self.limits)
         wanted = None if ids is None else tuple(ids)
         validate.check_query_texts(texts, vectors, self.limits)
@@ -383,9 +387,18 @@ class DatabaseService:
             asked = vectors
             if texts is not None:
                 asked = await embedded.once(collection, partial(self._query_vectors, texts, collection))
-            effort = ef or collection.schema.vector.ef_search
             request = QueryRequest(
-                target_of(collection), asked, k, consistency, 0, wanted, where, include, effort, exact, explain
+                target_of(collection),
+                asked,
+                k,
+                consistency,
+                ids=wanted,
+                where=where,
+                include=include,
+                ef=effort_of(collection.schema.vector, ef, recall),
+                exact=exact,
+                explain=explain,
+                recall=recall or collection.schema.vector.recall,
             )
             return await self._fanout.query(collection, request, encoded=encoded)
 
@@ -409,7 +422,9 @@ class DatabaseService:
         exact: bool = False,
         explain: bool = False,
         allow_scan: bool = False,
+        recall: float = 0.0,
     ) -> list[Answer]:
+        validate.check_recall(recall)
         check = partial(check_searches, embeds=self.embedding is not None)
         await apart(searches_take_long(searches), check, searches, self.limits)
         embedded: Embedded[list[Search]] = Embedded()
@@ -418,7 +433,13 @@ class DatabaseService:
             check_searched(searches, collection, self.limits, allow_scan=allow_scan)
             asked = await embedded.once(collection, partial(self._with_vectors, searches, collection))
             return await run_searches(
-                self._fanout, collection, asked, consistency=consistency, exact=exact, explain=explain
+                self._fanout,
+                collection,
+                asked,
+                consistency=consistency,
+                exact=exact,
+                explain=explain,
+                recall=recall,
             )
 
         return await self._names.with_collection(ref, read)

@@ -38,6 +38,7 @@ from shoal_core.errors import InvalidArgument, SnapshotGone, StaleEpoch
 from shoal_core.hashing import hash_ids, shard_of
 from shoal_core.ports import Clock
 from shoal_core.records import CREATED_OFFSET, ID, concat_rows, empty_rows
+from shoal_core.schema import VectorConfig
 from shoal_frontend.apart import MANY_ROWS, apart
 
 DISTANCE = "distance"
@@ -330,6 +331,11 @@ def _oldest(shards: Iterable[int], answers: Sequence[Answer], chosen: slice) -> 
     return rows_at(rows, np.argsort(rows.column(CREATED_OFFSET).to_numpy(), kind="stable")[chosen])
 
 
+def effort_of(config: VectorConfig, effort: int, recall: float) -> int:
+    """Of searches in a collection: what the request says, or else what the collection says, unless the request asks for a recall."""
+    return effort or (0 if recall else config.ef_search)
+
+
 def row_count(answers: Sequence[Answer]) -> int:
     """Rows of all answers."""
     return sum(answer.rows.num_rows for answer in answers)
@@ -374,7 +380,10 @@ def merged_answer(rows: pa.Table, counts: npt.NDArray[np.uint32], answers: Seque
     """The answer that the shards' answers make, with these rows."""
     explain = explained_together(answers, stages)
     reason = next((answer.reason for answer in answers if not answer.complete), "")
-    return Answer(rows, counts, served_at(answers), all(answer.complete for answer in answers), reason, explain)
+    complete = all(answer.complete for answer in answers)
+    estimates = [answer.recall for answer in answers if answer.recall is not None]
+    recall = min(estimates) if estimates and len(estimates) == len(answers) else None
+    return Answer(rows, counts, served_at(answers), complete, reason, explain, recall=recall)
 
 
 def _nothing(queries: int) -> Answer:

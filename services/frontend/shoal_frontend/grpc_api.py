@@ -184,6 +184,7 @@ class ShoalServicer:
             explain=request.explain,
             allow_scan=request.allow_scan,
             texts=[*request.texts] or None,
+            recall=common.decode_recall(request.recall),
         )
         return await _answer_bytes(answer)
 
@@ -196,6 +197,7 @@ class ShoalServicer:
             exact=request.exact,
             explain=request.explain,
             allow_scan=request.allow_scan,
+            recall=common.decode_recall(request.recall),
         )
         size_bytes = sum(answer_size_bytes(answer, LARGE_BYTES) for answer in answers)
         return await sized(size_bytes, encode_answers_bytes, answers)

@@ -53,6 +53,7 @@ from shoal_frontend.fanout import (
     Fanout,
     Stages,
     all_answers,
+    effort_of,
     merged_answer,
     nearest,
     row_count,
@@ -75,6 +76,7 @@ async def search(
     consistency: Consistency = STRONG,
     exact: bool = False,
     explain: bool = False,
+    recall: float = 0.0,
 ) -> list[Answer]:
     """One answer per search, all from one snapshot; those with a cursor are of the cursor's.
 
@@ -87,7 +89,7 @@ async def search(
         numbers = [number for number, other in enumerate(demands) if other == demand]
 
         async def read(offset: int) -> list[Answer]:
-            at = _Read(fanout, collection, demand, offset, exact, explain)
+            at = _Read(fanout, collection, demand, offset, exact, explain, recall)
             return await all_answers([at.answer(searches[number], cursors[number]) for number in numbers])
 
         return dict(zip(numbers, await fanout.at_one_snapshot(collection, demand, read), strict=True))
@@ -106,6 +108,7 @@ class _Read:
     offset: int
     exact: bool
     explain: bool
+    recall: float
 
     async def answer(self, item: Search, cursor: Cursor | None) -> Answer:
         if item.rank is None:
@@ -187,7 +190,8 @@ class _Read:
                         item.where,
                         self.exact,
                         self.explain,
-                        self.collection.schema.vector.ef_search,
+                        effort_of(self.collection.schema.vector, 0, self.recall),
+                        self.recall or self.collection.schema.vector.recall,
                     )
                 )
                 for shard, ids in shards.items()

@@ -20,7 +20,7 @@ from shoal_core.contracts import CollectionRef, Condition, Include, Json, NewCol
 from shoal_core.errors import DimensionMismatch, InvalidArgument
 from shoal_core.limits import Limits
 from shoal_core.rank_json import check_metadata_key, check_selected
-from shoal_core.schema import DOCUMENT_KEY, Schema
+from shoal_core.schema import DOCUMENT_KEY, LARGEST_RECALL, LEAST_RECALL, Schema
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _SPACES = ("l2", "cosine", "ip")
@@ -234,6 +234,15 @@ def check_page(limit: int | None, offset: int, most: int, field: str = "limit") 
         raise InvalidArgument(f"{limit}; between 0 and {most} are allowed", field=field)
     if offset < 0:
         raise InvalidArgument(f"{offset} is negative", field="offset")
+
+
+def check_recall(recall: float) -> None:
+    """Raise `InvalidArgument` for a recall that cannot be asked for; 0 stands for the collection's."""
+    if recall and not LEAST_RECALL <= recall <= LARGEST_RECALL:
+        raise InvalidArgument(
+            f"{recall:g}; {LEAST_RECALL:g} to {LARGEST_RECALL:g} are allowed, or ask for an exact answer",
+            field="recall",
+        )
 
 
 def check_include(include: Include, limits: Limits) -> None:

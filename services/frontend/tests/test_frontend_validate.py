@@ -435,6 +435,8 @@ BAD_QUERIES: dict[str, tuple[Any, int, dict[str, Any], type[ShoalError], str]] =
     "k negative": (np.ones((1, 3), np.float32), -1, {}, InvalidArgument, "n_results"),
     "ef negative": (np.ones((1, 3), np.float32), 1, {"ef": -1}, InvalidArgument, "ef"),
     "ef too large": (np.ones((1, 3), np.float32), 1, {"ef": 11}, InvalidArgument, "ef"),
+    "recall too small": (np.ones((1, 3), np.float32), 1, {"recall": 0.4}, InvalidArgument, "recall"),
+    "recall of one": (np.ones((1, 3), np.float32), 1, {"recall": 1.0}, InvalidArgument, "recall"),
     "k too large": (np.ones((1, 3), np.float32), 11, {}, InvalidArgument, "n_results"),
     "id empty": (np.ones((1, 3), np.float32), 1, {"ids": [""]}, InvalidArgument, "ids[0]"),
 }

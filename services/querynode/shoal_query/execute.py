@@ -28,7 +28,7 @@ from shoal_core.records import (
     empty_rows,
     metadata_fields,
 )
-from shoal_index.planner import SegmentPlan
+from shoal_index.planner import Ask, SegmentPlan
 from shoal_index.segment import in_order
 from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, order_by_distance
 from shoal_index.vector.exact import search_exact
@@ -133,12 +133,10 @@ def tail_columns(frozen: Frozen, where: Filter) -> pa.Table:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """A nearest-neighbour search: (q, dim) float32 vectors and how to go about it."""
+    """A nearest-neighbour search: (q, dim) float32 vectors, and what is wanted of their neighbours."""
 
     vectors: Vectors
-    k: int
-    ef: int
-    exact: bool
+    ask: Ask
     threads: int
 
 
@@ -165,9 +163,7 @@ def search_segment(snapshot: Snapshot, source: int, selection: Selection, search
     """Search one segment at the snapshot."""
     mask = allowed_rows(snapshot, source, selection)
     segment = snapshot.version.segments[source].segment
-    near, plan = segment.search(
-        search.vectors, search.k, allowed=mask, ef=search.ef, exact=search.exact, threads=search.threads
-    )
+    near, plan = segment.search(search.vectors, search.ask, allowed=mask, threads=search.threads)
     return SegmentHits(near, plan)
 
 
@@ -190,7 +186,7 @@ def finish_search(
     tail = _search_tail(snapshot, selection, search)
     if tail is not None:
         sources.append((snapshot.tail, tail, snapshot.frozen.created))
-    return _merge(sources, len(search.vectors), search.k), current
+    return _merge(sources, len(search.vectors), search.ask.k), current
 
 
 def _refresh(
@@ -209,8 +205,9 @@ def _search_tail(snapshot: Snapshot, selection: Selection, search: Search) -> Ne
         return None
     vectors = snapshot.frozen.vectors
     assert vectors is not None
-    space = snapshot.version.space
-    return search_exact(vectors, space, search.vectors, search.k, allowed=mask, ties=snapshot.frozen.created)
+    return search_exact(
+        vectors, snapshot.version.space, search.vectors, search.ask.k, allowed=mask, threads=search.threads
+    )
 
 
 def _merge(sources: Sequence[tuple[int, Neighbours, npt.NDArray[np.uint64]]], queries: int, k: int) -> Found:

@@ -132,7 +132,12 @@ def _segment(shown: Shown, number: int) -> dict[str, Any]:
 
 
 def _plan(plan: SegmentPlan) -> Mapping[str, object]:
-    return {"strategy": str(plan.strategy), "ef": plan.ef, "rejected": _rejected(plan.rejected)}
+    return {
+        "strategy": str(plan.strategy),
+        "ef": plan.effort,
+        "recall": plan.recall,
+        "rejected": _rejected(plan.rejected),
+    }
 
 
 def _rejected(found: Sequence[tuple[str, str]]) -> list[Json]:

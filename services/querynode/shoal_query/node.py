@@ -27,7 +27,7 @@ from shoal_core.contracts import (
 )
 from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound, ShoalError, SnapshotGone
 from shoal_core.filters import Filter
-from shoal_index.planner import SegmentPlan
+from shoal_index.planner import DEFAULT_RECALL, Ask, SegmentPlan
 from shoal_index.vector import kernels
 from shoal_query.admission import Admission
 from shoal_query.execute import (
@@ -140,7 +140,8 @@ class Node:
     async def query(self, request: QueryRequest, *, encoded: bool = False) -> Answer:
         """See `QueryNode`. The segments are searched while the read index and the tail are fetched."""
         selection = _selection(request.where, request.ids)
-        search = Search(request.vectors, request.k, request.ef, request.exact, self.settings.threads)
+        ask = _ask(request, k=request.k, queries=len(request.vectors))
+        search = Search(request.vectors, ask, self.settings.threads)
         async with self._reading(request.target) as shard:
             reading = self._begin(shard)
             for _ in range(self.settings.attempts):
@@ -166,14 +167,8 @@ class Node:
             reading.stages.done("snapshot")
 
             def work() -> Answer:
-                ranked = search_leaves(
-                    snapshot,
-                    selection,
-                    request.leaves,
-                    exact=request.exact,
-                    threads=self.settings.threads,
-                    ef=request.ef,
-                )
+                ask = _ask(request, k=0, queries=0)
+                ranked = search_leaves(snapshot, selection, request.leaves, ask, threads=self.settings.threads)
                 reading.stages.done("rank")
                 rows = hydrate(snapshot, ranked.found, Include(), with_origin=request.explain)
                 rows = rows.append_column(SCORE, pa.array(ranked.measures))
@@ -356,7 +351,18 @@ def _answer(
     if request.explain:
         from_tail = int(np.count_nonzero(found.source == snapshot.tail))
         shown = explain(Shown(reading, request.target, snapshot, selection, plans, rows, from_tail))
-    return Answer(rows, found.counts.astype(np.uint32), _served_at(snapshot), explain=shown)
+    recall = None if isinstance(request, GetRequest) else _recall([plan for of_list in plans for plan in of_list])
+    return Answer(rows, found.counts.astype(np.uint32), _served_at(snapshot), explain=shown, recall=recall)
+
+
+def _ask(request: QueryRequest | SearchRequest, *, k: int, queries: int) -> Ask:
+    return Ask(k, request.recall or DEFAULT_RECALL, request.ef, request.exact, queries)
+
+
+def _recall(plans: Sequence[SegmentPlan]) -> float | None:
+    """The least of what the segments are estimated to give; the tail gives all."""
+    known = [plan.recall for plan in plans if plan.recall is not None]
+    return min(known, default=1.0) if len(known) == len(plans) else None
 
 
 def _check_dimension(given: int, view: View, shard: Shard) -> None:

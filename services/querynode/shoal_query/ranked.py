@@ -7,7 +7,7 @@ it lies.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from shoal_core.contracts import (
     TextLeaf,
     TextStatistics,
 )
-from shoal_index.planner import SegmentPlan
+from shoal_index.planner import Ask, SegmentPlan
 from shoal_index.segment import Segment
 from shoal_index.sparse import count_sparse, scan_sparse
 from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, order_by_distance
@@ -61,11 +61,15 @@ class _Hits:
 
 
 def search_leaves(
-    snapshot: Snapshot, selection: Selection, leaves: Sequence[Leaf], *, exact: bool, threads: int, ef: int = 0
+    snapshot: Snapshot, selection: Selection, leaves: Sequence[Leaf], ask: Ask, *, threads: int
 ) -> Ranked:
-    """The ``k`` best selected rows of each leaf: ascending by measure, then by ``created_offset``."""
+    """The ``k`` best selected rows of each leaf: ascending by measure, then by ``created_offset``.
+
+    Args:
+        ask: of dense leaves, but for their number and ``k``.
+    """
     allowed = [allowed_rows(snapshot, source, selection) for source in range(snapshot.tail + 1)]
-    hits, plans = _search_vectors(snapshot, allowed, leaves, exact=exact, threads=threads, ef=ef)
+    hits, plans = _search_vectors(snapshot, allowed, leaves, ask, threads=threads)
     for number, leaf in enumerate(leaves):
         if isinstance(leaf, DenseLeaf):
             continue
@@ -122,7 +126,7 @@ def _merge(snapshot: Snapshot, hits: Sequence[_Hits], limits: Sequence[int]) -> 
 
 
 def _search_vectors(
-    snapshot: Snapshot, allowed: Sequence[Mask | None], leaves: Sequence[Leaf], *, exact: bool, threads: int, ef: int
+    snapshot: Snapshot, allowed: Sequence[Mask | None], leaves: Sequence[Leaf], ask: Ask, *, threads: int
 ) -> tuple[list[_Hits], tuple[tuple[SegmentPlan, ...], ...]]:
     """Hits and plans of the dense leaves; those with the same ``k`` are one search."""
     dense = {number: leaf for number, leaf in enumerate(leaves) if isinstance(leaf, DenseLeaf)}
@@ -131,22 +135,23 @@ def _search_vectors(
     for k in sorted({leaf.k for leaf in dense.values()}):
         numbers = [number for number, leaf in dense.items() if leaf.k == k]
         vectors = np.stack([dense[number].vector for number in numbers])
+        wanted = replace(ask, k=k, queries=len(vectors))
         for source, view in enumerate(snapshot.version.segments):
-            near, plan = view.segment.search(vectors, k, allowed=allowed[source], ef=ef, exact=exact, threads=threads)
+            near, plan = view.segment.search(vectors, wanted, allowed=allowed[source], threads=threads)
             hits.extend(_split(numbers, source, near))
             for number in numbers:
                 plans[number].append(plan)
-        tail = _search_tail(snapshot, allowed[-1], vectors, k)
+        tail = _search_tail(snapshot, allowed[-1], vectors, k, threads)
         if tail is not None:
             hits.extend(_split(numbers, snapshot.tail, tail))
     return hits, tuple(map(tuple, plans.values()))
 
 
-def _search_tail(snapshot: Snapshot, mask: Mask | None, vectors: Vectors, k: int) -> Neighbours | None:
+def _search_tail(snapshot: Snapshot, mask: Mask | None, vectors: Vectors, k: int, threads: int) -> Neighbours | None:
     frozen = snapshot.frozen
     if frozen.vectors is None or mask is None or not mask.any():
         return None
-    return search_exact(frozen.vectors, snapshot.version.space, vectors, k, allowed=mask, ties=frozen.created)
+    return search_exact(frozen.vectors, snapshot.version.space, vectors, k, allowed=mask, threads=threads)
 
 
 def _split(leaves: Sequence[int], source: int, near: Neighbours) -> Iterator[_Hits]:

@@ -20,10 +20,21 @@ import pyarrow as pa
 from shoal_core.contracts import TailEntry
 from shoal_core.errors import Corrupt
 from shoal_core.materialize import fold, join_operations
-from shoal_core.records import CREATED_OFFSET, DOCUMENT, ID, Kind, MetadataField, concat_rows, decode_batch
+from shoal_core.records import (
+    CREATED_OFFSET,
+    DOCUMENT,
+    EMBEDDING,
+    ID,
+    Kind,
+    MetadataField,
+    concat_rows,
+    decode_batch,
+    embedding_matrix,
+)
 from shoal_core.schema import Analyzer
-from shoal_index.segment import Pieces, VectorPieces
+from shoal_index.segment import Pieces
 from shoal_index.terms import TermIndex
+from shoal_index.vector.column import VectorChunk, VectorColumn
 from shoal_index.vector.engine import Mask, Rows
 from shoal_index.version import Located, ShardVersion
 
@@ -102,11 +113,12 @@ class _Growing:
 
 
 class Piece:
-    """One of the overlay's row tables, with the ranked indexes of its documents, made when first asked for."""
+    """One of the overlay's row tables, with its vectors, and the ranked indexes of its documents, made when first asked for."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
         self.created: npt.NDArray[np.uint64] = table.column(CREATED_OFFSET).to_numpy()
+        self.vectors = VectorChunk(embedding_matrix(table.column(EMBEDDING)))
         self._table_bytes = int(table.nbytes)
         self._term_indexes: dict[Analyzer, TermIndex] = {}
         self._building = Lock()
@@ -146,7 +158,7 @@ class Frozen:
 
     offset: int
     pieces: Pieces | None
-    vectors: VectorPieces | None
+    vectors: VectorColumn | None
     valid_from: npt.NDArray[np.uint64]
     valid_to: npt.NDArray[np.uint64]
     created: npt.NDArray[np.uint64]
@@ -174,7 +186,7 @@ class Overlay:
     frozen: Frozen = field(init=False)
     _latest: dict[str, int] = field(default_factory=dict)
     _pieces: Pieces | None = None
-    _vectors: VectorPieces | None = None
+    _vectors: VectorColumn | None = None
     _parts: tuple[Piece, ...] = ()
     _valid_from: _Growing = field(default_factory=lambda: _Growing(np.uint64))
     _valid_to: _Growing = field(default_factory=lambda: _Growing(np.uint64))
@@ -258,10 +270,11 @@ class Overlay:
         while len(tables) > 1 and tables[-1].num_rows * 2 > tables[-2].num_rows:
             last = tables.pop()  # sizes halve from piece to piece, so there are few and each row moves seldom
             tables[-1] = concat_rows([tables[-1], last]).combine_chunks()
-        pieces, vectors = Pieces(tables), VectorPieces(tables)
         kept = [part for part, table in zip(self._parts, tables, strict=False) if part.table is table]
-        self._parts = (*kept, *map(Piece, tables[len(kept) :]))
-        self._pieces, self._vectors = pieces, vectors
+        parts = (*kept, *map(Piece, tables[len(kept) :]))
+        created = np.concatenate([part.created for part in parts])
+        pieces, vectors = Pieces(tables), VectorColumn([part.vectors for part in parts], created)
+        self._pieces, self._vectors, self._parts = pieces, vectors, parts
         count = rows.num_rows
         self._valid_from.extend(np.full(count, to_offset, dtype=np.uint64))
         self._valid_to.extend(np.full(count, _FOREVER, dtype=np.uint64))

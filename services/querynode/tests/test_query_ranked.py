@@ -35,7 +35,7 @@ from shoal_core.filters import parse_where
 from shoal_core.records import encode_batch
 from shoal_core.schema import Analyzer
 from shoal_index import planner
-from shoal_index.planner import Strategy
+from shoal_index.planner import Ask, Strategy
 from shoal_index.vector.engine import exact_distances
 from shoal_index.version import ShardVersion, open_shard
 from shoal_query.execute import LiveMasks, Selection, Snapshot, hydrate
@@ -153,7 +153,7 @@ def lists_of(snapshot: Snapshot, ranked: Ranked) -> list[list[Row]]:
 
 
 def search(snapshot: Snapshot, leaves: Sequence[Leaf], selection: Selection = EVERYTHING) -> list[list[Row]]:
-    return lists_of(snapshot, search_leaves(snapshot, selection, leaves, exact=True, threads=1))
+    return lists_of(snapshot, search_leaves(snapshot, selection, leaves, Ask(0, exact=True), threads=1))
 
 
 # --- what may happen
@@ -276,18 +276,19 @@ def test_the_same_measures_in_segments_and_in_the_tail(space: str) -> None:
 
 def test_plans_of_dense_leaves_and_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "SCAN_ROWS", 100)
+    monkeypatch.setattr(planner, "WALK_COST", 0.0)
     ops = many(400)
     log = make([ops[:300], ops[300:350]], [ops[350:]], graph_rows=100)
     snapshot = snapshot_of(log, log.overlay())
     wanted = search(snapshot, some_leaves(5))
     for exact, first in ((True, Strategy.SCAN), (False, Strategy.GRAPH)):
-        ranked = search_leaves(snapshot, EVERYTHING, some_leaves(5), exact=exact, threads=1)
+        ranked = search_leaves(snapshot, EVERYTHING, some_leaves(5), Ask(0, exact=exact), threads=1)
         plans = [tuple(plan.strategy for plan in of_leaf) for of_leaf in ranked.plans]
         assert plans == [(first, Strategy.SCAN)] * 3, "three dense leaves, two segments"
         assert lists_of(snapshot, ranked) == wanted
         assert ranked.found.counts.tolist() == [5, 5, 3, 5, 5]
         assert ranked.found.distance is None
-    assert search_leaves(snapshot, EVERYTHING, [], exact=True, threads=1).found.counts.tolist() == []
+    assert search_leaves(snapshot, EVERYTHING, [], Ask(0), threads=1).found.counts.tolist() == []
 
 
 def test_an_empty_shard() -> None:

@@ -194,9 +194,12 @@ class PublicApi(Protocol):
         explain: bool = False,
         allow_scan: bool = False,
         texts: Sequence[str] | None = None,
+        recall: float = 0.0,
     ) -> Answer:
-        """The nearest of each vector. ``texts`` instead, with vectors of shape (0, 0): the server embeds them, if it is
-        configured to. Raises `FailedPrecondition` if it is not.
+        """The nearest of each vector, with the effort that the ``recall`` needs, 0 for the collection's, or with ``ef``.
+
+        ``texts`` instead, with vectors of shape (0, 0): the server embeds them, if it is configured to. Raises
+        `FailedPrecondition` if it is not.
         """
         ...
 
@@ -209,6 +212,7 @@ class PublicApi(Protocol):
         exact: bool = False,
         explain: bool = False,
         allow_scan: bool = False,
+        recall: float = 0.0,
     ) -> list[Answer]:
         """One answer per search, all from one snapshot but for those with a cursor, which are of the cursor's.
 

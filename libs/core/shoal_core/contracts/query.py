@@ -83,8 +83,9 @@ class QueryRequest:
 
     Attributes:
         vectors: (q, dim) float32.
-        ef: effort of a graph search; 0 for the default.
+        ef: effort of a graph search; 0 for what the recall needs.
         exact: scan instead of using an approximate index.
+        recall: to reach on average: the share of the true nearest that are found; 0 for the default.
     """
 
     target: Target
@@ -98,6 +99,7 @@ class QueryRequest:
     ef: int = 0
     exact: bool = False
     explain: bool = False
+    recall: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,7 +155,7 @@ class SearchRequest:
     one number per leaf.
 
     Attributes:
-        ef: effort of graph searches of dense leaves; 0 for the default.
+        ef, recall: of dense leaves; see `QueryRequest`.
     """
 
     target: Target
@@ -165,6 +167,7 @@ class SearchRequest:
     exact: bool = False
     explain: bool = False
     ef: int = 0
+    recall: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +231,8 @@ class Answer:
         complete: False when fewer rows came back than match; ``reason`` says why.
         explain: the plan and its cost, or None.
         cursor: opens the next page, of the same snapshot; empty when there is none or it was not asked for.
+        recall: of a search of vectors: the share of the true nearest that it is estimated to have found, of the part where that is
+            smallest; None where nothing was measured.
     """
 
     rows: pa.Table
@@ -237,6 +242,7 @@ class Answer:
     reason: str = ""
     explain: Json | None = None
     cursor: str = ""
+    recall: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

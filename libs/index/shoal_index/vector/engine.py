@@ -1,29 +1,32 @@
 """What a vector engine is, and the distances all of them answer with.
 
 Spaces: ``l2`` is the squared Euclidean distance, ``cosine`` is 1 − cos (a zero vector is at 1 from everything), ``ip`` is 1 − dot.
-Smaller is nearer. Engines find candidates; `exact_distances` says how far they are, so that the same vector has the same distance
-wherever it lies: in the tail, in any segment, in any position of a block.
+Smaller is nearer. Engines find candidates by whatever they keep; how far those are is summed in float64 in one fixed order
+(native/vectors.hpp), so that the same vector has the same distance wherever it lies: in the tail, in any segment, in any position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+
+from shoal_index.vector import native
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-SPACES = ("l2", "cosine", "ip")
+SPACES = native.SPACES
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """The nearest rows of several queries, nearest first, one query after another.
+    """The nearest rows of several queries, nearest first, equal ones by their ties, one query after another.
 
     Attributes:
         rows: (m,) int64 row numbers.
@@ -36,38 +39,71 @@ class Neighbours:
     counts: npt.NDArray[np.int64]
 
 
-class VectorSource(Protocol):
-    """Vectors by row number."""
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do.
+
+    Attributes:
+        exact: it answers the true nearest, whatever the effort.
+        filters: it searches among allowed rows only, at any share of them.
+        on_demand: it reads what a search needs; the vectors need not be in memory.
+    """
+
+    exact: bool
+    filters: bool
+    on_demand: bool = False
+
+
+class VectorIndex(Protocol):
+    """The vectors of one segment, ready to be searched. Immutable and safe for threads."""
 
     @property
-    def count(self) -> int: ...
-
-    def chunks(self) -> Iterable[Vectors]:
-        """All vectors, as (n_i, dim) float32 pieces in row order."""
+    def name(self) -> str:
+        """Of the engine."""
         ...
 
-    def squares(self) -> list[npt.NDArray[np.float32]]:
-        """Per chunk the (n_i,) squared lengths of its vectors."""
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
         ...
 
-    def gather(self, rows: Rows) -> Vectors:
-        """(len(rows), dim) float32 copy of the rows named."""
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of memory beside the vectors."""
         ...
+
+    def search(self, queries: Vectors, k: int, *, effort: int, allowed: Mask | None, threads: int) -> Neighbours:
+        """Up to ``k`` near rows of each query.
+
+        Args:
+            queries: (q, dim) float32.
+            effort: how hard to look, in the engine's own measure: more finds more of the true nearest, and takes longer.
+            allowed: (n,) rows that may be answered; None for all.
+            threads: to use at most.
+        """
+        ...
+
+    def to_tables(self) -> Mapping[str, Sequence[pa.Table]]:
+        """What is stored of it, by kind of block."""
+        ...
+
+
+def no_neighbours(queries: int) -> Neighbours:
+    """Of so many queries, nothing."""
+    return Neighbours(np.empty(0, np.int64), np.empty(0, np.float32), np.zeros(queries, np.int64))
+
+
+def neighbours(found: native.Nearest) -> Neighbours:
+    """What a kernel found, one query after another."""
+    if found.total == found.rows.size:
+        return Neighbours(found.rows.reshape(-1), found.distances.reshape(-1), found.counts)
+    filled = np.arange(found.rows.shape[1]) < found.counts[:, None]
+    return Neighbours(found.rows[filled], found.distances[filled], found.counts)
 
 
 def exact_distances(space: str, query: Vectors, vectors: Vectors) -> npt.NDArray[np.float32]:
     """(n,) float32 distances of ``vectors`` (n, dim) from ``query`` (dim,), summed in float64 row by row."""
-    wide = vectors.astype(np.float64)
-    target = query.astype(np.float64)
-    if space == "l2":
-        difference = wide - target
-        return np.einsum("ij,ij->i", difference, difference).astype(np.float32)
-    products = np.einsum("ij,j->i", wide, target)
-    if space == "ip":
-        return (1.0 - products).astype(np.float32)
-    norms = np.sqrt(np.einsum("ij,ij->i", wide, wide)) * np.sqrt(np.dot(target, target))
-    cosines = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
-    return (1.0 - cosines).astype(np.float32)
+    return native.distances(space, query, vectors)
 
 
 def unit_vectors(vectors: Vectors) -> Vectors:

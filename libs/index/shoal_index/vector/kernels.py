@@ -1,7 +1,8 @@
 """Which compiled kernels compute distances here, and whether this CPU can run them.
 
-BLAS, numpy and Arrow choose their kernels when they are loaded. hnswlib has none to choose from: installing it compiles it for
-the CPU at hand, so that an environment copied to an older one may hold instructions which that one does not have.
+BLAS, numpy, Arrow and Shoal's own kernels are chosen when they are loaded. hnswlib, which builds graphs, has none to choose from:
+installing it compiles it for the CPU at hand, so that an environment copied to an older one may hold instructions which that one
+does not have.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_info
 
 from shoal_core.errors import FailedPrecondition, Unavailable
+from shoal_index.vector import native
 
 _PROBE = "from shoal_index.vector import kernels; kernels.probe()"
 _AGAIN = "run make setup here"
@@ -23,10 +25,11 @@ _PROBE_TIMEOUT_S = 60.0
 
 
 def report() -> dict[str, str]:
-    """By library, the kernels that run in this process: ``blas``, ``numpy``, ``arrow`` and ``hnswlib``."""
+    """By library, the kernels that run in this process: ``shoal``, ``blas``, ``numpy``, ``arrow`` and ``hnswlib``."""
     arrow = pa.runtime_info()
     simd = np.show_config(mode="dicts")["SIMD Extensions"]  # of the extensions compiled in, those that this CPU has
     return {
+        "shoal": native.level(),
         "blas": _blas(),
         "numpy": f"{np.__version__}, {' '.join([*simd.get('baseline', []), *simd.get('found', [])]) or 'no SIMD'}",
         "arrow": f"{pa.__version__}, {arrow.simd_level} of {arrow.detected_simd_level}",
@@ -64,16 +67,19 @@ def check(program: str = _PROBE) -> None:
 
 def probe() -> None:
     """What the child of `check` does: every vector of a small set must find itself, in every space."""
-    from shoal_index.vector.engine import SPACES  # the import alone may be what fails
-    from shoal_index.vector.hnsw import Graph, build_graph
+    from shoal_index.vector.column import VectorChunk, VectorColumn  # the imports alone may be what fails
+    from shoal_index.vector.engine import SPACES
+    from shoal_index.vector.hnsw import GraphBuilder, HnswIndex
 
     rows, dimension = 64, 37  # whole vector registers and a tail
     vectors = np.random.default_rng(0).standard_normal((rows, dimension)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    column = VectorColumn([VectorChunk(vectors)], np.arange(rows, dtype=np.uint64))
     for space in SPACES:
-        graph = Graph(build_graph([vectors], space, threads=1), space, dimension, rows)
-        found = graph.search(vectors, 1, ef=rows, threads=1)
-        if found is None or not np.array_equal(found[:, 0], np.arange(rows)):
+        builder = GraphBuilder(column, space, threads=1)
+        builder.add(np.arange(rows))
+        found = HnswIndex(builder.graph(), column, space).search(vectors, 1, effort=rows, allowed=None, threads=1)
+        if not np.array_equal(found.rows, np.arange(rows)):
             raise RuntimeError(f"a graph in space {space} gives wrong neighbours")
 
 

@@ -288,6 +288,7 @@ class PublicClient:
         explain: bool = False,
         allow_scan: bool = False,
         texts: Sequence[str] | None = None,
+        recall: float = 0.0,
     ) -> Answer:
         def encode() -> pb.QueryRequest:
             dimension, packed = common.encode_vectors(vectors)
@@ -305,6 +306,7 @@ class PublicClient:
                 explain=explain,
                 allow_scan=allow_scan,
                 texts=texts,
+                recall=recall,
             )
 
         size_bytes = vectors.nbytes + _selection_work(ids, where)
@@ -319,6 +321,7 @@ class PublicClient:
         exact: bool = False,
         explain: bool = False,
         allow_scan: bool = False,
+        recall: float = 0.0,
     ) -> list[Answer]:
         return await self._rpc.call(
             "Search",
@@ -329,6 +332,7 @@ class PublicClient:
                 exact=exact,
                 explain=explain,
                 allow_scan=allow_scan,
+                recall=recall,
             ),
             decode_answers,
             size_bytes=sum(_SEARCH_SIZE_BYTES + _selection_work(item.ids, item.where) for item in searches),

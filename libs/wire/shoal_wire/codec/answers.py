@@ -29,6 +29,8 @@ def _fill(message: pb.ReadAnswer, answer: Answer) -> None:
     message.reason = answer.reason
     message.explain_json = encode_json(answer.explain, "explain")
     message.cursor = answer.cursor
+    if answer.recall is not None:
+        message.recall = answer.recall
     encode_records(answer.rows, message.rows)
 
 
@@ -51,7 +53,14 @@ def decode_answer(message: pb.ReadAnswer | bytes) -> Answer:
             f"an answer cannot be read: {rows.num_rows} rows, but the queries have {counts.sum(dtype=np.uint64)}"
         )
     return Answer(
-        rows, counts, decode_served_at(parsed.served_at), not parsed.incomplete, parsed.reason, explain, parsed.cursor
+        rows,
+        counts,
+        decode_served_at(parsed.served_at),
+        not parsed.incomplete,
+        parsed.reason,
+        explain,
+        parsed.cursor,
+        parsed.recall if parsed.HasField("recall") else None,
     )
 
 

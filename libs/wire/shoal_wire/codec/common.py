@@ -164,3 +164,12 @@ def decode_include(message: pb.Include) -> Include:
         message.uris,
         tuple(message.keys),
     )
+
+
+def decode_recall(recall: float) -> float:
+    """A recall to reach, 0 for the default. Raises `InvalidArgument`."""
+    if not 0.0 <= recall < 1.0:
+        raise InvalidArgument(
+            f"{recall}; from 0.5 to below 1, 0 for the default, or ask for an exact answer", field="recall"
+        )
+    return recall

@@ -8,6 +8,7 @@ from shoal_wire.codec.common import (
     decode_consistency,
     decode_ids,
     decode_include,
+    decode_recall,
     decode_vectors,
     encode_consistency,
     encode_ids,
@@ -85,6 +86,7 @@ def encode_query(request: QueryRequest) -> pb.ShardQueryRequest:
         ef=request.ef,
         exact=request.exact,
         explain=request.explain,
+        recall=request.recall,
     )
 
 
@@ -102,6 +104,7 @@ def decode_query(message: pb.ShardQueryRequest) -> QueryRequest:
         ef=message.ef,
         exact=message.exact,
         explain=message.explain,
+        recall=decode_recall(message.recall),
     )
 
 
@@ -139,6 +142,7 @@ def encode_search_request(request: SearchRequest) -> pb.ShardSearchRequest:
         exact=request.exact,
         explain=request.explain,
         ef=request.ef,
+        recall=request.recall,
     )
 
 
@@ -154,6 +158,7 @@ def decode_search_request(message: pb.ShardSearchRequest) -> SearchRequest:
         exact=message.exact,
         explain=message.explain,
         ef=message.ef,
+        recall=decode_recall(message.recall),
     )
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from shoal_wire.v1 import types_pb2 as shoal_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14shoal/v1/query.proto\x12\x08shoal.v1\x1a\x14shoal/v1/types.proto\"\\\n\x06Target\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05space\x18\x03 \x01(\t\x12\r\n\x05shard\x18\x04 \x01(\r\x12\x0e\n\x06shards\x18\x05 \x01(\r\"\xb2\x02\n\x0fShardGetRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12*\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x15.shoal.v1.Consistency\x12\x17\n\x0fsnapshot_offset\x18\x03 \x01(\x04\x12\x1d\n\x03ids\x18\x04 \x01(\x0b\x32\x10.shoal.v1.IdList\x12\x1f\n\x05where\x18\x05 \x01(\x0b\x32\x10.shoal.v1.Filter\x12\x12\n\x05limit\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06offset\x18\x07 \x01(\x04\x12\"\n\x07include\x18\x08 \x01(\x0b\x32\x11.shoal.v1.Include\x12\x0f\n\x07\x65xplain\x18\t \x01(\x08\x12\x15\n\rafter_created\x18\n \x01(\x04\x42\x08\n\x06_limit\"\xb9\x02\n\x11ShardQueryRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12*\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x15.shoal.v1.Consistency\x12\x17\n\x0fsnapshot_offset\x18\x03 \x01(\x04\x12\x11\n\tdimension\x18\x04 \x01(\r\x12\x0f\n\x07vectors\x18\x05 \x01(\x0c\x12\t\n\x01k\x18\x06 \x01(\r\x12\x1d\n\x03ids\x18\x07 \x01(\x0b\x32\x10.shoal.v1.IdList\x12\x1f\n\x05where\x18\x08 \x01(\x0b\x32\x10.shoal.v1.Filter\x12\"\n\x07include\x18\t \x01(\x0b\x32\x11.shoal.v1.Include\x12\n\n\x02\x65\x66\x18\n \x01(\r\x12\r\n\x05\x65xact\x18\x0b \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x0c \x01(\x08\"\xac\x01\n\x11ShardCountRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12*\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x15.shoal.v1.Consistency\x12\x17\n\x0fsnapshot_offset\x18\x03 \x01(\x04\x12\x1f\n\x05where\x18\x04 \x01(\x0b\x32\x10.shoal.v1.Filter\x12\x0f\n\x07\x65xplain\x18\x05 \x01(\x08\"\xdd\x02\n\x04Leaf\x12\t\n\x01k\x18\x01 \x01(\r\x12%\n\x05\x64\x65nse\x18\x02 \x01(\x0b\x32\x14.shoal.v1.Leaf.DenseH\x00\x12\'\n\x06sparse\x18\x03 \x01(\x0b\x32\x15.shoal.v1.Leaf.SparseH\x00\x12#\n\x04text\x18\x04 \x01(\x0b\x32\x13.shoal.v1.Leaf.TextH\x00\x1a\x17\n\x05\x44\x65nse\x12\x0e\n\x06vector\x18\x01 \x01(\x0c\x1a\x36\n\x06Sparse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07indices\x18\x02 \x01(\x0c\x12\x0e\n\x06values\x18\x03 \x01(\x0c\x1a{\n\x04Text\x12\r\n\x05terms\x18\x01 \x03(\t\x12\x0f\n\x07weights\x18\x02 \x01(\x0c\x12\x16\n\x0e\x61verage_length\x18\x03 \x01(\x01\x12\n\n\x02k1\x18\x04 \x01(\x01\x12\t\n\x01\x62\x18\x05 \x01(\x01\x12$\n\x08\x61nalyzer\x18\x06 \x01(\x0b\x32\x12.shoal.v1.AnalyzerB\x07\n\x05query\"\x87\x02\n\x12ShardSearchRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12*\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x15.shoal.v1.Consistency\x12\x17\n\x0fsnapshot_offset\x18\x03 \x01(\x04\x12\x1e\n\x06leaves\x18\x04 \x03(\x0b\x32\x0e.shoal.v1.Leaf\x12\x1d\n\x03ids\x18\x05 \x01(\x0b\x32\x10.shoal.v1.IdList\x12\x1f\n\x05where\x18\x06 \x01(\x0b\x32\x10.shoal.v1.Filter\x12\r\n\x05\x65xact\x18\x07 \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x08 \x01(\x08\x12\n\n\x02\x65\x66\x18\t \x01(\r\"\xdb\x01\n\rStatisticsAsk\x12,\n\x04text\x18\x01 \x01(\x0b\x32\x1c.shoal.v1.StatisticsAsk.TextH\x00\x12\x30\n\x06sparse\x18\x02 \x01(\x0b\x32\x1e.shoal.v1.StatisticsAsk.SparseH\x00\x1a;\n\x04Text\x12\r\n\x05terms\x18\x01 \x03(\t\x12$\n\x08\x61nalyzer\x18\x02 \x01(\x0b\x32\x12.shoal.v1.Analyzer\x1a&\n\x06Sparse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07indices\x18\x02 \x01(\x0c\x42\x05\n\x03\x61sk\"\xa6\x01\n\x16ShardStatisticsRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12*\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x15.shoal.v1.Consistency\x12\x17\n\x0fsnapshot_offset\x18\x03 \x01(\x04\x12%\n\x04\x61sks\x18\x04 \x03(\x0b\x32\x17.shoal.v1.StatisticsAsk\"\xc2\x01\n\x15ShardStatisticsAnswer\x12>\n\nstatistics\x18\x01 \x03(\x0b\x32*.shoal.v1.ShardStatisticsAnswer.Statistics\x12%\n\tserved_at\x18\x02 \x01(\x0b\x32\x12.shoal.v1.ServedAt\x1a\x42\n\nStatistics\x12\x0f\n\x07records\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x13\n\x0b\x66requencies\x18\x03 \x01(\x0c\x32\xce\x02\n\x0cQueryService\x12\x36\n\x03Get\x12\x19.shoal.v1.ShardGetRequest\x1a\x14.shoal.v1.ReadAnswer\x12:\n\x05Query\x12\x1b.shoal.v1.ShardQueryRequest\x1a\x14.shoal.v1.ReadAnswer\x12;\n\x05\x43ount\x12\x1b.shoal.v1.ShardCountRequest\x1a\x15.shoal.v1.CountAnswer\x12<\n\x06Search\x12\x1c.shoal.v1.ShardSearchRequest\x1a\x14.shoal.v1.ReadAnswer\x12O\n\nStatistics\x12 .shoal.v1.ShardStatisticsRequest\x1a\x1f.shoal.v1.ShardStatisticsAnswerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14shoal/v1/query.proto\x12\x08shoal.v1\x1a\x14shoal/v1/types.proto\"\\\n\x06Target\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05space\x18\x03 \x01(\t\x12\r\n\x05shard\x18\x04 \x01(\r\x12\x0e\n\x06shards\x18\x05 \x01(\r\"\xb2\x02\n\x0fShardGetRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12*\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x15.shoal.v1.Consistency\x12\x17\n\x0fsnapshot_offset\x18\x03 \x01(\x04\x12\x1d\n\x03ids\x18\x04 \x01(\x0b\x32\x10.shoal.v1.IdList\x12\x1f\n\x05where\x18\x05 \x01(\x0b\x32\x10.shoal.v1.Filter\x12\x12\n\x05limit\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06offset\x18\x07 \x01(\x04\x12\"\n\x07include\x18\x08 \x01(\x0b\x32\x11.shoal.v1.Include\x12\x0f\n\x07\x65xplain\x18\t \x01(\x08\x12\x15\n\rafter_created\x18\n \x01(\x04\x42\x08\n\x06_limit\"\xc9\x02\n\x11ShardQueryRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12*\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x15.shoal.v1.Consistency\x12\x17\n\x0fsnapshot_offset\x18\x03 \x01(\x04\x12\x11\n\tdimension\x18\x04 \x01(\r\x12\x0f\n\x07vectors\x18\x05 \x01(\x0c\x12\t\n\x01k\x18\x06 \x01(\r\x12\x1d\n\x03ids\x18\x07 \x01(\x0b\x32\x10.shoal.v1.IdList\x12\x1f\n\x05where\x18\x08 \x01(\x0b\x32\x10.shoal.v1.Filter\x12\"\n\x07include\x18\t \x01(\x0b\x32\x11.shoal.v1.Include\x12\n\n\x02\x65\x66\x18\n \x01(\r\x12\r\n\x05\x65xact\x18\x0b \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x0c \x01(\x08\x12\x0e\n\x06recall\x18\r \x01(\x01\"\xac\x01\n\x11ShardCountRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12*\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x15.shoal.v1.Consistency\x12\x17\n\x0fsnapshot_offset\x18\x03 \x01(\x04\x12\x1f\n\x05where\x18\x04 \x01(\x0b\x32\x10.shoal.v1.Filter\x12\x0f\n\x07\x65xplain\x18\x05 \x01(\x08\"\xdd\x02\n\x04Leaf\x12\t\n\x01k\x18\x01 \x01(\r\x12%\n\x05\x64\x65nse\x18\x02 \x01(\x0b\x32\x14.shoal.v1.Leaf.DenseH\x00\x12\'\n\x06sparse\x18\x03 \x01(\x0b\x32\x15.shoal.v1.Leaf.SparseH\x00\x12#\n\x04text\x18\x04 \x01(\x0b\x32\x13.shoal.v1.Leaf.TextH\x00\x1a\x17\n\x05\x44\x65nse\x12\x0e\n\x06vector\x18\x01 \x01(\x0c\x1a\x36\n\x06Sparse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07indices\x18\x02 \x01(\x0c\x12\x0e\n\x06values\x18\x03 \x01(\x0c\x1a{\n\x04Text\x12\r\n\x05terms\x18\x01 \x03(\t\x12\x0f\n\x07weights\x18\x02 \x01(\x0c\x12\x16\n\x0e\x61verage_length\x18\x03 \x01(\x01\x12\n\n\x02k1\x18\x04 \x01(\x01\x12\t\n\x01\x62\x18\x05 \x01(\x01\x12$\n\x08\x61nalyzer\x18\x06 \x01(\x0b\x32\x12.shoal.v1.AnalyzerB\x07\n\x05query\"\x97\x02\n\x12ShardSearchRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12*\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x15.shoal.v1.Consistency\x12\x17\n\x0fsnapshot_offset\x18\x03 \x01(\x04\x12\x1e\n\x06leaves\x18\x04 \x03(\x0b\x32\x0e.shoal.v1.Leaf\x12\x1d\n\x03ids\x18\x05 \x01(\x0b\x32\x10.shoal.v1.IdList\x12\x1f\n\x05where\x18\x06 \x01(\x0b\x32\x10.shoal.v1.Filter\x12\r\n\x05\x65xact\x18\x07 \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x08 \x01(\x08\x12\n\n\x02\x65\x66\x18\t \x01(\r\x12\x0e\n\x06recall\x18\n \x01(\x01\"\xdb\x01\n\rStatisticsAsk\x12,\n\x04text\x18\x01 \x01(\x0b\x32\x1c.shoal.v1.StatisticsAsk.TextH\x00\x12\x30\n\x06sparse\x18\x02 \x01(\x0b\x32\x1e.shoal.v1.StatisticsAsk.SparseH\x00\x1a;\n\x04Text\x12\r\n\x05terms\x18\x01 \x03(\t\x12$\n\x08\x61nalyzer\x18\x02 \x01(\x0b\x32\x12.shoal.v1.Analyzer\x1a&\n\x06Sparse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07indices\x18\x02 \x01(\x0c\x42\x05\n\x03\x61sk\"\xa6\x01\n\x16ShardStatisticsRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12*\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x15.shoal.v1.Consistency\x12\x17\n\x0fsnapshot_offset\x18\x03 \x01(\x04\x12%\n\x04\x61sks\x18\x04 \x03(\x0b\x32\x17.shoal.v1.StatisticsAsk\"\xc2\x01\n\x15ShardStatisticsAnswer\x12>\n\nstatistics\x18\x01 \x03(\x0b\x32*.shoal.v1.ShardStatisticsAnswer.Statistics\x12%\n\tserved_at\x18\x02 \x01(\x0b\x32\x12.shoal.v1.ServedAt\x1a\x42\n\nStatistics\x12\x0f\n\x07records\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x13\n\x0b\x66requencies\x18\x03 \x01(\x0c\x32\xce\x02\n\x0cQueryService\x12\x36\n\x03Get\x12\x19.shoal.v1.ShardGetRequest\x1a\x14.shoal.v1.ReadAnswer\x12:\n\x05Query\x12\x1b.shoal.v1.ShardQueryRequest\x1a\x14.shoal.v1.ReadAnswer\x12;\n\x05\x43ount\x12\x1b.shoal.v1.ShardCountRequest\x1a\x15.shoal.v1.CountAnswer\x12<\n\x06Search\x12\x1c.shoal.v1.ShardSearchRequest\x1a\x14.shoal.v1.ReadAnswer\x12O\n\nStatistics\x12 .shoal.v1.ShardStatisticsRequest\x1a\x1f.shoal.v1.ShardStatisticsAnswerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,31 +37,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHARDGETREQUEST']._serialized_start=151
   _globals['_SHARDGETREQUEST']._serialized_end=457
   _globals['_SHARDQUERYREQUEST']._serialized_start=460
-  _globals['_SHARDQUERYREQUEST']._serialized_end=773
-  _globals['_SHARDCOUNTREQUEST']._serialized_start=776
-  _globals['_SHARDCOUNTREQUEST']._serialized_end=948
-  _globals['_LEAF']._serialized_start=951
-  _globals['_LEAF']._serialized_end=1300
-  _globals['_LEAF_DENSE']._serialized_start=1087
-  _globals['_LEAF_DENSE']._serialized_end=1110
-  _globals['_LEAF_SPARSE']._serialized_start=1112
-  _globals['_LEAF_SPARSE']._serialized_end=1166
-  _globals['_LEAF_TEXT']._serialized_start=1168
-  _globals['_LEAF_TEXT']._serialized_end=1291
-  _globals['_SHARDSEARCHREQUEST']._serialized_start=1303
-  _globals['_SHARDSEARCHREQUEST']._serialized_end=1566
-  _globals['_STATISTICSASK']._serialized_start=1569
-  _globals['_STATISTICSASK']._serialized_end=1788
-  _globals['_STATISTICSASK_TEXT']._serialized_start=1682
-  _globals['_STATISTICSASK_TEXT']._serialized_end=1741
-  _globals['_STATISTICSASK_SPARSE']._serialized_start=1112
-  _globals['_STATISTICSASK_SPARSE']._serialized_end=1150
-  _globals['_SHARDSTATISTICSREQUEST']._serialized_start=1791
-  _globals['_SHARDSTATISTICSREQUEST']._serialized_end=1957
-  _globals['_SHARDSTATISTICSANSWER']._serialized_start=1960
-  _globals['_SHARDSTATISTICSANSWER']._serialized_end=2154
-  _globals['_SHARDSTATISTICSANSWER_STATISTICS']._serialized_start=2088
-  _globals['_SHARDSTATISTICSANSWER_STATISTICS']._serialized_end=2154
-  _globals['_QUERYSERVICE']._serialized_start=2157
-  _globals['_QUERYSERVICE']._serialized_end=2491
+  _globals['_SHARDQUERYREQUEST']._serialized_end=789
+  _globals['_SHARDCOUNTREQUEST']._serialized_start=792
+  _globals['_SHARDCOUNTREQUEST']._serialized_end=964
+  _globals['_LEAF']._serialized_start=967
+  _globals['_LEAF']._serialized_end=1316
+  _globals['_LEAF_DENSE']._serialized_start=1103
+  _globals['_LEAF_DENSE']._serialized_end=1126
+  _globals['_LEAF_SPARSE']._serialized_start=1128
+  _globals['_LEAF_SPARSE']._serialized_end=1182
+  _globals['_LEAF_TEXT']._serialized_start=1184
+  _globals['_LEAF_TEXT']._serialized_end=1307
+  _globals['_SHARDSEARCHREQUEST']._serialized_start=1319
+  _globals['_SHARDSEARCHREQUEST']._serialized_end=1598
+  _globals['_STATISTICSASK']._serialized_start=1601
+  _globals['_STATISTICSASK']._serialized_end=1820
+  _globals['_STATISTICSASK_TEXT']._serialized_start=1714
+  _globals['_STATISTICSASK_TEXT']._serialized_end=1773
+  _globals['_STATISTICSASK_SPARSE']._serialized_start=1128
+  _globals['_STATISTICSASK_SPARSE']._serialized_end=1166
+  _globals['_SHARDSTATISTICSREQUEST']._serialized_start=1823
+  _globals['_SHARDSTATISTICSREQUEST']._serialized_end=1989
+  _globals['_SHARDSTATISTICSANSWER']._serialized_start=1992
+  _globals['_SHARDSTATISTICSANSWER']._serialized_end=2186
+  _globals['_SHARDSTATISTICSANSWER_STATISTICS']._serialized_start=2120
+  _globals['_SHARDSTATISTICSANSWER_STATISTICS']._serialized_end=2186
+  _globals['_QUERYSERVICE']._serialized_start=2189
+  _globals['_QUERYSERVICE']._serialized_end=2523
 # @@protoc_insertion_point(module_scope)

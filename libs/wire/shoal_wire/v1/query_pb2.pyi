@@ -122,6 +122,7 @@ class ShardQueryRequest(_message.Message):
     EF_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
     snapshot_offset: _builtins.int
     dimension: _builtins.int
     vectors: _builtins.bytes
@@ -131,6 +132,8 @@ class ShardQueryRequest(_message.Message):
     """0: the default"""
     exact: _builtins.bool
     explain: _builtins.bool
+    recall: _builtins.float
+    """to reach; 0: the default"""
     @_builtins.property
     def target(self) -> Global___Target: ...
     @_builtins.property
@@ -156,10 +159,11 @@ class ShardQueryRequest(_message.Message):
         ef: _builtins.int = ...,
         exact: _builtins.bool = ...,
         explain: _builtins.bool = ...,
+        recall: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "ids", b"ids", "include", b"include", "target", b"target", "where", b"where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "dimension", b"dimension", "ef", b"ef", "exact", b"exact", "explain", b"explain", "ids", b"ids", "include", b"include", "k", b"k", "snapshot_offset", b"snapshot_offset", "target", b"target", "vectors", b"vectors", "where", b"where"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "dimension", b"dimension", "ef", b"ef", "exact", b"exact", "explain", b"explain", "ids", b"ids", "include", b"include", "k", b"k", "recall", b"recall", "snapshot_offset", b"snapshot_offset", "target", b"target", "vectors", b"vectors", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,11 +327,14 @@ class ShardSearchRequest(_message.Message):
     EXACT_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
     EF_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
     snapshot_offset: _builtins.int
     exact: _builtins.bool
     explain: _builtins.bool
     ef: _builtins.int
     """of dense leaves; 0: the default"""
+    recall: _builtins.float
+    """of dense leaves, to reach; 0: the default"""
     @_builtins.property
     def target(self) -> Global___Target: ...
     @_builtins.property
@@ -350,10 +357,11 @@ class ShardSearchRequest(_message.Message):
         exact: _builtins.bool = ...,
         explain: _builtins.bool = ...,
         ef: _builtins.int = ...,
+        recall: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "ids", b"ids", "target", b"target", "where", b"where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "ef", b"ef", "exact", b"exact", "explain", b"explain", "ids", b"ids", "leaves", b"leaves", "snapshot_offset", b"snapshot_offset", "target", b"target", "where", b"where"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "ef", b"ef", "exact", b"exact", "explain", b"explain", "ids", b"ids", "leaves", b"leaves", "recall", b"recall", "snapshot_offset", b"snapshot_offset", "target", b"target", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

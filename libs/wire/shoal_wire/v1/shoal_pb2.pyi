@@ -394,6 +394,7 @@ class QueryRequest(_message.Message):
     EXPLAIN_FIELD_NUMBER: _builtins.int
     ALLOW_SCAN_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
     dimension: _builtins.int
     vectors: _builtins.bytes
     """float32, packed, any number of vectors"""
@@ -403,6 +404,8 @@ class QueryRequest(_message.Message):
     exact: _builtins.bool
     explain: _builtins.bool
     allow_scan: _builtins.bool
+    recall: _builtins.float
+    """to reach; 0: the collection's"""
     @_builtins.property
     def collection(self) -> Global___CollectionRef: ...
     @_builtins.property
@@ -433,10 +436,11 @@ class QueryRequest(_message.Message):
         explain: _builtins.bool = ...,
         allow_scan: _builtins.bool = ...,
         texts: _abc.Iterable[_builtins.str] | None = ...,
+        recall: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency", "ids", b"ids", "include", b"include", "where", b"where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_scan", b"allow_scan", "collection", b"collection", "consistency", b"consistency", "dimension", b"dimension", "ef", b"ef", "exact", b"exact", "explain", b"explain", "ids", b"ids", "include", b"include", "k", b"k", "texts", b"texts", "vectors", b"vectors", "where", b"where"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_scan", b"allow_scan", "collection", b"collection", "consistency", b"consistency", "dimension", b"dimension", "ef", b"ef", "exact", b"exact", "explain", b"explain", "ids", b"ids", "include", b"include", "k", b"k", "recall", b"recall", "texts", b"texts", "vectors", b"vectors", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -714,9 +718,12 @@ class SearchRequest(_message.Message):
     EXACT_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
     ALLOW_SCAN_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
     exact: _builtins.bool
     explain: _builtins.bool
     allow_scan: _builtins.bool
+    recall: _builtins.float
+    """of searched vectors, to reach; 0: the collection's"""
     @_builtins.property
     def collection(self) -> Global___CollectionRef: ...
     @_builtins.property
@@ -732,10 +739,11 @@ class SearchRequest(_message.Message):
         exact: _builtins.bool = ...,
         explain: _builtins.bool = ...,
         allow_scan: _builtins.bool = ...,
+        recall: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_scan", b"allow_scan", "collection", b"collection", "consistency", b"consistency", "exact", b"exact", "explain", b"explain", "searches", b"searches"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_scan", b"allow_scan", "collection", b"collection", "consistency", b"consistency", "exact", b"exact", "explain", b"explain", "recall", b"recall", "searches", b"searches"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -635,12 +635,15 @@ class ReadAnswer(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EXPLAIN_JSON_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
     incomplete: _builtins.bool
     reason: _builtins.str
     explain_json: _builtins.str
     """empty unless asked for"""
     cursor: _builtins.str
     """opens the next page; empty: none"""
+    recall: _builtins.float
+    """estimated; absent: nothing was estimated, or no vectors were searched"""
     @_builtins.property
     def rows(self) -> Global___RecordColumns: ...
     @_builtins.property
@@ -659,12 +662,15 @@ class ReadAnswer(_message.Message):
         reason: _builtins.str = ...,
         explain_json: _builtins.str = ...,
         cursor: _builtins.str = ...,
+        recall: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "served_at", b"served_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "recall", b"recall", "rows", b"rows", "served_at", b"served_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "explain_json", b"explain_json", "incomplete", b"incomplete", "reason", b"reason", "row_counts", b"row_counts", "rows", b"rows", "served_at", b"served_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "cursor", b"cursor", "explain_json", b"explain_json", "incomplete", b"incomplete", "reason", b"reason", "recall", b"recall", "row_counts", b"row_counts", "rows", b"rows", "served_at", b"served_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
+    _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recall) -> _WhichOneofReturnType__recall | None: ...
 
 Global___ReadAnswer: _TypeAlias = ReadAnswer  # noqa: Y015
 

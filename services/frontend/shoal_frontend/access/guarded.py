@@ -374,6 +374,7 @@ class Guarded:
         explain: bool = False,
         allow_scan: bool = False,
         texts: Sequence[str] | None = None,
+        recall: float = 0.0,
     ) -> Answer:
         async def query(found: CollectionRef) -> Answer:
             self.gate.quotas(ref.tenant).check_query(vectors, k)
@@ -390,6 +391,7 @@ class Guarded:
                 explain=explain,
                 allow_scan=allow_scan,
                 texts=texts,
+                recall=recall,
             )
 
         return await self.checks.on("query", ref, query)
@@ -409,6 +411,7 @@ class Guarded:
         explain: bool,
         allow_scan: bool,
         texts: Sequence[str] | None = None,
+        recall: float = 0.0,
     ) -> Answer | EncodedAnswer:
         async def query(found: CollectionRef) -> Answer | EncodedAnswer:
             self.gate.quotas(ref.tenant).check_query(vectors, k)
@@ -425,6 +428,7 @@ class Guarded:
                 explain=explain,
                 allow_scan=allow_scan,
                 texts=texts,
+                recall=recall,
             )
 
         return await self.checks.on("query_encoded", ref, query)
@@ -438,11 +442,18 @@ class Guarded:
         exact: bool = False,
         explain: bool = False,
         allow_scan: bool = False,
+        recall: float = 0.0,
     ) -> list[Answer]:
         async def search(found: CollectionRef) -> list[Answer]:
             self.gate.quotas(ref.tenant).check_searches(searches)
             return await self.api.search(
-                found, searches, consistency=consistency, exact=exact, explain=explain, allow_scan=allow_scan
+                found,
+                searches,
+                consistency=consistency,
+                exact=exact,
+                explain=explain,
+                allow_scan=allow_scan,
+                recall=recall,
             )
 
         return await self.checks.on("search", ref, search)

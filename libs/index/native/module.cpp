@@ -1,0 +1,295 @@
+// The Python module: arguments in, kernels without the interpreter's lock, results into arrays that Python made.
+//
+// Compiled once for each level of a CPU's instructions, as a module of its own name (SHOAL_MODULE); shoal_index/vector/native.py loads
+// the one for the highest level that the CPU has. Only the stable interface of CPython 3.11 is used.
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <memory>
+
+#include "graph.hpp"
+#include "scan.hpp"
+
+using namespace shoal;
+
+namespace {
+
+// A contiguous array of Python's, held until the end of its life.
+class Held {
+  public:
+    Held() = default;
+    Held(const Held&) = delete;
+    Held& operator=(const Held&) = delete;
+    ~Held() {
+        if (view_.obj) PyBuffer_Release(&view_);
+    }
+
+    // Raises ValueError where it has not so many bytes; -1 takes any number of them.
+    bool take(PyObject* object, int64_t size_bytes, bool writable = false) {
+        if (PyObject_GetBuffer(object, &view_, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0) return false;
+        if (size_bytes < 0 || view_.len == size_bytes) return true;
+        PyErr_Format(PyExc_ValueError, "expected an array of %lld bytes, got %lld", static_cast<long long>(size_bytes),
+                     static_cast<long long>(view_.len));
+        return false;
+    }
+
+    template <typename T>
+    T* as() const {
+        return static_cast<T*>(view_.buf);
+    }
+
+    int64_t size_bytes() const { return view_.len; }
+
+  private:
+    Py_buffer view_ = {};
+};
+
+struct HeldVectors {
+    Vectors vectors;
+    std::unique_ptr<Held[]> chunks;
+    std::vector<const float*> pointers;
+    Held starts, squares, inverses, ties;
+    double largest_square;
+};
+
+struct HeldGraph {
+    Graph graph;
+    int64_t rows;
+    Held links, upper_rows, upper_starts, upper_links;
+};
+
+constexpr const char* kVectors = "shoal.vectors";
+constexpr const char* kGraph = "shoal.graph";
+
+template <typename T>
+void destroy(PyObject* capsule) {
+    delete static_cast<T*>(PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)));
+}
+
+PyObject* refuse(const char* problem) {
+    PyErr_SetString(PyExc_ValueError, problem);
+    return nullptr;
+}
+
+// vectors(chunks, starts, squares | None, inverses | None, ties, shift, dimension, space, largest_square)
+PyObject* make_vectors(PyObject*, PyObject* args) {
+    PyObject *chunks, *starts, *squares, *inverses, *ties;
+    int shift, dimension, space;
+    auto held = std::make_unique<HeldVectors>();
+    if (!PyArg_ParseTuple(args, "O!OOOOiiid", &PyTuple_Type, &chunks, &starts, &squares, &inverses, &ties, &shift, &dimension, &space,
+                          &held->largest_square))
+        return nullptr;
+    int64_t count = PyTuple_Size(chunks);
+    if (!held->starts.take(starts, (count + 1) * 8)) return nullptr;
+    const int64_t* first = held->starts.as<const int64_t>();
+    int64_t rows = first[count];
+    held->chunks = std::make_unique<Held[]>(count);
+    for (int64_t i = 0; i < count; i++) {
+        if (!held->chunks[i].take(PyTuple_GetItem(chunks, i), (first[i + 1] - first[i]) * dimension * 4)) return nullptr;
+        if (shift >= 0 && first[i] != i << shift) return refuse("chunks are not of the size that is said");
+        held->pointers.push_back(held->chunks[i].as<const float>());
+    }
+    if (!held->ties.take(ties, rows * 8)) return nullptr;
+    if (squares != Py_None && !held->squares.take(squares, rows * 4)) return nullptr;
+    if (inverses != Py_None && !held->inverses.take(inverses, rows * 4)) return nullptr;
+    if ((space == kL2 && squares == Py_None) || (space == kCosine && inverses == Py_None)) return refuse("lengths are missing");
+    held->vectors = {held->pointers.data(),
+                     first,
+                     held->squares.as<const float>(),
+                     held->inverses.as<const float>(),
+                     held->ties.as<const uint64_t>(),
+                     count,
+                     rows,
+                     shift,
+                     dimension,
+                     space};
+    PyObject* capsule = PyCapsule_New(held.get(), kVectors, destroy<HeldVectors>);
+    if (capsule) held.release();
+    return capsule;
+}
+
+// graph(rows, links, upper_rows, upper_starts, upper_links, width, upper_width, levels, entry): what leads nowhere is not looked for.
+PyObject* make_graph(PyObject*, PyObject* args) {
+    PyObject *links, *upper_rows, *upper_starts, *upper_links;
+    long long rows;
+    int width, upper_width, levels;
+    unsigned int entry;
+    auto held = std::make_unique<HeldGraph>();
+    if (!PyArg_ParseTuple(args, "LOOOOiiiI", &rows, &links, &upper_rows, &upper_starts, &upper_links, &width, &upper_width, &levels, &entry))
+        return nullptr;
+    if (width > kMostLinks) return refuse("the graph is wider than the kernel's limit");
+    if (!held->links.take(links, rows * width * 4) || !held->upper_rows.take(upper_rows, -1) || !held->upper_links.take(upper_links, -1) ||
+        !held->upper_starts.take(upper_starts, held->upper_rows.size_bytes()))
+        return nullptr;
+    held->rows = rows;
+    held->graph = {held->links.as<const uint32_t>(),
+                   held->upper_rows.as<const uint32_t>(),
+                   held->upper_starts.as<const uint32_t>(),
+                   held->upper_links.as<const uint32_t>(),
+                   width,
+                   upper_width,
+                   levels,
+                   entry};
+    PyObject* capsule = PyCapsule_New(held.get(), kGraph, destroy<HeldGraph>);
+    if (capsule) held.release();
+    return capsule;
+}
+
+// Runs it without the interpreter's lock, and answers what it says.
+template <typename Work>
+PyObject* done(Work work) {
+    int64_t answer = 0;
+    bool failed = false;
+    PyThreadState* state = PyEval_SaveThread();
+    try {
+        answer = work();
+    } catch (...) {
+        failed = true;
+    }
+    PyEval_RestoreThread(state);
+    return failed ? PyErr_NoMemory() : PyLong_FromLongLong(answer);
+}
+
+// The arrays that a search of q queries fills.
+struct Output {
+    Held rows, distances, counts;
+
+    int64_t total() const {
+        int64_t all = 0;
+        for (int64_t q = 0; q < counts.size_bytes() / 8; q++) all += counts.as<const int64_t>()[q];
+        return all;
+    }
+
+    bool take(PyObject* r, PyObject* d, PyObject* c, int64_t q, int64_t k) {
+        return rows.take(r, q * k * 8, true) && distances.take(d, q * k * 4, true) && counts.take(c, q * 8, true);
+    }
+};
+
+// The first `most` rows that a mask of a byte per row allows, in order. Where there are any, it is done without branches.
+std::unique_ptr<int64_t[]> rows_of(const uint8_t* allowed, int64_t count, int64_t most) {
+    constexpr int kStep = 64;
+    std::unique_ptr<int64_t[]> rows(new int64_t[most + kStep]);
+    int64_t filled = 0, first = 0;
+    for (; first + kStep <= count && filled < most; first += kStep) {
+        uint64_t words[kStep / 8], any = 0;
+        std::memcpy(words, allowed + first, kStep);
+        for (uint64_t word : words) any |= word;
+        if (!any) continue;
+        for (int i = 0; i < kStep; i++) {
+            rows[filled] = first + i;
+            filled += allowed[first + i] != 0;
+        }
+    }
+    for (; first < count && filled < most; first++) {
+        rows[filled] = first;
+        filled += allowed[first] != 0;
+    }
+    return rows;
+}
+
+// scan(vectors, queries, q, allowed | None, allowed_count, k, threads, out_rows, out_distances, out_counts)
+PyObject* scan_rows(PyObject*, PyObject* args) {
+    PyObject *capsule, *queries, *allowed, *out_rows, *out_distances, *out_counts;
+    long long q, k, allowed_count;
+    int threads;
+    if (!PyArg_ParseTuple(args, "OOLOLLiOOO", &capsule, &queries, &q, &allowed, &allowed_count, &k, &threads, &out_rows, &out_distances,
+                          &out_counts))
+        return nullptr;
+    auto* held = static_cast<HeldVectors*>(PyCapsule_GetPointer(capsule, kVectors));
+    Held asked, mask;
+    Output out;
+    if (!held || !asked.take(queries, q * held->vectors.dimension * 4) || !out.take(out_rows, out_distances, out_counts, q, k)) return nullptr;
+    if (allowed != Py_None && !mask.take(allowed, held->vectors.rows)) return nullptr;
+    return done([&] {
+        std::unique_ptr<int64_t[]> rows;
+        Scan search = {&held->vectors, asked.as<const float>(), nullptr, q, held->vectors.rows, k, held->largest_square, threads};
+        if (allowed != Py_None) {
+            rows = rows_of(mask.as<const uint8_t>(), held->vectors.rows, allowed_count);
+            search.rows = rows.get();
+            search.row_count = allowed_count;
+        }
+        scan(search, out.rows.as<int64_t>(), out.distances.as<float>(), out.counts.as<int64_t>());
+        return out.total();
+    });
+}
+
+// search_graph(vectors, graph, queries, q, k, ef, allowed | None, threads, out_rows, out_distances, out_counts, out_compared)
+PyObject* walk_graph(PyObject*, PyObject* args) {
+    PyObject *capsule, *links, *queries, *allowed, *out_rows, *out_distances, *out_counts, *out_compared;
+    long long q, k, ef;
+    int threads;
+    if (!PyArg_ParseTuple(args, "OOOLLLOiOOOO", &capsule, &links, &queries, &q, &k, &ef, &allowed, &threads, &out_rows, &out_distances,
+                          &out_counts, &out_compared))
+        return nullptr;
+    auto* held = static_cast<HeldVectors*>(PyCapsule_GetPointer(capsule, kVectors));
+    auto* graph = held ? static_cast<HeldGraph*>(PyCapsule_GetPointer(links, kGraph)) : nullptr;
+    Held asked, mask, compared;
+    Output out;
+    if (!graph || !asked.take(queries, q * held->vectors.dimension * 4) || !out.take(out_rows, out_distances, out_counts, q, k)) return nullptr;
+    if (!compared.take(out_compared, q * 8, true)) return nullptr;
+    if (graph->rows != held->vectors.rows) return refuse("the graph is of other vectors");
+    if (allowed != Py_None && !mask.take(allowed, held->vectors.rows)) return nullptr;
+    GraphSearch search = {&held->vectors, &graph->graph, asked.as<const float>(), mask.as<const uint8_t>(), q, k, std::max(ef, k),
+                          compared.as<int64_t>(), threads};
+    return done([&] {
+        search_graph(search, out.rows.as<int64_t>(), out.distances.as<float>(), out.counts.as<int64_t>());
+        return out.total();
+    });
+}
+
+// distances(space, query, vectors, dimension, out): of vectors (n, dimension) from a query.
+PyObject* measure_distances(PyObject*, PyObject* args) {
+    int space, dimension;
+    PyObject *query, *vectors, *out;
+    if (!PyArg_ParseTuple(args, "iOOiO", &space, &query, &vectors, &dimension, &out)) return nullptr;
+    Held asked, given, filled;
+    if (!asked.take(query, int64_t{4} * dimension) || !given.take(vectors, -1)) return nullptr;
+    int64_t rows = given.size_bytes() / (4 * dimension);
+    if (!filled.take(out, rows * 4, true)) return nullptr;
+    return done([&] {
+        const float *from = asked.as<const float>(), *to = given.as<const float>();
+        double length = exact_length(from, dimension);
+        for (int64_t i = 0; i < rows; i++) filled.as<float>()[i] = exact_distance(Space(space), from, length, to + i * dimension, dimension);
+        return rows;
+    });
+}
+
+// lengths(vectors, dimension, out_squares, out_inverses): squared lengths, and 1 / length, which is not a number where float32 products lose it.
+PyObject* measure_lengths(PyObject*, PyObject* args) {
+    int dimension;
+    PyObject *vectors, *squares, *inverses;
+    if (!PyArg_ParseTuple(args, "OiOO", &vectors, &dimension, &squares, &inverses)) return nullptr;
+    Held given, squared, inverted;
+    if (!given.take(vectors, -1)) return nullptr;
+    int64_t rows = given.size_bytes() / (4 * dimension);
+    if (!squared.take(squares, rows * 4, true) || !inverted.take(inverses, rows * 4, true)) return nullptr;
+    return done([&] {
+        constexpr double kShortest = 1e-15;  // shorter ones have products below what float32 keeps all digits of
+        for (int64_t i = 0; i < rows; i++) {
+            double length = exact_length(given.as<const float>() + i * dimension, dimension);
+            squared.as<float>()[i] = static_cast<float>(length * length);
+            inverted.as<float>()[i] = length < kShortest ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(1 / length);
+        }
+        return rows;
+    });
+}
+
+PyMethodDef kMethods[] = {{"vectors", make_vectors, METH_VARARGS, nullptr},        {"graph", make_graph, METH_VARARGS, nullptr},
+                          {"scan", scan_rows, METH_VARARGS, nullptr},              {"search_graph", walk_graph, METH_VARARGS, nullptr},
+                          {"distances", measure_distances, METH_VARARGS, nullptr}, {"lengths", measure_lengths, METH_VARARGS, nullptr},
+                          {nullptr, nullptr, 0, nullptr}};
+
+#define SHOAL_TEXT(name) #name
+#define SHOAL_NAME(name) SHOAL_TEXT(name)
+
+PyModuleDef kModule = {PyModuleDef_HEAD_INIT, SHOAL_NAME(SHOAL_MODULE), nullptr, -1, kMethods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+#define SHOAL_JOIN(a, b) a##b
+#define SHOAL_INIT(name) SHOAL_JOIN(PyInit_, name)
+
+PyMODINIT_FUNC SHOAL_INIT(SHOAL_MODULE)() {
+    return PyModule_Create(&kModule);
+}

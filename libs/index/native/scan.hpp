@@ -1,0 +1,241 @@
+// Exact search: every allowed row is compared with every query, four by four while there are four queries.
+
+#pragma once
+
+#include "nearest.hpp"
+#include "parallel.hpp"
+
+namespace shoal {
+
+// As Python lays it out (native.py).
+struct Scan {
+    const Vectors* vectors;
+    const float* queries;   // (queries, dimension)
+    const int64_t* rows;    // the rows to compare; null for all
+    int64_t query_count;
+    int64_t row_count;      // of `rows`, or all
+    int64_t k;
+    double largest_square;
+    int32_t threads;
+};
+
+constexpr int kTile = 4;
+constexpr int kBlock = 16;        // rows that all queries of a group see before the next ones: they fit the first level cache
+constexpr int64_t kGroup = 256;   // queries of one work item: they fit the second level cache
+constexpr int kPrefetched = 4;    // cache lines of a row
+constexpr int64_t kPart = 4096;   // rows are not split finer over threads
+constexpr double kWork = 1 << 22; // products that are worth a thread
+
+// Adds up sixteen registers: element i of the result is the sum of the i-th.
+inline Floats sums(Floats* v) {
+    for (int i = 0; i < 8; i++)
+        v[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               __builtin_shufflevector(v[2 * i], v[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int i = 0; i < 4; i++)
+        v[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+               __builtin_shufflevector(v[2 * i], v[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    for (int i = 0; i < 2; i++)
+        v[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+               __builtin_shufflevector(v[2 * i], v[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+    return __builtin_shufflevector(v[0], v[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           __builtin_shufflevector(v[0], v[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+// (4 × 4) dot products, those of a query next to each other.
+inline Floats tile_products(const float* const* queries, const float* const* rows, int dimension) {
+    Floats v[kTile * kTile] = {};
+    auto step = [&](auto get, int i) {
+        Floats r[kTile];
+        for (int j = 0; j < kTile; j++) r[j] = get(rows[j] + i);
+        for (int q = 0; q < kTile; q++) {
+            Floats one = get(queries[q] + i);
+            for (int j = 0; j < kTile; j++) v[q * kTile + j] += one * r[j];
+        }
+    };
+    int i = 0;
+    for (; i + kLanes <= dimension; i += kLanes) step(load, i);
+    if (i < dimension) step([rest = dimension - i](const float* at) { return load_rest(at, rest); }, i);
+    return sums(v);
+}
+
+inline Floats each_four_times(const float* four) {  // a a a a b b b b c c c c d d d d
+    Floats v = load_rest(four, kTile);
+    return __builtin_shufflevector(v, v, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+}
+
+inline Floats four_times(const float* four) {  // a b c d a b c d a b c d a b c d
+    Floats v = load_rest(four, kTile);
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+}
+
+// What a thread keeps from one part to the next.
+struct ScanScratch {
+    std::vector<Nearest> nearest;
+    std::vector<float> units;
+    std::vector<const float*> pointers;
+    std::vector<float> thresholds;
+};
+
+// Some queries, compared with rows block by block. One at a time for a scratch.
+class ScanPart {
+  public:
+    ScanPart(const Scan& scan, int64_t first, int64_t last, ScanScratch& scratch)
+        : scan_(scan),
+          v_(*scan.vectors),
+          count_(last - first),
+          tiled_(count_ / kTile * kTile),
+          nearest_(scratch.nearest),
+          units_(scratch.units),
+          pointers_(scratch.pointers),
+          thresholds_(scratch.thresholds) {
+        const float* given = scan.queries + first * v_.dimension;
+        if (nearest_.size() < static_cast<size_t>(count_)) nearest_.resize(count_);
+        if (v_.space == kCosine) units_.resize(count_ * v_.dimension);
+        thresholds_.assign(count_, std::numeric_limits<float>::infinity());
+        pointers_.resize(count_);
+        for (int64_t q = 0; q < count_; q++) begin(q, given + q * v_.dimension);
+    }
+
+    // Compares with these rows: positions in the list, or row numbers.
+    void run(int64_t first, int64_t last) {
+        for (int64_t at = first; at < last;) {
+            int filled = 0;
+            for (; at < last && filled < kBlock; at++, filled++) {
+                int64_t row = scan_.rows ? scan_.rows[at] : at;
+                rows_[filled] = row;
+                vectors_[filled] = v_.at(row);
+                factors_[filled] = v_.space == kL2 ? -2.0f : v_.space == kCosine ? -v_.inverses[row] : -1.0f;
+                offsets_[filled] = v_.space == kL2 ? v_.squares[row] : 0.0f;
+                if (at + kBlock < last) {
+                    const float* later = v_.at(scan_.rows ? scan_.rows[at + kBlock] : at + kBlock);
+                    for (int line = 0; line < kPrefetched; line++) __builtin_prefetch(later + line * kLanes);
+                }
+            }
+            compare(filled);
+        }
+    }
+
+    int64_t finish(int64_t query, int64_t* rows, float* distances) { return nearest_[query].finish(rows, distances); }
+
+  private:
+    void begin(int64_t q, const float* given) {
+        double length = exact_length(given, v_.dimension);
+        pointers_[q] = given;
+        if (v_.space == kCosine) {
+            float* unit = &units_[q * v_.dimension];
+            unit_copy(given, length, v_.dimension, unit);
+            pointers_[q] = unit;
+        }
+        double size = length * std::sqrt(scan_.largest_square);
+        // A squared difference is a sum of squares, whose error is in proportion to it; by way of a product it is not.
+        bool tiled = q < tiled_;
+        double error = v_.space == kCosine ? 1 : v_.space == kIp ? size : tiled ? 2 * size + scan_.largest_square : 0;
+        float relative = v_.space == kL2 && !tiled ? 2 * kEpsilon : 0;
+        nearest_[q].begin(v_, given, length, scan_.k, static_cast<float>(kEpsilon * error), relative);
+    }
+
+    void compare(int filled) {
+        int whole = filled / kTile * kTile;
+        for (int64_t q = 0; q < tiled_; q += kTile) {
+            for (int r = 0; r < whole; r += kTile) {
+                Floats products = tile_products(&pointers_[q], &vectors_[r], v_.dimension);
+                Floats scores = products * four_times(&factors_[r]) + four_times(&offsets_[r]);
+                for (uint32_t near = not_above(scores, each_four_times(&thresholds_[q])); near; near &= near - 1) {
+                    int at = __builtin_ctz(near);
+                    offer(q + at / kTile, scores[at], rows_[r + at % kTile]);
+                }
+            }
+            for (int r = whole; r < filled; r++)
+                for (int i = 0; i < kTile; i++)
+                    offer(q + i, dot(pointers_[q + i], vectors_[r], v_.dimension) * factors_[r] + offsets_[r], rows_[r]);
+        }
+        for (int64_t q = tiled_; q < count_; q++)
+            for (int r = 0; r < filled; r++) offer(q, v_.score(pointers_[q], rows_[r], vectors_[r]), rows_[r]);
+    }
+
+    void offer(int64_t q, float score, int64_t row) {
+        if (score > thresholds_[q]) return;
+        nearest_[q].offer(score, row);
+        thresholds_[q] = nearest_[q].threshold();
+    }
+
+    const Scan& scan_;
+    const Vectors& v_;
+    int64_t count_, tiled_;
+    std::vector<Nearest>& nearest_;
+    std::vector<float>& units_;
+    std::vector<const float*>& pointers_;
+    std::vector<float>& thresholds_;
+    int64_t rows_[kBlock];
+    const float* vectors_[kBlock];
+    float factors_[kBlock], offsets_[kBlock];  // a score is product · factor + offset
+};
+
+class RowParts {
+  public:
+    RowParts(const Scan& scan, int64_t first, int64_t last, int64_t parts)
+        : scan_(scan), first_(first), last_(last), parts_(parts), found_(parts * (last - first)) {}
+
+    void run(int64_t number) {
+        thread_local ScanScratch scratch;
+        ScanPart part(scan_, first_, last_, scratch);
+        part.run(scan_.row_count * number / parts_, scan_.row_count * (number + 1) / parts_);
+        std::vector<int64_t> rows(scan_.k);
+        std::vector<float> distances(scan_.k);
+        for (int64_t q = first_; q < last_; q++) {
+            int64_t count = part.finish(q - first_, rows.data(), distances.data());
+            auto& found = found_[number * (last_ - first_) + q - first_];
+            for (int64_t i = 0; i < count; i++) found.push_back({distances[i], scan_.vectors->ties[rows[i]], rows[i]});
+        }
+    }
+
+    void merge(int64_t* rows, float* distances, int64_t* counts) const {
+        for (int64_t q = first_; q < last_; q++) {
+            std::vector<Measured> all;
+            for (int64_t number = 0; number < parts_; number++) {
+                const auto& some = found_[number * (last_ - first_) + q - first_];
+                all.insert(all.end(), some.begin(), some.end());
+            }
+            std::sort(all.begin(), all.end());
+            counts[q] = std::min<int64_t>(scan_.k, static_cast<int64_t>(all.size()));
+            for (int64_t i = 0; i < counts[q]; i++) {
+                rows[q * scan_.k + i] = all[i].row;
+                distances[q * scan_.k + i] = all[i].distance;
+            }
+        }
+    }
+
+  private:
+    const Scan& scan_;
+    int64_t first_, last_, parts_;
+    std::vector<std::vector<Measured>> found_;
+};
+
+// Many queries are shared out over the threads; of few, the rows are.
+inline void scan(const Scan& scan, int64_t* rows, float* distances, int64_t* counts) {
+    double work = double(scan.query_count) * scan.row_count * scan.vectors->dimension;
+    int threads = static_cast<int>(std::clamp<int64_t>(static_cast<int64_t>(work / kWork), 1, scan.threads));
+    bool many = scan.query_count >= 2 * kTile * threads;
+    int64_t groups = std::max<int64_t>((scan.query_count + kGroup - 1) / kGroup, many ? threads : 1);
+    int64_t parts = many ? 1 : std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, scan.row_count / kPart));
+    int64_t step = (scan.query_count + groups - 1) / groups;
+    auto whole = [&](int64_t group) {
+        int64_t first = group * step, last = std::min(first + step, scan.query_count);
+        if (first >= last) return;
+        thread_local ScanScratch scratch;
+        ScanPart part(scan, first, last, scratch);
+        part.run(0, scan.row_count);
+        for (int64_t q = first; q < last; q++) counts[q] = part.finish(q - first, rows + q * scan.k, distances + q * scan.k);
+    };
+    if (parts == 1) {
+        in_parallel(groups, threads, whole);
+        return;
+    }
+    for (int64_t first = 0; first < scan.query_count; first += step) {
+        RowParts shared(scan, first, std::min(first + step, scan.query_count), parts);
+        in_parallel(parts, threads, [&](int64_t number) { shared.run(number); });
+        shared.merge(rows, distances, counts);
+    }
+}
+
+}  // namespace shoal

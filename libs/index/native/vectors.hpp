@@ -1,0 +1,188 @@
+// Vectors of a segment or a tail by row number, and their distances from a query.
+//
+// Portable vector code through the compiler's own vector types: 64 bytes are one register, two or four, as the level that a
+// library is compiled for has them.
+
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace shoal {
+
+typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
+typedef double Doubles __attribute__((vector_size(64)));
+
+constexpr int kLanes = 16;
+
+enum Space : int32_t { kL2 = 0, kCosine = 1, kIp = 2 };
+
+inline Floats load(const float* at) {
+    return *reinterpret_cast<const Floats*>(at);
+}
+
+// The rest of a vector whose length is no multiple of 16, filled up with zeros.
+inline Floats load_rest(const float* at, int count) {
+    Floats rest = {};
+    std::memcpy(&rest, at, sizeof(float) * count);
+    return rest;
+}
+
+inline float sum(Floats v) {
+    Eight half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    float quarter[4];
+    for (int i = 0; i < 4; i++) quarter[i] = half[i] + half[i + 4];
+    return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+
+// Bit i is set unless the i-th value is above the i-th bound. Not a number is above nothing.
+inline uint32_t not_above(Floats values, Floats bounds) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)values, (__m512)bounds, _CMP_NGT_UQ);
+#elif defined(__AVX__)
+    Eight low = __builtin_shufflevector(values, values, 0, 1, 2, 3, 4, 5, 6, 7);
+    Eight high = __builtin_shufflevector(values, values, 8, 9, 10, 11, 12, 13, 14, 15);
+    Eight low_bounds = __builtin_shufflevector(bounds, bounds, 0, 1, 2, 3, 4, 5, 6, 7);
+    Eight high_bounds = __builtin_shufflevector(bounds, bounds, 8, 9, 10, 11, 12, 13, 14, 15);
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)low, (__m256)low_bounds, _CMP_NGT_UQ))) |
+           static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)high, (__m256)high_bounds, _CMP_NGT_UQ))) << 8;
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < kLanes; i++) bits |= static_cast<uint32_t>(!(values[i] > bounds[i])) << i;
+    return bits;
+#endif
+}
+
+inline double sum(Doubles v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+inline float dot(const float* a, const float* b, int dimension) {
+    Floats first = {}, second = {}, third = {}, fourth = {};
+    int i = 0;
+    for (; i + 4 * kLanes <= dimension; i += 4 * kLanes) {
+        first += load(a + i) * load(b + i);
+        second += load(a + i + kLanes) * load(b + i + kLanes);
+        third += load(a + i + 2 * kLanes) * load(b + i + 2 * kLanes);
+        fourth += load(a + i + 3 * kLanes) * load(b + i + 3 * kLanes);
+    }
+    for (; i + kLanes <= dimension; i += kLanes) first += load(a + i) * load(b + i);
+    if (i < dimension) second += load_rest(a + i, dimension - i) * load_rest(b + i, dimension - i);
+    return sum((first + second) + (third + fourth));
+}
+
+inline float squared_difference(const float* a, const float* b, int dimension) {
+    Floats first = {}, second = {}, d;
+    int i = 0;
+    for (; i + 2 * kLanes <= dimension; i += 2 * kLanes) {
+        d = load(a + i) - load(b + i);
+        first += d * d;
+        d = load(a + i + kLanes) - load(b + i + kLanes);
+        second += d * d;
+    }
+    for (; i + kLanes <= dimension; i += kLanes) {
+        d = load(a + i) - load(b + i);
+        first += d * d;
+    }
+    if (i < dimension) {
+        d = load_rest(a + i, dimension - i) - load_rest(b + i, dimension - i);
+        second += d * d;
+    }
+    return sum(first + second);
+}
+
+// A sum over the dimensions in float64, in the same order wherever a vector lies; `term` makes it, of eight lanes or one.
+template <typename Term>
+inline double exact_sum(const float* a, const float* b, int dimension, Term term) {
+    Doubles first = {}, second = {};
+    auto wide = [](const float* at) { return __builtin_convertvector(*reinterpret_cast<const Eight*>(at), Doubles); };
+    int i = 0;
+    for (; i + 16 <= dimension; i += 16) {
+        first += term(wide(a + i), wide(b + i));
+        second += term(wide(a + i + 8), wide(b + i + 8));
+    }
+    for (; i + 8 <= dimension; i += 8) first += term(wide(a + i), wide(b + i));
+    first += second;
+    double all = sum(first);
+    for (; i < dimension; i++) all += term(static_cast<double>(a[i]), static_cast<double>(b[i]));
+    return all;
+}
+
+inline double exact_dot(const float* a, const float* b, int dimension) {
+    return exact_sum(a, b, dimension, [](auto x, auto y) { return x * y; });
+}
+
+inline double exact_length(const float* vector, int dimension) {
+    return std::sqrt(exact_dot(vector, vector, dimension));
+}
+
+// The dot product, and the sum of the squares of b.
+inline double exact_dot_and_squares(const float* a, const float* b, int dimension, double* squares) {
+    Doubles dots = {}, own = {};
+    int i = 0;
+    for (; i + 8 <= dimension; i += 8) {
+        Doubles x = __builtin_convertvector(*reinterpret_cast<const Eight*>(a + i), Doubles);
+        Doubles y = __builtin_convertvector(*reinterpret_cast<const Eight*>(b + i), Doubles);
+        dots += x * y;
+        own += y * y;
+    }
+    double product = sum(dots);
+    *squares = sum(own);
+    for (; i < dimension; i++) {
+        product += double{a[i]} * double{b[i]};
+        *squares += double{b[i]} * double{b[i]};
+    }
+    return product;
+}
+
+// A query of length 1, for cosine, so that its length does not eat float32's digits.
+inline void unit_copy(const float* query, double length, int dimension, float* out) {
+    double factor = length > 0 ? 1 / length : 0;
+    for (int i = 0; i < dimension; i++) out[i] = static_cast<float>(query[i] * factor);
+}
+
+// What every engine answers with. `query_length`: its Euclidean length in float64, for cosine.
+inline float exact_distance(Space space, const float* query, double query_length, const float* vector, int dimension) {
+    if (space == kL2)
+        return static_cast<float>(exact_sum(query, vector, dimension, [](auto x, auto y) { return (y - x) * (y - x); }));
+    if (space == kIp) return static_cast<float>(1.0 - exact_dot(query, vector, dimension));
+    double squares, product = exact_dot_and_squares(query, vector, dimension, &squares);
+    double norms = std::sqrt(squares) * query_length;
+    return static_cast<float>(1.0 - (norms > 0 ? product / norms : 0.0));
+}
+
+// As Python lays it out (native.py). Chunks are row-major.
+struct Vectors {
+    const float* const* chunks;
+    const int64_t* starts;   // (chunks + 1) first row of each chunk, and the number of rows
+    const float* squares;    // (rows) squared lengths, for l2; else null
+    const float* inverses;   // (rows) 1 / length, for cosine; else null; not a number where float32 cannot tell
+    const uint64_t* ties;    // (rows) what orders rows of equal distance
+    int64_t chunk_count;
+    int64_t rows;
+    int32_t shift;           // chunks but the last have 1 << shift rows; -1: they do not
+    int32_t dimension;
+    int32_t space;
+
+    const float* at(int64_t row) const {
+        if (shift >= 0) return chunks[row >> shift] + (row & ((int64_t{1} << shift) - 1)) * dimension;
+        int64_t chunk = std::upper_bound(starts, starts + chunk_count, row) - starts - 1;
+        return chunks[chunk] + (row - starts[chunk]) * dimension;
+    }
+
+    // Orders rows as their distances from the query do, but for float32's rounding.
+    float score(const float* query, int64_t row, const float* vector) const {
+        if (space == kL2) return squared_difference(query, vector, dimension);
+        float product = dot(query, vector, dimension);
+        return space == kCosine ? -product * inverses[row] : -product;
+    }
+};
+
+}  // namespace shoal

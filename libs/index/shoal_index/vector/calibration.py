@@ -1,0 +1,242 @@
+"""Recall as a promise: how much effort an index needs, measured on rows of its own segment that were held out while it was built.
+
+A curve holds, for one k and one share of allowed rows, points of rising effort with the recall they reached and what they cost. The
+planner reads from it the least effort for a target. Recall@k is the share of the true k nearest that an answer has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal_core.errors import Corrupt
+from shoal_index.vector.column import VectorColumn
+from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors
+from shoal_index.vector.exact import search_exact
+
+KS = (1, 10, 100)
+SHARES = (1.0, 0.5, 0.2)
+QUERIES = 256
+
+_FEWEST_QUERIES = 32
+_LARGEST_PART = 20  # of the rows at most a 20th is held out
+_FIRST_EFFORT = 8
+_GROWTH = 1.5
+_LARGEST_EFFORT = 4096
+_ENOUGH = 0.995  # recall: a target above it is for a scan
+_NEIGHBOURHOODS = 2
+_SEED = 5
+
+#: Searches (queries, k, effort, allowed) and says what it found and how many rows each query was compared with.
+Searcher = Callable[[Vectors, int, int, Mask | None], tuple[Neighbours, npt.NDArray[np.int64]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One effort: the mean recall of the queries, its standard error, and the mean number of rows compared."""
+
+    effort: int
+    recall: float
+    error: float
+    compared: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Points of rising effort for one ``k``, where this share of the rows is allowed."""
+
+    k: int
+    share: float
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured of one index. ``queries``: how many rows were held out."""
+
+    engine: str
+    queries: int
+    curves: tuple[Curve, ...]
+
+    def least(self, k: int, share: float, target: float) -> Point | None:
+        """The least effort whose recall is the target's, with what it reaches; None where no effort measured does.
+
+        Between measured k and shares the harder neighbour decides: the next larger k, the next smaller share.
+        """
+        curve = self._curve(k, share)
+        if curve is None:
+            return None
+        before: Point | None = None
+        for point in curve.points:
+            if point.recall - point.error >= target:
+                return _between(before, point, target)
+            before = point
+        return None
+
+    def at(self, k: int, share: float, effort: int) -> Point | None:
+        """What an effort reaches; None where that was not measured."""
+        curve = self._curve(k, share)
+        if curve is None or not curve.points:
+            return None
+        efforts = [point.effort for point in curve.points]
+        columns = [(point.recall, point.error, point.compared) for point in curve.points]
+        recall, error, compared = (float(np.interp(effort, efforts, column)) for column in zip(*columns, strict=True))
+        if effort < efforts[0]:
+            recall *= effort / efforts[0]
+        if effort > efforts[-1]:
+            compared *= effort / efforts[-1]
+        return Point(effort, recall, error, compared)
+
+    def _curve(self, k: int, share: float) -> Curve | None:
+        fitting = [curve for curve in self.curves if curve.share <= share]
+        share = max((curve.share for curve in fitting), default=0.0)
+        of_share = sorted((curve for curve in fitting if curve.share == share), key=lambda curve: curve.k)
+        larger = [curve for curve in of_share if curve.k >= k]
+        return next(iter(larger), None) or next(reversed(of_share), None)
+
+    def to_json(self) -> bytes:
+        """As stored."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def of_json(cls, data: bytes) -> Calibration:
+        """The inverse of `to_json`. Raises `Corrupt`."""
+        try:
+            raw = json.loads(data)
+            curves = [
+                Curve(int(c["k"]), float(c["share"]), tuple(Point(**point) for point in c["points"]))
+                for c in raw["curves"]
+            ]
+            return cls(str(raw["engine"]), int(raw["queries"]), tuple(curves))
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(f"a calibration cannot be read: {error!r}") from error
+
+
+def _between(before: Point | None, after: Point, target: float) -> Point:
+    """Between two measured points recall is taken to rise with the logarithm of the effort."""
+    if before is None:
+        return after
+    low, high = before.recall - before.error, after.recall - after.error
+    part = (target - low) / (high - low) if high > low else 1.0
+    effort = int(np.ceil(before.effort * (after.effort / before.effort) ** part))
+    part = np.log(effort / before.effort) / np.log(after.effort / before.effort)
+    mixed = [b + part * (a - b) for b, a in zip(_values(before), _values(after), strict=True)]
+    return Point(effort, *map(float, mixed))
+
+
+def _values(point: Point) -> tuple[float, float, float]:
+    return point.recall, point.error, point.compared
+
+
+def held_out(rows: int) -> Rows:
+    """The rows of a segment that calibration asks for and the index must not have while it is measured: sorted, distinct.
+
+    None of a segment too small to spare enough of them.
+    """
+    count = min(QUERIES, rows // _LARGEST_PART)
+    if count < _FEWEST_QUERIES:
+        return np.empty(0, np.int64)
+    return np.sort(np.random.default_rng(_SEED).choice(rows, count, replace=False))
+
+
+def calibrate(
+    engine: str,
+    search: Searcher,
+    column: VectorColumn,
+    space: str,
+    asked: Rows,
+    *,
+    threads: int,
+    enough: Callable[[Point, int], bool],
+) -> Calibration:
+    """Measure an index that has all rows but ``asked``, which are the queries.
+
+    Where a part of the rows is allowed, these are random rows, and again rows that lie together around this row or that: filters are
+    often about what vectors are about. The worst counts.
+
+    Args:
+        enough: whether a point, of so many allowed rows, costs more than any search would spend; the curve ends there.
+    """
+    queries = column.gather(asked)
+    present = np.ones(column.count, dtype=bool)
+    present[asked] = False
+    curves = []
+    for share in SHARES:
+        some = queries if share == 1.0 else queries[::2]
+        cases = [
+            _Case(mask, search_exact(column, space, some, max(KS), allowed=mask, threads=threads))
+            for mask in _masks(share, present, column)
+        ]
+        curves += _curves(search, some, share, cases, enough)
+    return Calibration(engine, len(asked), tuple(curves))
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """Some allowed rows, and the true nearest of every query among them."""
+
+    allowed: Mask
+    true: Neighbours
+
+
+def _masks(share: float, present: Mask, column: VectorColumn) -> Iterator[Mask]:
+    if share == 1.0:
+        yield present
+        return
+    random = np.random.default_rng(_SEED)
+    yield present & (random.random(column.count) < share)
+    for row in random.integers(column.count, size=_NEIGHBOURHOODS).tolist():
+        near = search_exact(column, "l2", column.gather(np.array([row])), int(share * column.count), allowed=None)
+        together = np.zeros(column.count, dtype=bool)
+        together[near.rows] = True
+        yield present & together
+
+
+def _curves(
+    search: Searcher, queries: Vectors, share: float, cases: Sequence[_Case], enough: Callable[[Point, int], bool]
+) -> list[Curve]:
+    allowed = min(int(np.count_nonzero(case.allowed)) for case in cases)
+    points: dict[int, list[Point]] = {k: [] for k in KS if k <= allowed // 4}
+    effort = float(_FIRST_EFFORT)
+    while effort <= _LARGEST_EFFORT:
+        at = int(effort)
+        effort *= _GROWTH
+        found = [search(queries, min(max(KS), at), at, case.allowed) for case in cases]
+        for k in (k for k in points if k <= at):
+            measured = [
+                _point(at, k, near, case, compared) for (near, compared), case in zip(found, cases, strict=True)
+            ]
+            points[k].append(min(measured, key=lambda point: point.recall - point.error))
+        reached = [known[-1] for known in points.values() if known]
+        if len(reached) < len(points):
+            continue
+        if all(point.recall >= _ENOUGH for point in reached) or any(enough(point, allowed) for point in reached):
+            break
+    return [Curve(k, share, tuple(known)) for k, known in points.items()]
+
+
+def _point(effort: int, k: int, near: Neighbours, case: _Case, compared: npt.NDArray[np.int64]) -> Point:
+    recalls = recalls_of(near, case.true, k)
+    error = float(recalls.std() / np.sqrt(len(recalls)))
+    return Point(effort, float(recalls.mean()), error, float(compared.mean()))
+
+
+def recalls_of(found: Neighbours, true: Neighbours, k: int) -> npt.NDArray[np.float64]:
+    """(q,) recall@k of each query: what is as near as the k-th true one counts, whichever of several equal rows it is."""
+    far = _padded(true, k)
+    kth = np.where(np.isfinite(far), far, -np.inf).max(axis=1, initial=-np.inf)
+    hits = (_padded(found, k) <= kth[:, None]).sum(axis=1)
+    return hits / np.maximum(np.minimum(true.counts, k), 1)
+
+
+def _padded(found: Neighbours, k: int) -> npt.NDArray[np.float32]:
+    """(q, k) the first k distances of each query; infinity where there are fewer."""
+    starts = np.cumsum(found.counts) - found.counts
+    there = np.arange(k) < found.counts[:, None]
+    padded = np.full(there.shape, np.inf, dtype=np.float32)
+    padded[there] = found.distances[(starts[:, None] + np.arange(k))[there]]
+    return padded

@@ -1,0 +1,98 @@
+"""Vectors by row number: those of a segment, mapped from its blocks, or of a tail. What engines search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal_index.vector import native
+from shoal_index.vector.engine import Rows, Vectors
+
+Floats = npt.NDArray[np.float32]
+
+
+class VectorChunk:
+    """(n, dim) float32 vectors, with their lengths, which are computed when first asked for and kept."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        self.vectors: Vectors = native.contiguous(vectors, np.float32)
+        self._lengths: tuple[Floats, Floats] | None = None
+
+    def lengths(self) -> tuple[Floats, Floats]:
+        """(n,) squared lengths and (n,) reciprocals of the lengths; see `native.lengths`."""
+        if self._lengths is None:
+            self._lengths = native.lengths(self.vectors)
+        return self._lengths
+
+
+class VectorColumn:
+    """The vectors of one source, in chunks, none of them empty.
+
+    Args:
+        ties: (n,) uint64 that orders rows of equal distance.
+    """
+
+    def __init__(self, chunks: Sequence[VectorChunk], ties: npt.NDArray[np.uint64]) -> None:
+        self.chunks = tuple(chunks)
+        self.ties: npt.NDArray[np.uint64] = native.contiguous(ties, np.uint64)
+        self.dimension = self.chunks[0].vectors.shape[1]
+        sizes = [len(chunk.vectors) for chunk in self.chunks]
+        self._starts = np.cumsum([0, *sizes], dtype=np.int64)
+        self._shift = _shift(sizes)
+        self._handles: dict[str, native.Handle] = {}
+        self._preparing = Lock()
+        if len(self.ties) != self.count:
+            raise ValueError(f"{len(self.ties)} ties for {self.count} vectors")
+
+    @property
+    def count(self) -> int:
+        """Of vectors."""
+        return int(self._starts[-1])
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the lengths that searches made and left here."""
+        return 4 * self.count * len(self._handles)
+
+    def gather(self, rows: Rows) -> Vectors:
+        """(len(rows), dim) float32 copy of the rows named."""
+        if len(self.chunks) == 1:
+            return self.chunks[0].vectors[rows]
+        out = np.empty((len(rows), self.dimension), dtype=np.float32)
+        piece = np.searchsorted(self._starts, rows, side="right") - 1
+        for n in np.unique(piece):
+            at = piece == n
+            out[at] = self.chunks[n].vectors[rows[at] - self._starts[n]]
+        return out
+
+    def handle(self, space: str) -> native.Handle:
+        """What kernels take."""
+        known = self._handles.get(space)
+        if known is not None:
+            return known
+        with self._preparing:
+            if space not in self._handles:
+                self._handles[space] = self._made(space)
+            return self._handles[space]
+
+    def _made(self, space: str) -> native.Handle:
+        squares, inverses = (np.concatenate(parts) for parts in zip(*(c.lengths() for c in self.chunks), strict=True))
+        return native.make_vectors(
+            [chunk.vectors for chunk in self.chunks],
+            self._starts,
+            self.ties,
+            shift=self._shift,
+            space=space,
+            squares=squares,
+            inverses=inverses,
+        )
+
+
+def _shift(sizes: Sequence[int]) -> int:
+    """log2 of the size of all chunks but the last, which is no larger; -1 if there is none."""
+    size = sizes[0]
+    even = size & (size - 1) == 0 and all(other == size for other in sizes[:-1]) and sizes[-1] <= size
+    return size.bit_length() - 1 if even else -1

@@ -1,0 +1,174 @@
+"""The compiled kernels of native/, which let other threads run meanwhile.
+
+There is a module for each level of x86-64 instructions; the highest one that this CPU has is loaded, so that one installation runs on
+old and new machines. Arrays are checked for their size there, and for their type and order here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal_core.errors import FailedPrecondition
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Handle = object  # of what a kernel holds on to
+
+SPACES: Final = ("l2", "cosine", "ip")  # by their number in native/vectors.hpp
+
+_LEVELS = (4, 3, 2)
+
+
+class Nearest(NamedTuple):
+    """Of each query up to k rows, nearest first: (q, k) int64 ``rows`` and float32 ``distances``, of which ``counts`` (q,) int64
+    are filled, ``total`` together.
+    """
+
+    rows: npt.NDArray[np.int64]
+    distances: Floats
+    counts: npt.NDArray[np.int64]
+    total: int
+
+
+def level() -> str:
+    """Of the kernels in use: ``v4`` and so on, of x86-64, or ``native``."""
+    return _loaded().__name__.rpartition("_")[2]
+
+
+def distances(space: str, query: Array, vectors: Array) -> Floats:
+    """(n,) float32 distances of float32 vectors (n, dim) from a query (dim,), summed in float64."""
+    query, vectors = contiguous(query, np.float32), contiguous(vectors, np.float32)
+    out = np.empty(len(vectors), dtype=np.float32)
+    _loaded().distances(SPACES.index(space), query, vectors, vectors.shape[1], out)
+    return out
+
+
+def lengths(vectors: Array) -> tuple[Floats, Floats]:
+    """(n,) float32 squared lengths of float32 vectors (n, dim), and (n,) float32 reciprocals of the lengths.
+
+    A reciprocal is not a number where a vector is so short that float32 cannot tell its direction, or zero.
+    """
+    vectors = contiguous(vectors, np.float32)
+    squares, inverses = np.empty(len(vectors), dtype=np.float32), np.empty(len(vectors), dtype=np.float32)
+    _loaded().lengths(vectors, vectors.shape[1], squares, inverses)
+    return squares, inverses
+
+
+def make_vectors(
+    chunks: Sequence[Floats],
+    starts: npt.NDArray[np.int64],
+    ties: npt.NDArray[np.uint64],
+    *,
+    shift: int,
+    space: str,
+    squares: Floats,
+    inverses: Floats,
+) -> Handle:
+    """Vectors by row number; it holds on to the arrays.
+
+    Args:
+        chunks: (n_i, dim) float32 each, in C order.
+        starts: (chunks + 1,) the first row of each, and the number of rows.
+        ties: (n,) what orders rows of equal distance.
+        shift: chunks but the last have 2 to the power of it rows; -1: they do not.
+        squares, inverses: (n,) see `lengths`.
+    """
+    return _loaded().vectors(
+        tuple(chunks),
+        starts,
+        squares if space == "l2" else None,
+        inverses if space == "cosine" else None,
+        ties,
+        shift,
+        chunks[0].shape[1],
+        SPACES.index(space),
+        float(squares.max()),
+    )
+
+
+def make_graph(
+    rows: int, links: Array, upper_rows: Array, upper_starts: Array, upper_links: Array, levels: int, entry: int
+) -> Handle:
+    """A graph whose links were checked; it holds on to the arrays, which are uint32 in C order. See `hnsw.Graph`."""
+    widths = links.shape[1], upper_links.shape[1]
+    return _loaded().graph(rows, links, upper_rows, upper_starts, upper_links, *widths, levels, entry)
+
+
+def scan(vectors: Handle, queries: Array, k: int, *, allowed: npt.NDArray[np.bool_] | None, threads: int) -> Nearest:
+    """The ``k`` nearest of the allowed vectors, fewer if fewer are allowed, exactly; see `search_graph`."""
+    queries = contiguous(queries, np.float32)
+    among = 0
+    if allowed is not None:
+        allowed = contiguous(allowed, np.bool_)
+        among = int(np.count_nonzero(allowed))
+        k = min(k, among)
+    count, rows, far, counts = _output(queries, k)
+    if not count or not k:
+        return Nearest(rows, far, counts, 0)
+    total = _loaded().scan(vectors, queries, count, allowed, among, k, threads, rows, far, counts)
+    return Nearest(rows, far, counts, total)
+
+
+def search_graph(
+    vectors: Handle,
+    graph: Handle,
+    queries: Array,
+    k: int,
+    *,
+    ef: int,
+    allowed: npt.NDArray[np.bool_] | None,
+    threads: int,
+) -> tuple[Nearest, npt.NDArray[np.int64]]:
+    """Near rows by a walk of the graph that keeps the ``ef`` best; of a query fewer than ``k`` where it reaches no more. And (q,) how
+    many rows each query was compared with.
+
+    Args:
+        queries: (q, dim) float32.
+        allowed: (n,) rows that may be answered; None for all.
+    """
+    queries = contiguous(queries, np.float32)
+    count, rows, far, counts = _output(queries, k)
+    compared = np.zeros(count, dtype=np.int64)
+    if not count or not k:
+        return Nearest(rows, far, counts, 0), compared
+    if allowed is not None:
+        allowed = contiguous(allowed, np.bool_)
+    total = _loaded().search_graph(vectors, graph, queries, count, k, ef, allowed, threads, rows, far, counts, compared)
+    return Nearest(rows, far, counts, total), compared
+
+
+def contiguous(array: Array, dtype: npt.DTypeLike) -> Array:
+    """The array in C order and of this type, copied only if need be."""
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+def _output(queries: Array, k: int) -> tuple[int, npt.NDArray[np.int64], Floats, npt.NDArray[np.int64]]:
+    count = len(queries)
+    shape = (count, k)
+    return count, np.empty(shape, np.int64), np.empty(shape, np.float32), np.zeros(count, np.int64)
+
+
+@cache
+def _loaded() -> ModuleType:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return load("native")
+    has: int = load("cpu").level()
+    if has < _LEVELS[-1]:
+        raise FailedPrecondition("this CPU lacks SSE4.2 and POPCNT (x86-64-v2), which Shoal needs")
+    return load(f"v{next(level for level in _LEVELS if level <= has)}")
+
+
+def load(name: str) -> ModuleType:
+    """The kernels of one level. Raises `FailedPrecondition`."""
+    try:
+        return importlib.import_module(f"shoal_index.vector._kernels_{name}")
+    except ImportError as error:
+        raise FailedPrecondition(f"the kernels for {name} are not compiled ({error}): run make setup here") from error
