@@ -80,7 +80,7 @@ class Gate:
         await until(lambda: len(self.held) >= count)
 
 
-async def until(condition: Callable[[], bool], turns: int = 10_000) -> None:
+async def until(condition: Callable[[], bool], turns: int = 100_000) -> None:
     """Run the event loop until the condition holds; a bound for what never comes."""
     for _ in range(turns):
         if condition():
