@@ -16,7 +16,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,12 @@ def cells(data: EngineData) -> Iterator[Cell]:
     yield Cell("all", None, data.neighbours)
     for name, case in data.filters.items():
         yield Cell(name, case.mask, case.neighbours)
+
+
+def evenly(data: EngineData, step: int) -> EngineData:
+    """The set with every so many queries, with what belongs to them."""
+    filters = {name: replace(case, neighbours=case.neighbours[::step]) for name, case in data.filters.items()}
+    return replace(data, queries=data.queries[::step], neighbours=data.neighbours[::step], filters=filters)
 
 
 def recall_of(found: Rows, true: npt.NDArray[np.int32]) -> float:
@@ -178,7 +184,9 @@ def peers(data: EngineData, index: Any, queries: npt.NDArray[np.float32]) -> lis
 
 def measure(data: EngineData, count: int, rounds: int) -> None:
     """Print the figures of one set."""
-    queries = np.ascontiguousarray(data.queries[:count])
+    step = max(1, len(data.queries) // count)  # queries are in an order, such as by frequency
+    data = evenly(data, step)
+    queries = np.ascontiguousarray(data.queries)
     segment, seconds = asyncio.run(segment_of(data))
     assert segment.calibration is not None
     assert segment.index is not None

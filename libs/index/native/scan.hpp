@@ -44,27 +44,31 @@ inline Floats sums(Floats* v) {
 // (4 × 4) dot products, those of a query next to each other.
 inline Floats tile_products(const float* const* queries, const float* const* rows, int dimension) {
     Floats v[kTile * kTile] = {};
-    auto step = [&](auto get, int i) {
+    int i = 0;
+    for (; i + kLanes <= dimension; i += kLanes) {
         Floats r[kTile];
-        for (int j = 0; j < kTile; j++) r[j] = get(rows[j] + i);
+        for (int j = 0; j < kTile; j++) r[j] = load(rows[j] + i);
         for (int q = 0; q < kTile; q++) {
-            Floats one = get(queries[q] + i);
+            Floats one = load(queries[q] + i);
             for (int j = 0; j < kTile; j++) v[q * kTile + j] += one * r[j];
         }
-    };
-    int i = 0;
-    for (; i + kLanes <= dimension; i += kLanes) step(load, i);
-    if (i < dimension) step([rest = dimension - i](const float* at) { return load_rest(at, rest); }, i);
+    }
+    if (i < dimension) {
+        for (int q = 0; q < kTile; q++) {
+            Floats one = rest_only(load_rest(queries[q], dimension), dimension);
+            for (int j = 0; j < kTile; j++) v[q * kTile + j] += one * load_rest(rows[j], dimension);
+        }
+    }
     return sums(v);
 }
 
 inline Floats each_four_times(const float* four) {  // a a a a b b b b c c c c d d d d
-    Floats v = load_rest(four, kTile);
+    Floats v = load_few(four, kTile);
     return __builtin_shufflevector(v, v, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
 }
 
 inline Floats four_times(const float* four) {  // a b c d a b c d a b c d a b c d
-    Floats v = load_rest(four, kTile);
+    Floats v = load_few(four, kTile);
     return __builtin_shufflevector(v, v, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
 }
 

@@ -17,6 +17,7 @@
 namespace shoal {
 
 typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(64)));
 typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
 typedef double Doubles __attribute__((vector_size(64)));
 
@@ -28,11 +29,22 @@ inline Floats load(const float* at) {
     return *reinterpret_cast<const Floats*>(at);
 }
 
-// The rest of a vector whose length is no multiple of 16, filled up with zeros.
-inline Floats load_rest(const float* at, int count) {
-    Floats rest = {};
-    std::memcpy(&rest, at, sizeof(float) * count);
-    return rest;
+// Less than a register.
+inline Floats load_few(const float* at, int count) {
+    Floats few = {};
+    std::memcpy(&few, at, sizeof(float) * count);
+    return few;
+}
+
+// The last values of a vector whose length is no multiple of 16: its last 16, of which `rest_only` zeroes those that were taken before.
+inline Floats load_rest(const float* vector, int dimension) {
+    return dimension < kLanes ? load_few(vector, dimension) : load(vector + dimension - kLanes);
+}
+
+inline Floats rest_only(Floats values, int dimension) {
+    if (dimension < kLanes) return values;
+    const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return (Floats)((Ints)values & (lanes >= kLanes - dimension % kLanes));
 }
 
 inline float sum(Floats v) {
@@ -74,7 +86,7 @@ inline float dot(const float* a, const float* b, int dimension) {
         fourth += load(a + i + 3 * kLanes) * load(b + i + 3 * kLanes);
     }
     for (; i + kLanes <= dimension; i += kLanes) first += load(a + i) * load(b + i);
-    if (i < dimension) second += load_rest(a + i, dimension - i) * load_rest(b + i, dimension - i);
+    if (i < dimension) second += rest_only(load_rest(a, dimension), dimension) * load_rest(b, dimension);
     return sum((first + second) + (third + fourth));
 }
 
@@ -92,7 +104,7 @@ inline float squared_difference(const float* a, const float* b, int dimension) {
         first += d * d;
     }
     if (i < dimension) {
-        d = load_rest(a + i, dimension - i) - load_rest(b + i, dimension - i);
+        d = rest_only(load_rest(a, dimension) - load_rest(b, dimension), dimension);
         second += d * d;
     }
     return sum(first + second);
