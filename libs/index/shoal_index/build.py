@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from shoal_core.records import CREATED_OFFSET, EMBEDDING, ID, embedding_matrix
 from shoal_core.schema import Schema
-from shoal_index.build_vectors import built_index
+from shoal_index.build_vectors import OldGraph, built_index
 from shoal_index.ids import IdIndex
 from shoal_index.indexes import Input, make_indexes
 from shoal_index.segment import CALIBRATION
@@ -87,7 +87,12 @@ def build_segment(
     }
     if table.num_rows * max(1.0, matrix.shape[1] / _DIMENSION) > graph_rows:
         created = table.column(CREATED_OFFSET).to_numpy()
-        index, calibration = built_index(matrix, created, space, schema.vector, threads=threads)
+        old = [
+            OldGraph(input_.index.graph, input_.calibration, new_row)
+            for input_, new_row in inputs
+            if input_.index is not None and input_.calibration is not None
+        ]
+        index, calibration = built_index(matrix, created, space, schema.vector, threads=threads, old=old)
         for kind, tables in index.to_tables().items():
             blocks[kind] = [encode_block(part) for part in tables]
         if calibration is not None:

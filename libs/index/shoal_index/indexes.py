@@ -15,6 +15,8 @@ from shoal_index.postings import Int64s
 from shoal_index.sparse import SparseIndex
 from shoal_index.terms import TermIndex
 from shoal_index.trigrams import TrigramIndex
+from shoal_index.vector.calibration import Calibration
+from shoal_index.vector.hnsw import HnswIndex
 
 #: The kinds of block they are in.
 INDEX_KINDS = ("values", "trigrams", "terms", "sparse")
@@ -66,6 +68,10 @@ class Indexed(Protocol):
     def schema(self) -> pa.Schema: ...
     @property
     def indexes(self) -> Indexes: ...
+    @property
+    def index(self) -> HnswIndex | None: ...
+    @property
+    def calibration(self) -> Calibration | None: ...
 
 
 #: A segment that goes into a merge, and the (rows,) int64 map from its rows to the new ones, -1 for one that is left behind.

@@ -47,10 +47,9 @@ from shoal_storage.manifest import SegmentRef
 
 CALIBRATION = "calibration"  # the kind of its block
 
-#: Kinds of block to open for reading, for a flush (which only looks up rows by id) and for a merge.
+#: Kinds of block to open for a flush, which only looks up rows by id, and for reading or a merge.
 TO_FLUSH = ("ids", "rows", "vectors")
-TO_MERGE = (*TO_FLUSH, *INDEX_KINDS)
-TO_READ = (*TO_MERGE, GRAPH, CALIBRATION)
+TO_READ = (*TO_FLUSH, *INDEX_KINDS, GRAPH, CALIBRATION)
 
 _KEPT_MATCHINGS = 16
 _KEPT_PLANS = 64

@@ -16,7 +16,8 @@ from shoal_index.vector import kernels, native
 from shoal_index.vector.column import VectorChunk, VectorColumn
 from shoal_index.vector.engine import SPACES, Mask, Neighbours, Vectors, exact_distances
 from shoal_index.vector.exact import search_exact
-from shoal_index.vector.hnsw import GraphBuilder, HnswIndex
+from shoal_index.vector.hnsw import HnswIndex
+from shoal_index.vector.hnsw_build import GraphBuilder
 
 COMMON = (1, 3, 31, 64, 128, 384, 768, 1024, 1536, 3072, 4096)
 TAILS = (*range(2, 41), 127, 129, 383, 385)

@@ -56,11 +56,19 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured of one index. ``queries``: how many rows were held out."""
+    """What was measured of one index.
+
+    Attributes:
+        queries: how many rows were held out.
+        needed: effort for the usual recall of 10 neighbours; 0 where that was not reached.
+        reference: the same of the last index in its line that was built from nothing: what drift is told from.
+    """
 
     engine: str
     queries: int
     curves: tuple[Curve, ...]
+    needed: int = 0
+    reference: int = 0
 
     def least(self, k: int, share: float, target: float) -> Point | None:
         """The least effort whose recall is the target's, with what it reaches; None where no effort measured does.
@@ -111,7 +119,8 @@ class Calibration:
                 Curve(int(c["k"]), float(c["share"]), tuple(Point(**point) for point in c["points"]))
                 for c in raw["curves"]
             ]
-            return cls(str(raw["engine"]), int(raw["queries"]), tuple(curves))
+            efforts = int(raw["needed"]), int(raw["reference"])
+            return cls(str(raw["engine"]), int(raw["queries"]), tuple(curves), *efforts)
         except (ValueError, KeyError, TypeError) as error:
             raise Corrupt(f"a calibration cannot be read: {error!r}") from error
 

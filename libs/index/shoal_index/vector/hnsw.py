@@ -1,4 +1,4 @@
-"""HNSW graphs (Malkov and Yashunin 2016): hnswlib builds them, our own kernel walks them (native/graph.hpp).
+"""HNSW graphs (Malkov and Yashunin 2016): hnswlib builds them (`hnsw_build`), our own kernel walks them (native/graph.hpp).
 
 A graph is stored as what it adds to the vectors: links, by row number. hnswlib's own format holds a second copy of every vector, can
 only be read whole, and its published binding filters by calling Python for every row; see docs/adr/0011-vector-kernels.md.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import hnswlib
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -18,14 +16,10 @@ import pyarrow as pa
 from shoal_core.errors import Corrupt
 from shoal_index.vector import native
 from shoal_index.vector.column import VectorColumn
-from shoal_index.vector.engine import Capabilities, Mask, Neighbours, Rows, Vectors, neighbours, unit_vectors
+from shoal_index.vector.engine import Capabilities, Mask, Neighbours, Vectors, neighbours
 
-M = 16
-EF_CONSTRUCTION = 100
 GRAPH = "graph"  # the kind of its blocks
-
-_NONE = 0xFFFFFFFF  # ends a list of links that is not full
-_ADDED_ROWS = 16_384  # at a time: normalising needs a copy in float64
+NONE = 0xFFFFFFFF  # ends a list of links that is not full
 
 Links = npt.NDArray[np.uint32]
 
@@ -96,8 +90,8 @@ class Graph:
             if lists.min() < 1 or reaches is None or lists[self.entry] < self.levels:
                 raise ValueError("upper levels are incomplete")
             number = np.arange(len(self.upper_links)) - np.repeat(self.upper_starts.astype(np.int64), lists)
-            linked = np.where(self.upper_links == _NONE, 0, self.upper_links)
-            if bool(((lists[linked] <= number[:, None]) & (self.upper_links != _NONE)).any()):
+            linked = np.where(self.upper_links == NONE, 0, self.upper_links)
+            if bool(((lists[linked] <= number[:, None]) & (self.upper_links != NONE)).any()):
                 raise ValueError("a link leads to a node that is not on its level")
 
 
@@ -150,63 +144,6 @@ class HnswIndex:
         return {GRAPH: self.graph.to_tables()}
 
 
-class GraphBuilder:
-    """Adds rows of a column to a graph, in any order. Not safe for threads; uses several itself."""
-
-    def __init__(
-        self, column: VectorColumn, space: str, *, threads: int, m: int = M, ef_construction: int = EF_CONSTRUCTION
-    ) -> None:
-        self._column = column
-        self._space = space
-        self._threads = threads
-        self._index = hnswlib.Index(space=space, dim=column.dimension)  # type: ignore[call-overload]
-        self._index.init_index(max_elements=column.count, ef_construction=ef_construction, M=m)
-
-    def add(self, rows: Rows) -> None:
-        """Link rows that are not in the graph yet."""
-        for start in range(0, len(rows), _ADDED_ROWS):
-            part = rows[start : start + _ADDED_ROWS]
-            self._index.add_items(_normal(self._column.gather(part), self._space), part, num_threads=self._threads)
-
-    def graph(self) -> Graph:
-        """The graph so far. Rows that were not added have no links, and none leads to them."""
-        return _graph_of(self._index.__getstate__()[0], self._column.count)
-
-
-def _normal(vectors: Vectors, space: str) -> Vectors:
-    """For cosine, vectors of length 1: hnswlib's own normalisation is in float32, which loses the direction of short vectors."""
-    return unit_vectors(vectors) if space == "cosine" else vectors
-
-
-def _graph_of(state: Mapping[str, Any], rows: int) -> Graph:
-    """The links of hnswlib's state, whose elements are in no order, by their labels: the rows, of which some may be missing."""
-    count = int(state["cur_element_count"])
-    elements = state["data_level0"].view(np.uint8).reshape(-1, state["size_data_per_element"])[:count]
-    at = state["label_offset"]
-    label = np.ascontiguousarray(elements[:, at : at + 8]).view(np.uint64).reshape(-1).astype(np.uint32)
-    lowest = np.ascontiguousarray(elements[:, : 4 * (state["max_M0"] + 1)]).view(np.uint32)
-    links = np.full((rows, state["max_M0"]), _NONE, dtype=np.uint32)
-    links[label] = _renamed(lowest, label)
-    level = state["element_levels"][:count]
-    upper = np.flatnonzero(level > 0)
-    slot = np.zeros(count, dtype=np.uint32)
-    slot[upper] = np.arange(len(upper))
-    lists = state["link_lists"].view(np.uint32).reshape(-1, state["max_M"] + 1)
-    starts = (np.cumsum(level[upper]) - level[upper]).astype(np.uint32)
-    entry = state["enterpoint_node"]
-    levels = int(state["max_level"])
-    first = int(slot[entry] if levels else label[entry])
-    return Graph(links, label[upper], starts, _renamed(lists, slot), levels, first)
-
-
-def _renamed(lists: Links, names: Links) -> Links:
-    """(lists, width): links of hnswlib's lists, which say in 16 bits how many they have, by their new names."""
-    count = lists[:, :1] & 0xFFFF
-    links = lists[:, 1:]
-    used = np.arange(links.shape[1]) < count
-    return np.where(used, names[np.where(used, links, 0)], np.uint32(_NONE))
-
-
 def _lists(links: Links) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(links.reshape(-1)), links.shape[1])
 
@@ -222,5 +159,5 @@ def _within(links: Links, bound: int) -> bool:
     """Whether each list is of numbers below the bound and then of ends."""
     if links.size == 0:
         return True
-    used = links != _NONE
+    used = links != NONE
     return bool((used[:, 1:] <= used[:, :-1]).all()) and int(links.max(where=used, initial=0)) < max(bound, 1)

@@ -69,7 +69,8 @@ def probe() -> None:
     """What the child of `check` does: every vector of a small set must find itself, in every space."""
     from shoal_index.vector.column import VectorChunk, VectorColumn  # the imports alone may be what fails
     from shoal_index.vector.engine import SPACES
-    from shoal_index.vector.hnsw import GraphBuilder, HnswIndex
+    from shoal_index.vector.hnsw import HnswIndex
+    from shoal_index.vector.hnsw_build import GraphBuilder
 
     rows, dimension = 64, 37  # whole vector registers and a tail
     vectors = np.random.default_rng(0).standard_normal((rows, dimension)).astype(np.float32)
