@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +47,27 @@ async def test_recall_of_twenty_thousand(cluster: LocalCluster, glosses: npt.NDA
     assert all(record["third"] == 1 for row in filtered["metadatas"] for record in row)
     assert all(len(row) == K for row in filtered.ids)
     await client.close()
+    await _check_the_report(cluster.frontends[0], len(glosses))
+
+
+async def _check_the_report(address: str, records: int) -> None:
+    """What `shoal recall` prints of the collection above: more recall is not less effort, and records get what was asked for."""
+    command = [sys.executable, "-m", "shoal_cli", "recall", "recall", "--address", address, "--sample", "60"]
+    told = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    assert "Measured now" in told.stdout
+    told = await asyncio.to_thread(subprocess.run, [*command, "--json"], capture_output=True, text=True, check=True)
+    report = json.loads(told.stdout)
+    assert (report["records"], report["sampled"]) == (records, 60)
+    steps = [step for step in report["curve"] if step["k"] == K]
+    assert [step["recall"] for step in steps] == [0.9, 0.95, 0.99]
+    graphs = [[s["ef"] for s in step["segments"] if s["strategy"] == "graph"] for step in steps]
+    assert graphs[0]
+    assert max(graphs[0]) <= max(graphs[1])
+    for target, recall in report["measured"].items():
+        assert recall >= float(target) - 0.05
+    command[4] = "nothing-of-this-name"
+    wrong = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "NotFound" in wrong.stderr) == (1, True)
 
 
 async def _until_there_is_a_graph(collection: AsyncCollection, glosses: npt.NDArray[np.float32]) -> None:

@@ -129,6 +129,26 @@ def status(
     _run(lambda: report.show(address, as_json=as_json, token=token))
 
 
+@app.command()
+def recall(
+    collection: Annotated[str, typer.Argument(help="Its name.")],
+    address: Annotated[str, typer.Option(help="host:port of a frontend.")] = DEFAULT_GRPC,
+    tenant: Annotated[str, typer.Option(help="That the collection belongs to.")] = "default_tenant",
+    database: Annotated[str, typer.Option(help="That it is in.")] = "default_database",
+    sample: Annotated[int, typer.Option(min=1, max=1_000, help="Records to ask for their neighbours.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    token: TokenOption = "",
+) -> None:
+    """Show what effort a recall takes in a collection, what its records get, and what live queries got."""
+    from shoal_cli import recall as report
+
+    _run(
+        lambda: report.show(
+            address, collection, tenant=tenant, database=database, token=token, sample=sample, as_json=as_json
+        )
+    )
+
+
 def _register_access() -> None:
     from shoal_cli.access import make_app
 

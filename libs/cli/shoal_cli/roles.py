@@ -176,6 +176,8 @@ async def _build_query(context: Context) -> None:
     node = Node(context.member_id, services, settings_of(NodeSettings, config.querynode))
     context.stack.push_async_callback(node.close)
     context.telemetry.total("shoal_reads", "Reads of shards.", lambda: node.counters.reads)
+    context.telemetry.total("shoal_recall_checks", "Queries asked again exactly.", lambda: node.counters.recall_checks)
+    context.telemetry.gauge("shoal_recall", "Recall that those got, of late.", node.observed_recall)
     context.telemetry.total(
         "shoal_snapshots_retaken", "Snapshots replaced mid-read.", lambda: node.counters.retaken_snapshots
     )

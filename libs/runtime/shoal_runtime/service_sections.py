@@ -177,6 +177,8 @@ class QuerySection(ServiceSection):
     """How long reads at index_only and session may go without hearing of new versions, renames and deletion."""
     attempts: Count = 5
     """How often a strong read takes a new snapshot when its version was replaced under it."""
+    recall_check_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.01
+    """Of one core's time, for asking some queries again exactly: their recall is measured, and searches look harder if it is low."""
 
 
 class FlushSection(Section):

@@ -13,6 +13,7 @@ from shoal_core.contracts import Json, Target
 from shoal_core.ports import Clock
 from shoal_index.planner import SegmentPlan, Strategy
 from shoal_query.execute import Selection, Snapshot, allowed_rows, tail_columns
+from shoal_query.recall_check import ObservedRecall
 from shoal_storage.cache import ReadMeter
 
 
@@ -66,6 +67,7 @@ class Shown:
     plans: Sequence[Sequence[SegmentPlan]] = ()
     rows: pa.Table | None = None
     from_tail: int = 0
+    observed: ObservedRecall | None = None
 
 
 def explain(shown: Shown) -> Json:
@@ -95,6 +97,7 @@ def explain(shown: Shown) -> Json:
         },
         "matched": tail_matched + sum(segment["matched"] for segment in segments),
         "answered": {"segments": answered - shown.from_tail, "tail": shown.from_tail},
+        "recall": _observed(shown.observed),
         "milliseconds": dict(reading.stages.milliseconds),
         "bytes": {
             "memory": filtered + compared + (0 if shown.rows is None else int(shown.rows.nbytes)),
@@ -138,6 +141,13 @@ def _plan(plan: SegmentPlan) -> Mapping[str, object]:
         "recall": plan.recall,
         "rejected": _rejected(plan.rejected),
     }
+
+
+def _observed(observed: ObservedRecall | None) -> Json | None:
+    """What live queries got, where any were asked again exactly; ``factor`` below 1: searches look harder than the curves say."""
+    if observed is None or not observed.checks:
+        return None
+    return {"checks": round(observed.checks), "observed": observed.recall, "factor": round(observed.factor, 3)}
 
 
 def _rejected(found: Sequence[tuple[str, str]]) -> list[Json]:

@@ -27,12 +27,14 @@ from shoal_core.contracts import (
 )
 from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound, ShoalError, SnapshotGone
 from shoal_core.filters import Filter
-from shoal_index.planner import DEFAULT_RECALL, Ask, SegmentPlan
+from shoal_index.planner import DEFAULT_RECALL, Ask, SegmentPlan, Strategy
 from shoal_index.vector import kernels
+from shoal_index.vector.engine import Vectors
 from shoal_query.admission import Admission
 from shoal_query.execute import (
     Found,
     Search,
+    SegmentHits,
     Selection,
     Snapshot,
     count_rows,
@@ -43,6 +45,7 @@ from shoal_query.execute import (
 )
 from shoal_query.explain import Reading, Shown, Stages, explain
 from shoal_query.ranked import SCORE, search_leaves, statistics
+from shoal_query.recall_check import CheckBudget, check_query
 from shoal_query.rounds import seen
 from shoal_query.shard import Services, Shard, View
 
@@ -60,6 +63,7 @@ class NodeSettings:
         threads: of one search call with many vectors.
         staleness_ms: how long reads that need no read index may go without one.
         attempts: how often a strong read takes a new snapshot when its version was replaced under it.
+        recall_check_share: of one core's time for asking queries again exactly; 0 for none.
     """
 
     loaded_bytes: int = 8 << 30
@@ -69,13 +73,15 @@ class NodeSettings:
     threads: int = 2
     staleness_ms: int = 5_000
     attempts: int = 5
+    recall_check_share: float = 0.01
 
 
 @dataclass(slots=True)
 class Counters:
-    """What a query node has done since its start."""
+    """What a query node has done since its start. ``recall_checks``: queries that were asked again exactly."""
 
     reads: int = 0
+    recall_checks: int = 0
     retaken_snapshots: int = 0
     dropped_shards: int = 0
 
@@ -94,9 +100,18 @@ class Node:
     _admission: Admission = field(init=False)
     _reads_since_shrink: int = 0
     _kernels: Mapping[str, str] = field(default_factory=dict)
+    _checks: CheckBudget = field(init=False)
+    _checking: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self._checks = CheckBudget(self.settings.recall_check_share)
         self._admission = Admission(self.settings.reads_at_work, self.settings.reads_waiting)
+
+    def observed_recall(self) -> float:
+        """The mean over the checks of all shards held; 1 before the first."""
+        observed = [shard.observed for shard in self._shards.values()]
+        checks = sum(each.checks for each in observed)
+        return 1.0 - sum(each.missed for each in observed) / checks if checks else 1.0
 
     def kernels(self) -> Mapping[str, str]:
         """`kernels.report` of this process, made at the first call."""
@@ -117,7 +132,7 @@ class Node:
                 reading.stages.done("select")
                 rows = hydrate(snapshot, found, request.include, with_origin=request.explain)
                 reading.stages.done("fetch")
-                return _answer(reading, rows, found, snapshot, selection, request)
+                return _answer(shard, reading, rows, found, snapshot, selection, request)
 
             return await self.services.compute(work)
 
@@ -140,9 +155,9 @@ class Node:
     async def query(self, request: QueryRequest, *, encoded: bool = False) -> Answer:
         """See `QueryNode`. The segments are searched while the read index and the tail are fetched."""
         selection = _selection(request.where, request.ids)
-        ask = _ask(request, k=request.k, queries=len(request.vectors))
-        search = Search(request.vectors, ask, self.settings.threads)
         async with self._reading(request.target) as shard:
+            ask = shard.observed.corrected(_ask(request, k=request.k, queries=len(request.vectors)))
+            search = Search(request.vectors, ask, self.settings.threads)
             reading = self._begin(shard)
             for _ in range(self.settings.attempts):
                 view = await shard.loaded()
@@ -167,13 +182,13 @@ class Node:
             reading.stages.done("snapshot")
 
             def work() -> Answer:
-                ask = _ask(request, k=0, queries=0)
+                ask = shard.observed.corrected(_ask(request, k=0, queries=0))
                 ranked = search_leaves(snapshot, selection, request.leaves, ask, threads=self.settings.threads)
                 reading.stages.done("rank")
                 rows = hydrate(snapshot, ranked.found, Include(), with_origin=request.explain)
                 rows = rows.append_column(SCORE, pa.array(ranked.measures))
                 reading.stages.done("fetch")
-                return _answer(reading, rows, ranked.found, snapshot, selection, request, ranked.plans)
+                return _answer(shard, reading, rows, ranked.found, snapshot, selection, request, ranked.plans)
 
             return await self.services.compute(work)
 
@@ -185,7 +200,9 @@ class Node:
         return StatisticsAnswer(found, _served_at(snapshot))
 
     async def close(self) -> None:
-        """Stop all background loading."""
+        """Stop all work in the background."""
+        for task in self._checking:
+            task.cancel()
         shards = list(self._shards.values())
         self._shards.clear()
         self._sizes.clear()
@@ -220,7 +237,7 @@ class Node:
             segments.cancel()
         reading.stages.done("search")
 
-        def finish() -> Answer:
+        def finish() -> tuple[Answer, list[SegmentHits]]:
             if snapshot.offset < before.offset:  # served without a newer head: search at the offset asked for
                 found, current = finish_search(
                     snapshot, 0, search_segments(snapshot, selection, search), selection, search
@@ -230,9 +247,38 @@ class Node:
             reading.stages.done("tail")
             rows = hydrate(snapshot, found, request.include, with_origin=request.explain)
             reading.stages.done("fetch")
-            return _answer(reading, rows, found, snapshot, selection, request, [[hit.plan for hit in current]])
+            plans = [[hit.plan for hit in current]]
+            return _answer(shard, reading, rows, found, snapshot, selection, request, plans), current
 
-        return await self.services.compute(finish)
+        answer, current = await self.services.compute(finish)
+        if any(hit.plan.strategy is Strategy.GRAPH for hit in current):
+            self._check_now_and_then(shard, snapshot, selection, current, request.vectors)
+        return answer
+
+    def _check_now_and_then(
+        self, shard: Shard, snapshot: Snapshot, selection: Selection, hits: list[SegmentHits], vectors: Vectors
+    ) -> None:
+        """Ask one of the queries again exactly, in the background, if there is time to spare for it."""
+        clock = self.services.clock
+        if not self._checks.begin(clock.monotonic()):
+            return
+        number = self.counters.recall_checks % len(vectors)
+
+        async def check() -> None:
+            started_at = clock.monotonic()
+            try:
+                query = vectors[number : number + 1]
+                found = await self.services.compute(lambda: check_query(snapshot, selection, hits, query, number))
+                for estimated, recall in found:
+                    shard.observed.add(estimated, recall)
+                self.counters.recall_checks += 1
+            finally:
+                self._checks.end(clock.monotonic() - started_at)
+
+        task = asyncio.create_task(check())
+        self._checking.add(task)
+        task.add_done_callback(self._checking.discard)
+        task.add_done_callback(seen)
 
     def _begin(self, shard: Shard) -> Reading:
         return Reading(self.name, self.kernels, Stages(self.services.clock), shard.read, replace(shard.read))
@@ -339,6 +385,7 @@ class Node:
 
 
 def _answer(
+    shard: Shard,
     reading: Reading,
     rows: pa.Table,
     found: Found,
@@ -350,8 +397,9 @@ def _answer(
     shown = None
     if request.explain:
         from_tail = int(np.count_nonzero(found.source == snapshot.tail))
-        shown = explain(Shown(reading, request.target, snapshot, selection, plans, rows, from_tail))
-    recall = None if isinstance(request, GetRequest) else _recall([plan for of_list in plans for plan in of_list])
+        shown = explain(Shown(reading, request.target, snapshot, selection, plans, rows, from_tail, shard.observed))
+    searched = [plan for of_list in plans for plan in of_list]
+    recall = None if isinstance(request, GetRequest) else shard.observed.estimate(_recall(searched))
     return Answer(rows, found.counts.astype(np.uint32), _served_at(snapshot), explain=shown, recall=recall)
 
 

@@ -30,6 +30,7 @@ from shoal_core.errors import (
 from shoal_core.ports import Clock, ObjectStore
 from shoal_index.version import ShardVersion, open_shard
 from shoal_query.execute import LiveMasks, Snapshot
+from shoal_query.recall_check import ObservedRecall
 from shoal_query.rounds import Rounds, seen
 from shoal_query.tail import Overlay, RawTail
 from shoal_storage.cache import Metered, MeteredReader, ReadMeter
@@ -132,6 +133,7 @@ class Shard:
         self._past: OrderedDict[int, View] = OrderedDict()  # by version
         self._looking_back = asyncio.Lock()
         self.read = ReadMeter()
+        self.observed = ObservedRecall()
 
     @property
     def size_bytes(self) -> int:

@@ -73,25 +73,27 @@ class Calibration:
     def least(self, k: int, share: float, target: float) -> Point | None:
         """The least effort whose recall is the target's, with what it reaches; None where no effort measured does.
 
-        Between measured k and shares the harder neighbour decides: the next larger k, the next smaller share.
+        The curve of the next larger k decides. Between the shares that were measured, effort goes with the reciprocal of the share.
         """
-        curve = self._curve(k, share)
-        if curve is None:
+        below = max((curve.share for curve in self.curves if curve.share <= share), default=None)
+        above = min((curve.share for curve in self.curves if curve.share >= share), default=None)
+        if below is None or above is None:
             return None
-        before: Point | None = None
-        for point in curve.points:
-            if point.recall - point.error >= target:
-                return _between(before, point, target)
-            before = point
-        return None
+        hard, easy = (_least(self._curve(k, of), target) for of in (below, above))
+        if hard is None or easy is None or below == above:
+            return hard
+        part = (1 / share - 1 / above) / (1 / below - 1 / above)
+        effort = int(np.ceil(easy.effort + part * (hard.effort - easy.effort)))
+        mixed = [a + part * (b - a) for a, b in zip(_values(easy), _values(hard), strict=True)]
+        return Point(effort, min(easy.recall, hard.recall), *mixed[1:])
 
     def at(self, k: int, share: float, effort: int) -> Point | None:
-        """What an effort reaches; None where that was not measured."""
+        """What an effort reaches, by the next smaller share; None where that was not measured."""
         curve = self._curve(k, share)
         if curve is None or not curve.points:
             return None
         efforts = [point.effort for point in curve.points]
-        columns = [(point.recall, point.error, point.compared) for point in curve.points]
+        columns = [_values(point) for point in curve.points]
         recall, error, compared = (float(np.interp(effort, efforts, column)) for column in zip(*columns, strict=True))
         if effort < efforts[0]:
             recall *= effort / efforts[0]
@@ -100,9 +102,9 @@ class Calibration:
         return Point(effort, recall, error, compared)
 
     def _curve(self, k: int, share: float) -> Curve | None:
-        fitting = [curve for curve in self.curves if curve.share <= share]
-        share = max((curve.share for curve in fitting), default=0.0)
-        of_share = sorted((curve for curve in fitting if curve.share == share), key=lambda curve: curve.k)
+        """Of the next smaller share and the next larger k."""
+        nearest = max((curve.share for curve in self.curves if curve.share <= share), default=None)
+        of_share = sorted((curve for curve in self.curves if curve.share == nearest), key=lambda curve: curve.k)
         larger = [curve for curve in of_share if curve.k >= k]
         return next(iter(larger), None) or next(reversed(of_share), None)
 
@@ -123,6 +125,15 @@ class Calibration:
             return cls(str(raw["engine"]), int(raw["queries"]), tuple(curves), *efforts)
         except (ValueError, KeyError, TypeError) as error:
             raise Corrupt(f"a calibration cannot be read: {error!r}") from error
+
+
+def _least(curve: Curve | None, target: float) -> Point | None:
+    before: Point | None = None
+    for point in () if curve is None else curve.points:
+        if point.recall - point.error >= target:
+            return _between(before, point, target)
+        before = point
+    return None
 
 
 def _between(before: Point | None, after: Point, target: float) -> Point:
