@@ -2,7 +2,7 @@
 
 import sys
 
-from bench import embedding, engines, filters, functions, gateway, wordnet
+from bench import churn, embedding, engines, filters, functions, gateway, wordnet
 
 OTHERS = {
     "filters": filters.main,
@@ -10,6 +10,7 @@ OTHERS = {
     "http": gateway.main,
     "embedding": embedding.main,
     "engines": engines.main,
+    "churn": churn.main,
 }
 
 if (main := OTHERS.get(sys.argv[1] if len(sys.argv) > 1 else "")) is not None:
