@@ -34,9 +34,9 @@ class RoutedFunctions:
             collection_id, lambda functions: functions.detach_function(collection_id, name), retryable=nothing_happened
         )
 
-    async def due_functions(self, *, limit: int) -> list[DueFunction]:
+    async def due_functions(self, *, limit: int, skip: int = 0) -> list[DueFunction]:
         return await self.router.call(
-            "functions", lambda functions: functions.due_functions(limit=limit), retryable=is_transient
+            "functions", lambda functions: functions.due_functions(limit=limit, skip=skip), retryable=is_transient
         )
 
     async def complete_function(self, lease: Lease, function_id: str, offset: int) -> None:

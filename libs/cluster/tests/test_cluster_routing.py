@@ -612,4 +612,4 @@ async def test_verbs_of_functions_are_passed_on_and_repeated_where_that_does_no_
 async def test_what_is_due_may_be_asked_of_any_member() -> None:
     world, _ = catalog_world()
     functions: Any = RoutedFunctions(world.router(role="sysdb"))
-    assert (await world.clock.run(functions.due_functions(limit=3)))[1:] == ((), {"limit": 3})
+    assert (await world.clock.run(functions.due_functions(limit=3, skip=6)))[1:] == ((), {"limit": 3, "skip": 6})

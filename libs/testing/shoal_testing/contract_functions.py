@@ -179,6 +179,8 @@ class FunctionsContract:
         assert await _due(stores) == ["f1", "f2"]
         [due] = await stores.functions.due_functions(limit=1)
         assert (due.function, due.compacted_offset, due.overdue_ms >= 0) == (first, 2, True)
+        assert [item.function for item in await stores.functions.due_functions(limit=9, skip=1)] == [second]
+        assert await stores.functions.due_functions(limit=9, skip=2) == []
         await stores.functions.complete_function(lease, first.id, 2)
         assert await _due(stores) == ["f2"]
         await stores.append(made, ["c"])

@@ -88,7 +88,7 @@ class MemoryFunctions:
         """See `Functions.detach_function`."""
         del self._states[(await self.get_function(collection_id, name)).id]
 
-    async def due_functions(self, *, limit: int) -> list[DueFunction]:
+    async def due_functions(self, *, limit: int, skip: int = 0) -> list[DueFunction]:
         """See `Functions.due_functions`."""
         now_ms = self._catalog.now_ms()
         found: list[tuple[tuple[float, int], DueFunction]] = []
@@ -102,7 +102,7 @@ class MemoryFunctions:
             if beyond and state.retry_ms <= now_ms:
                 due = DueFunction(function, source.current.compacted_offset, int(now_ms - beyond[0]))
                 found.append((state.ran, due))
-        return [due for _, due in sorted(found, key=lambda pair: pair[0])[:limit]]
+        return [due for _, due in sorted(found, key=lambda pair: pair[0])[skip : skip + limit]]
 
     async def complete_function(self, lease: Lease, function_id: str, offset: int) -> None:
         """See `Functions.complete_function`."""

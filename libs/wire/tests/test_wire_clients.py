@@ -341,6 +341,7 @@ FUNCTIONS = [
     case("get_function", FUNCTION, "c", "f"),
     case("detach_function", None, "c", "f"),
     case("due_functions", [DueFunction(FUNCTION, 9, 8), DueFunction(FRESH_FUNCTION, 1, 0)], limit=3),
+    case("due_functions", [], limit=3, skip=6),
     case("complete_function", None, LEASE, "f", 9),
     case("fail_function", None, LEASE, "f", "why", retry_ms=1, longest_retry_ms=2),
 ]

@@ -73,11 +73,9 @@ class FunctionRunner:
 
     async def run_due(self) -> int:
         """Run what a look shows to be behind; how many functions were tried."""
-        due = await self.functions.due_functions(limit=self.settings.page)
         inputs: dict[str, list[AttachedFunction]] = {}
-        for item in due:
-            if self._takes(item):
-                inputs.setdefault(item.function.input_collection_id, []).append(item.function)
+        for item in await self._due():
+            inputs.setdefault(item.function.input_collection_id, []).append(item.function)
         gate = asyncio.Semaphore(self.settings.parallel_jobs)
 
         async def work(collection_id: str, functions: Sequence[AttachedFunction]) -> None:
@@ -86,6 +84,18 @@ class FunctionRunner:
 
         await asyncio.gather(*(work(name, functions) for name, functions in inputs.items()))
         return sum(map(len, inputs.values()))
+
+    async def _due(self) -> list[DueFunction]:
+        """Up to a page of what this runner takes, however many others are behind that it does not take."""
+        taken: list[DueFunction] = []
+        skip = 0
+        while len(taken) < self.settings.page:
+            found = await self.functions.due_functions(limit=self.settings.page, skip=skip)
+            taken += filter(self._takes, found)
+            skip += len(found)
+            if len(found) < self.settings.page:
+                break
+        return taken[: self.settings.page]
 
     def _takes(self, item: DueFunction) -> bool:
         return self.mine(item.function.input_collection_id) or item.overdue_ms > self.settings.orphan_age_ms

@@ -218,6 +218,21 @@ async def test_records_that_others_write_into_an_output_are_left_and_a_damaged_o
     assert counted(written) == {("x", "int", str(n)): 1 for n in (1, 2, 3)}
 
 
+async def test_functions_of_others_that_are_behind_do_not_hide_ones_own() -> None:
+    """However many there are, and whatever fits into a page."""
+    world = await FunctionWorld.create()
+    for name in ("theirs", "theirs-too", "mine"):
+        await world.attach(RECORD_COUNTER, name)
+    await world.upsert("a")
+    await world.flush()
+    runner = world.runner(page=1)
+    answers = iter([False, False, True])
+    runner.mine = lambda _: next(answers)
+    assert await runner.run_due() == 1
+    offsets = [(await world.attached(name)).completion_offset for name in ("theirs", "theirs-too", "mine")]
+    assert offsets == [0, 0, 1]
+
+
 async def test_a_failing_function_is_recorded_waits_and_does_not_stop_others() -> None:
     world = await FunctionWorld.create()
     for name in ("bad", "good"):

@@ -72,7 +72,7 @@ class FunctionStatements:
         )
         return deleted is not None
 
-    async def due(self, limit: int) -> list[DueFunction]:
+    async def due(self, limit: int, skip: int) -> list[DueFunction]:
         """Least recently run first. Overdue since the oldest version known that goes beyond what is covered."""
         rows = await self._sql.fetch(
             f"""SELECT {_COLUMNS}, v.compacted_offset, {AGE_MS.format(since="oldest.created_at")} AS overdue_ms
@@ -82,8 +82,9 @@ class FunctionStatements:
                 WHERE collection_id = i.id AND compacted_offset > f.completion_offset) oldest
             WHERE v.compacted_offset > f.completion_offset
                 AND (f.retry_at IS NULL OR f.retry_at <= statement_timestamp())
-            ORDER BY f.ran_at, f.id LIMIT $1""",
+            ORDER BY f.ran_at, f.id LIMIT $1 OFFSET $2""",
             limit,
+            skip,
         )
         return [DueFunction(_function(row), row["compacted_offset"], row["overdue_ms"]) for row in rows]
 

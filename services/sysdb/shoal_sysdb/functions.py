@@ -59,10 +59,10 @@ class FunctionsService:
             if not await sql.functions.delete(parse_collection_id(collection_id), name):
                 raise no_function(name)
 
-    async def due_functions(self, *, limit: int) -> list[DueFunction]:
+    async def due_functions(self, *, limit: int, skip: int = 0) -> list[DueFunction]:
         """See `Functions.due_functions`."""
         async with self._store.session() as sql:
-            return await sql.functions.due(limit)
+            return await sql.functions.due(limit, skip)
 
     async def complete_function(self, lease: Lease, function_id: str, offset: int) -> None:
         """See `Functions.complete_function`."""

@@ -240,7 +240,7 @@ class FunctionsServicer:
     async def list_due_functions(
         self, request: functions_pb2.ListDueFunctionsRequest
     ) -> functions_pb2.ListDueFunctionsResponse:
-        found = await self._functions.due_functions(limit=request.limit)
+        found = await self._functions.due_functions(limit=request.limit, skip=request.skip)
         return functions_pb2.ListDueFunctionsResponse(functions=[functions_codec.encode_due(item) for item in found])
 
     async def complete_function(self, request: functions_pb2.CompleteFunctionRequest) -> Empty:

@@ -106,8 +106,11 @@ class Functions(Protocol):
         """
         ...
 
-    async def due_functions(self, *, limit: int) -> list[DueFunction]:
-        """Functions whose input is compacted beyond what they cover, least recently run first. Those that failed wait."""
+    async def due_functions(self, *, limit: int, skip: int = 0) -> list[DueFunction]:
+        """Functions whose input is compacted beyond what they cover, least recently run first. Those that failed wait.
+
+        ``skip``: so many of them, which an earlier page had.
+        """
         ...
 
     async def complete_function(self, lease: Lease, function_id: str, offset: int) -> None:

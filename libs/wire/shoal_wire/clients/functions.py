@@ -37,10 +37,10 @@ class FunctionsClient:
     async def detach_function(self, collection_id: str, name: str) -> None:
         await self._rpc.call("DetachFunction", lambda: _request(collection_id, name), _NOTHING, write=True)
 
-    async def due_functions(self, *, limit: int) -> list[DueFunction]:
+    async def due_functions(self, *, limit: int, skip: int = 0) -> list[DueFunction]:
         return await self._rpc.call(
             "ListDueFunctions",
-            lambda: pb.ListDueFunctionsRequest(limit=limit),
+            lambda: pb.ListDueFunctionsRequest(limit=limit, skip=skip),
             parsed(pb.ListDueFunctionsResponse, lambda page: [codec.decode_due(item) for item in page.functions]),
         )
 
