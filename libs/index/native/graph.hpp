@@ -76,16 +76,25 @@ class GraphWalk {
         beam(descend());
         if (compared) *compared = static_cast<int64_t>(touched_.size());
         forget();
-        // The scores' order decides what is measured: a little more than k, so that rounding does not.
-        int64_t measured = std::min<int64_t>(static_cast<int64_t>(results_.size()), s_.k + kSpare);
-        nearest_.begin(v_, query, length, s_.k, std::numeric_limits<float>::infinity(), 0);
+        // What is within the error of the k-th best score is measured, as in a scan.
+        double size = v_.space == kIp ? exact_length(query, v_.dimension) * longest() : 1;
+        float error = v_.space == kL2 ? 0 : static_cast<float>(kEpsilon * size);
+        nearest_.begin(v_, query, length, s_.k, error, v_.space == kL2 ? 2 * kEpsilon : 0);
         std::sort(results_.begin(), results_.end());
-        for (int64_t i = 0; i < measured; i++) nearest_.offer(results_[i].first, results_[i].second);
+        for (const Scored& one : results_) {
+            if (one.first > nearest_.threshold()) break;
+            nearest_.offer(one.first, one.second);
+        }
         return nearest_.finish(rows, distances);
     }
 
   private:
-    static constexpr int64_t kSpare = 4;
+    // Of the results.
+    double longest() const {
+        double most = 0;
+        for (const Scored& one : results_) most = std::max(most, exact_length(v_.at(one.second), v_.dimension));
+        return most;
+    }
 
     float score(uint32_t row) const {
         const float* vector = v_.at(row);
@@ -166,8 +175,8 @@ class GraphWalk {
         uint64_t bit = uint64_t{1} << (row & 63);
         uint64_t& word = seen_[row >> 6];
         if (word & bit) return false;
+        touched_.push_back(row);  // first: it may throw
         word |= bit;
-        touched_.push_back(row);
         return true;
     }
 

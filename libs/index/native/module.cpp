@@ -162,12 +162,13 @@ struct Output {
     }
 
     bool take(PyObject* r, PyObject* d, PyObject* c, int64_t q, int64_t k) {
+        if (q < 1 || k < 1) return refuse("nothing is asked for") != nullptr;
         return rows.take(r, q * k * 8, true) && distances.take(d, q * k * 4, true) && counts.take(c, q * 8, true);
     }
 };
 
 // The first `most` rows that a mask of a byte per row allows, in order. Where there are any, it is done without branches.
-std::unique_ptr<int64_t[]> rows_of(const uint8_t* allowed, int64_t count, int64_t most) {
+std::unique_ptr<int64_t[]> rows_of(const uint8_t* allowed, int64_t count, int64_t most, int64_t* found) {
     constexpr int kStep = 64;
     std::unique_ptr<int64_t[]> rows(new int64_t[most + kStep]);
     int64_t filled = 0, first = 0;
@@ -185,6 +186,7 @@ std::unique_ptr<int64_t[]> rows_of(const uint8_t* allowed, int64_t count, int64_
         rows[filled] = first;
         filled += allowed[first] != 0;
     }
+    *found = std::min(filled, most);
     return rows;
 }
 
@@ -205,9 +207,8 @@ PyObject* scan_rows(PyObject*, PyObject* args) {
         std::unique_ptr<int64_t[]> rows;
         Scan search = {&held->vectors, asked.as<const float>(), nullptr, q, held->vectors.rows, k, held->largest_square, threads};
         if (allowed != Py_None) {
-            rows = rows_of(mask.as<const uint8_t>(), held->vectors.rows, allowed_count);
+            rows = rows_of(mask.as<const uint8_t>(), held->vectors.rows, std::max(allowed_count, 0LL), &search.row_count);
             search.rows = rows.get();
-            search.row_count = allowed_count;
         }
         scan(search, out.rows.as<int64_t>(), out.distances.as<float>(), out.counts.as<int64_t>());
         return out.total();
@@ -243,6 +244,7 @@ PyObject* measure_distances(PyObject*, PyObject* args) {
     int space, dimension;
     PyObject *query, *vectors, *out;
     if (!PyArg_ParseTuple(args, "iOOiO", &space, &query, &vectors, &dimension, &out)) return nullptr;
+    if (dimension < 1) return refuse("vectors have a dimension");
     Held asked, given, filled;
     if (!asked.take(query, int64_t{4} * dimension) || !given.take(vectors, -1)) return nullptr;
     int64_t rows = given.size_bytes() / (4 * dimension);
@@ -260,6 +262,7 @@ PyObject* measure_lengths(PyObject*, PyObject* args) {
     int dimension;
     PyObject *vectors, *squares, *inverses;
     if (!PyArg_ParseTuple(args, "OiOO", &vectors, &dimension, &squares, &inverses)) return nullptr;
+    if (dimension < 1) return refuse("vectors have a dimension");
     Held given, squared, inverted;
     if (!given.take(vectors, -1)) return nullptr;
     int64_t rows = given.size_bytes() / (4 * dimension);

@@ -28,7 +28,7 @@ class Nearest {
         vectors_ = &vectors;
         query_ = query;
         k_ = static_cast<size_t>(k);
-        slack_ = 2 * error;
+        slack_ = 2 * error + 2 * std::numeric_limits<float>::min();  // subnormal scores have few digits
         factor_ = 1 + 2 * relative_error;
         threshold_ = std::numeric_limits<float>::infinity();
         length_ = length;

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -28,9 +29,10 @@ void in_parallel(int64_t count, int threads, Work work) {
     };
     std::vector<std::thread> others;
     try {
+        others.reserve(std::max<int64_t>(threads, 1));
         for (int64_t i = 1; i < threads && i < count; i++) others.emplace_back(run);
-    } catch (const std::system_error&) {
-        // No more threads: those that run do it all.
+    } catch (...) {
+        // No more threads, or no memory for one: those that run do it all.
     }
     run();
     for (std::thread& other : others) other.join();

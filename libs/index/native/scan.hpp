@@ -23,6 +23,7 @@ constexpr int kTile = 4;
 constexpr int kBlock = 16;        // rows that all queries of a group see before the next ones: they fit the first level cache
 constexpr int64_t kGroup = 256;   // queries of one work item: they fit the second level cache
 constexpr int kPrefetched = 4;    // cache lines of a row
+constexpr int64_t kGroupRows = 1 << 16;  // results of one work item: where many are wanted, fewer queries go together
 constexpr int64_t kPart = 4096;   // rows are not split finer over threads
 constexpr double kWork = 1 << 22; // products that are worth a thread
 
@@ -220,7 +221,8 @@ inline void scan(const Scan& scan, int64_t* rows, float* distances, int64_t* cou
     double work = double(scan.query_count) * scan.row_count * scan.vectors->dimension;
     int threads = static_cast<int>(std::clamp<int64_t>(static_cast<int64_t>(work / kWork), 1, scan.threads));
     bool many = scan.query_count >= 2 * kTile * threads;
-    int64_t groups = std::max<int64_t>((scan.query_count + kGroup - 1) / kGroup, many ? threads : 1);
+    int64_t together = std::clamp<int64_t>(kGroupRows / std::max<int64_t>(scan.k, 1), kTile, kGroup);
+    int64_t groups = std::max<int64_t>((scan.query_count + together - 1) / together, many ? threads : 1);
     int64_t parts = many ? 1 : std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, scan.row_count / kPart));
     int64_t step = (scan.query_count + groups - 1) / groups;
     auto whole = [&](int64_t group) {

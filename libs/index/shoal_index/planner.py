@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+
 from shoal_index.vector.calibration import Calibration, Point
 
 SCAN_ROWS = 1_000  # so few are scanned whatever else there is
@@ -90,12 +92,13 @@ def plan_segment(
         return scan(
             f"no effort that was measured reaches a recall of {ask.recall:g} with {allowed} of {rows} rows allowed"
         )
-    cost = point.compared * (WALK_COST if ask.queries < _SHARED else WALK_COST_SHARED)
-    if not ask.effort and cost >= allowed:
-        return scan(f"a walk past {point.compared:.0f} rows costs more than comparing {allowed} one by one")
-    against = f"comparing {allowed} rows costs more than a walk past {point.compared:.0f}"
-    recall = point.recall if calibration is not None else None
     effort = max(point.effort, wanted)
+    compared = point.compared * effort / point.effort
+    cost = compared * (WALK_COST if ask.queries < _SHARED else WALK_COST_SHARED)
+    if not ask.effort and cost >= allowed:
+        return scan(f"a walk past {compared:.0f} rows costs more than comparing {allowed} one by one")
+    against = f"comparing {allowed} rows costs more than a walk past {compared:.0f}"
+    recall = None if np.isnan(point.recall) else point.recall
     return SegmentPlan(Strategy.GRAPH, wanted, effort, recall, ((Strategy.SCAN, against),), wanted)
 
 
@@ -103,11 +106,11 @@ def _effort(ask: Ask, wanted: int, share: float, calibration: Calibration | None
     """What to walk with, and what that is expected to reach and cost; None where the target is out of reach."""
     if calibration is None:
         effort = max(ask.effort or DEFAULT_EF, wanted)
-        return Point(effort, 0.0, 0.0, _COMPARED_PER_EF * effort / share)
+        return Point(effort, np.nan, 0.0, _COMPARED_PER_EF * effort / share)
     if ask.effort:
         effort = max(ask.effort, wanted)
         known = calibration.at(wanted, share, effort)
-        return known or Point(effort, 0.0, 0.0, _COMPARED_PER_EF * effort / share)
+        return known or Point(effort, np.nan, 0.0, _COMPARED_PER_EF * effort / share)
     return calibration.least(wanted, share, ask.recall)
 
 

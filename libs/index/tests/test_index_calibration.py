@@ -63,6 +63,27 @@ async def test_new_queries_get_the_recall_that_was_asked_for(space: str) -> None
                 assert reached >= plan.recall - 0.03, (share, plan)
 
 
+@pytest.mark.parametrize("share", [0.8, 0.5])
+async def test_filters_on_a_category_get_their_recall_too(share: float) -> None:
+    """A category is many islands: a walk that has reached one of them must not think that it is done."""
+    centres = np.random.default_rng(1).standard_normal((CLUSTERS, DIMENSION))
+    segment = await opened("cosine")
+    owner = np.argmin(
+        [
+            ((segment.vectors.gather(np.arange(ROWS)) - centre) ** 2).sum(axis=1)
+            for centre in centres.astype(np.float32)
+        ],
+        axis=0,
+    )
+    chosen = np.random.default_rng(2).permutation(CLUSTERS)[: round(share * CLUSTERS)]
+    allowed = np.isin(owner, chosen)
+    queries = mixture(400, 9)
+    true, _ = segment.search(queries, Ask(10, exact=True), allowed=allowed, threads=2)
+    for target in (0.9, 0.95):
+        found, plan = segment.search(queries, Ask(10, target), allowed=allowed, threads=2)
+        assert float(recalls_of(found, true, 10).mean()) >= target - 0.03, plan
+
+
 async def test_more_recall_is_more_effort() -> None:
     segment = await opened("cosine")
     plans = [segment.search(mixture(1, 9), Ask(10, target), allowed=None, threads=1)[1] for target in (0.9, 0.95, 0.99)]
@@ -132,6 +153,19 @@ def test_plans_read_the_curve() -> None:
     assert plan(Ask(10, 0.6), allowed=100_000, calibration=known()) == ("scan", 0), "no share so small was measured"
 
 
+def test_more_than_any_k_that_was_measured() -> None:
+    """Three times the effort of k = 100, and three times the rows."""
+    assert plan(Ask(300, 0.9), calibration=known()) == ("graph", 300)
+    assert plan(Ask(300, 0.95), calibration=known())[1] == 3 * plan(Ask(100, 0.95), calibration=known())[1]
+    assert plan(Ask(2_000, 0.9, queries=64), rows=200_000, allowed=200_000, calibration=known()) == ("scan", 0)
+
+
+def test_a_few_deleted_rows_do_not_turn_the_graph_off() -> None:
+    """Though the target is out of reach where half of the rows are allowed."""
+    assert plan(Ask(10, 0.95), allowed=999_999, calibration=known())[0] == "graph"
+    assert plan(Ask(10, 0.95), allowed=850_000, calibration=known()) == ("scan", 0)
+
+
 def test_plans_weigh_a_walk_against_a_scan() -> None:
     """The walk for 0.9 compares 800 rows, each of which costs as much as 3 of a scan, or 12 of one that many queries share."""
     assert plan(Ask(10, 0.9), rows=2_400, allowed=2_400, calibration=known()) == ("scan", 0)
@@ -144,6 +178,8 @@ def test_plans_weigh_a_walk_against_a_scan() -> None:
 def test_an_effort_that_was_asked_for_has_an_estimate() -> None:
     found = plan_segment(Ask(10, effort=100), rows=10**6, allowed=10**6, has_graph=True, calibration=known())
     assert found.recall == pytest.approx(0.93)
+    narrow = plan_segment(Ask(10, effort=100), rows=10**6, allowed=50_000, has_graph=True, calibration=known())
+    assert (str(narrow.strategy), narrow.effort, narrow.recall) == ("graph", 100, None), "nothing was measured there"
     low = plan_segment(Ask(1, effort=5), rows=10**6, allowed=10**6, has_graph=True, calibration=known())
     assert low.recall == pytest.approx(0.4)
 

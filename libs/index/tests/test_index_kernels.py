@@ -212,6 +212,17 @@ def test_a_graph_finds_the_nearest_by_float64_in_every_dimension(space: str, lev
         np.testing.assert_allclose(of_rows, distances, rtol=1e-5, atol=1e-5, err_msg=f"{space}, dimension {dimension}")
 
 
+def test_a_graph_measures_what_float32_cannot_tell_apart(level: str) -> None:
+    """Vectors of nearly one direction: their order by cosine is in the digits that a float32 score has not."""
+    random = np.random.default_rng(6)
+    vectors = (700 + random.standard_normal((2_000, 32))).astype(np.float32)
+    queries = (700 + random.standard_normal((50, 32))).astype(np.float32)
+    column = column_of(vectors)
+    found = graph_of(column, "cosine").search(queries, K, effort=len(vectors), allowed=None, threads=1)
+    true = search_exact(column, "cosine", queries, K, allowed=None)
+    assert np.mean(found.distances == true.distances) > 0.99
+
+
 @pytest.mark.parametrize("of_query", [-140, -66, 0, 58])
 def test_a_graph_by_cosine_does_not_depend_on_lengths(of_query: int) -> None:
     """From subnormal to nearly too long: the graph of float32 vectors that are exact multiples of short integers by powers of two."""

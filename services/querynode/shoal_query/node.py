@@ -156,6 +156,7 @@ class Node:
         """See `QueryNode`. The segments are searched while the read index and the tail are fetched."""
         selection = _selection(request.where, request.ids)
         async with self._reading(request.target) as shard:
+            shard.observed.fade(self.services.clock.monotonic())
             ask = shard.observed.corrected(_ask(request, k=request.k, queries=len(request.vectors)))
             search = Search(request.vectors, ask, self.settings.threads)
             reading = self._begin(shard)

@@ -6,6 +6,7 @@ Plain state: the node says when a query was answered and what a check found, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,13 +18,16 @@ from shoal_index.vector.engine import Neighbours, Vectors
 from shoal_index.vector.exact import search_exact
 from shoal_query.execute import SegmentHits, Selection, Snapshot, allowed_rows
 
-LARGEST_RECALL = 0.999
+LARGEST_RECALL = 0.99  # that is asked for by way of correction: curves end not far above it
 
 _REMEMBERED = 500.0  # checks; older ones fade
 _FEWEST = 20.0  # checks before anything is corrected
 _PRIOR = 0.05 * _FEWEST  # rows missed, both as expected and as found, that keep few checks from swaying much
 _SMALLEST_FACTOR = 0.1
 _BURST_S = 1.0  # of a core, saved up while idle
+_FADING_S = (
+    600.0  # in which what was found counts for a third: where it made everything a scan, nothing else would change it
+)
 
 
 @dataclass(slots=True)
@@ -63,6 +67,14 @@ class ObservedRecall:
     checks: float = 0.0
     expected: float = 0.0
     missed: float = 0.0
+    _looked_at: float | None = None
+
+    def fade(self, now: float) -> None:
+        """Time has passed."""
+        if self._looked_at is not None:
+            kept = math.exp(-max(0.0, now - self._looked_at) / _FADING_S)
+            self.checks, self.expected, self.missed = self.checks * kept, self.expected * kept, self.missed * kept
+        self._looked_at = now
 
     def add(self, estimated: float, recall: float) -> None:
         """One query: what its plan said, and what exact search says."""
@@ -85,7 +97,7 @@ class ObservedRecall:
 
     def corrected(self, ask: Ask) -> Ask:
         """What to ask of the curves."""
-        wanted = min(LARGEST_RECALL, 1.0 - (1.0 - ask.recall) * self.factor)
+        wanted = min(max(LARGEST_RECALL, ask.recall), 1.0 - (1.0 - ask.recall) * self.factor)
         return ask if wanted <= ask.recall else replace(ask, recall=wanted)
 
     def estimate(self, recall: float | None) -> float | None:
@@ -96,7 +108,8 @@ class ObservedRecall:
 def check_query(
     snapshot: Snapshot, selection: Selection, hits: Sequence[SegmentHits], query: Vectors, number: int
 ) -> list[tuple[float, float]]:
-    """Of each segment that was searched through a graph: the estimated recall of one query, and the true one.
+    """The estimated recall of one query, and the true one, on average over the segments that were searched through a graph; none if
+    no segment was.
 
     Args:
         snapshot: that the hits are of.
@@ -110,7 +123,7 @@ def check_query(
         allowed = allowed_rows(snapshot, source, selection)
         true = search_exact(segment.vectors, segment.space, query, hit.plan.k, allowed=allowed)
         found.append((hit.plan.recall, float(recalls_of(_of_query(hit.near, number), true, hit.plan.k)[0])))
-    return found
+    return [(float(np.mean([e for e, _ in found])), float(np.mean([r for _, r in found])))] if found else []
 
 
 def _of_query(near: Neighbours, number: int) -> Neighbours:

@@ -62,6 +62,20 @@ def test_what_was_missed_too_often_is_asked_for_more_strictly() -> None:
     assert observed.factor == 1.0, "what is better than foretold is not asked for less strictly; old checks fade"
 
 
+def test_corrections_fade_and_stay_within_what_curves_reach() -> None:
+    """A correction may make every search a scan, which is not checked: only time can undo it."""
+    observed = ObservedRecall()
+    observed.fade(0.0)
+    for _ in range(60):
+        observed.add(0.95, 0.2)
+    assert observed.factor < 0.2
+    assert observed.corrected(Ask(10, 0.95)).recall == 0.99
+    observed.fade(300.0)
+    assert observed.factor < 0.5
+    observed.fade(1_200.0)
+    assert observed.factor == 1.0
+
+
 async def system_of(monkeypatch: pytest.MonkeyPatch) -> tuple[DirectSystem, CollectionRef, np.ndarray]:
     monkeypatch.setattr(planner, "WALK_COST", 0.1)
     monkeypatch.setattr(planner, "SCAN_ROWS", 100)
@@ -94,7 +108,7 @@ async def test_a_check_finds_the_true_recall(monkeypatch: pytest.MonkeyPatch) ->
     found = await system.database.query(ref, vectors[:1], 10, explain=True)
     assert found.explain is not None
     observed = found.explain["shards"][0]["recall"]
-    assert 50 <= observed["checks"] <= system.node.counters.recall_checks, "older checks fade"
+    assert 30 <= observed["checks"] <= system.node.counters.recall_checks, "older checks fade"
     assert observed["observed"] > 0.9
     assert system.node.observed_recall() == pytest.approx(observed["observed"])
     await system.node.close()

@@ -28,8 +28,12 @@ _FIRST_EFFORT = 8
 _GROWTH = 1.5
 _LARGEST_EFFORT = 4096
 _ENOUGH = 0.995  # recall: a target above it is for a scan
-_NEIGHBOURHOODS = 2
+_CELLS = (24, 256)
+_FEWEST_IN_CELL = 20  # rows, on average
+_AT_ONCE = 8_192  # rows
 _SEED = 5
+_NEARLY = 0.9  # of a share that was measured
+_MARGIN = 1.1
 
 #: Searches (queries, k, effort, allowed) and says what it found and how many rows each query was compared with.
 Searcher = Callable[[Vectors, int, int, Mask | None], tuple[Neighbours, npt.NDArray[np.int64]]]
@@ -73,15 +77,18 @@ class Calibration:
     def least(self, k: int, share: float, target: float) -> Point | None:
         """The least effort whose recall is the target's, with what it reaches; None where no effort measured does.
 
-        The curve of the next larger k decides. Between the shares that were measured, effort goes with the reciprocal of the share.
+        The curve of the next larger k decides; beyond the largest, effort goes with k. Between the shares that were measured, it goes
+        with the reciprocal of the share, and so it does a little below one of them where the next has nothing to say.
         """
         below = max((curve.share for curve in self.curves if curve.share <= share), default=None)
         above = min((curve.share for curve in self.curves if curve.share >= share), default=None)
         if below is None or above is None:
             return None
-        hard, easy = (_least(self._curve(k, of), target) for of in (below, above))
-        if hard is None or easy is None or below == above:
+        hard, easy = (_least(self._curve(k, of), target, k) for of in (below, above))
+        if easy is None or below == above:
             return hard
+        if hard is None:
+            return _stretched(easy, above / share * _MARGIN) if share >= _NEARLY * above else None
         part = (1 / share - 1 / above) / (1 / below - 1 / above)
         effort = int(np.ceil(easy.effort + part * (hard.effort - easy.effort)))
         mixed = [a + part * (b - a) for a, b in zip(_values(easy), _values(hard), strict=True)]
@@ -127,13 +134,19 @@ class Calibration:
             raise Corrupt(f"a calibration cannot be read: {error!r}") from error
 
 
-def _least(curve: Curve | None, target: float) -> Point | None:
+def _least(curve: Curve | None, target: float, k: int) -> Point | None:
     before: Point | None = None
     for point in () if curve is None else curve.points:
         if point.recall - point.error >= target:
-            return _between(before, point, target)
+            found = _between(before, point, target)
+            return found if curve is None or k <= curve.k else _stretched(found, k / curve.k)
         before = point
     return None
+
+
+def _stretched(point: Point, factor: float) -> Point:
+    """More effort, which compares as many more rows, for the same recall."""
+    return Point(int(np.ceil(point.effort * factor)), point.recall, point.error, point.compared * factor)
 
 
 def _between(before: Point | None, after: Point, target: float) -> Point:
@@ -175,8 +188,8 @@ def calibrate(
 ) -> Calibration:
     """Measure an index that has all rows but ``asked``, which are the queries.
 
-    Where a part of the rows is allowed, these are random rows, and again rows that lie together around this row or that: filters are
-    often about what vectors are about. The worst counts.
+    Where a part of the rows is allowed, these are random rows, and again rows that lie together, in one place or in many: filters
+    are often about what vectors are about. The worst counts.
 
     Args:
         enough: whether a point, of so many allowed rows, costs more than any search would spend; the curve ends there.
@@ -204,16 +217,36 @@ class _Case:
 
 
 def _masks(share: float, present: Mask, column: VectorColumn) -> Iterator[Mask]:
+    """Rows at random; a ball around one; and islands here and there, as a category of records has them, large ones and small ones."""
     if share == 1.0:
         yield present
         return
     random = np.random.default_rng(_SEED)
     yield present & (random.random(column.count) < share)
-    for row in random.integers(column.count, size=_NEIGHBOURHOODS).tolist():
-        near = search_exact(column, "l2", column.gather(np.array([row])), int(share * column.count), allowed=None)
-        together = np.zeros(column.count, dtype=bool)
-        together[near.rows] = True
-        yield present & together
+    middle = column.gather(random.integers(column.count, size=1))
+    near = search_exact(column, "l2", middle, int(share * column.count), allowed=None)
+    together = np.zeros(column.count, dtype=bool)
+    together[near.rows] = True
+    yield present & together
+    for cells in _CELLS:
+        cells = min(cells, column.count // _FEWEST_IN_CELL)
+        cell = _cells(column, column.gather(random.permutation(column.count)[:cells]))
+        order = random.permutation(cells)
+        sizes = np.bincount(cell, minlength=cells)[order]
+        chosen = order[: 1 + int(np.searchsorted(np.cumsum(sizes), share * column.count))]
+        yield present & np.isin(cell, chosen)
+
+
+def _cells(column: VectorColumn, centres: Vectors) -> npt.NDArray[np.int64]:
+    """(n,) the nearest centre of each vector, by l2."""
+    squares = np.einsum("ij,ij->i", centres, centres)
+    return np.concatenate(
+        [
+            np.argmin(squares - 2 * (c.vectors[at : at + _AT_ONCE] @ centres.T), axis=1)
+            for c in column.chunks
+            for at in range(0, len(c.vectors), _AT_ONCE)
+        ]
+    )
 
 
 def _curves(

@@ -55,7 +55,7 @@ class VectorColumn:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the lengths that searches made and left here."""
-        return 4 * self.count * len(self._handles)
+        return 4 * self.count * (2 + len(self._handles)) if self._handles else 0
 
     def gather(self, rows: Rows) -> Vectors:
         """(len(rows), dim) float32 copy of the rows named."""

@@ -80,7 +80,8 @@ class Graph:
             and _within(self.links, rows)
             and _within(self.upper_links, slots)
             and bool((self.upper_rows < rows).all())
-            and self.entry < (slots if self.levels else rows)
+            and 0 <= self.entry < (slots if self.levels else rows)
+            and self.levels >= 0
         )
         if not holds:
             raise ValueError("a link leads nowhere")
