@@ -13,7 +13,7 @@ namespace shoal {
 constexpr uint32_t kNone = 0xFFFFFFFFu;
 constexpr int kMostLinks = 512;  // of a node: the widest graph that a schema allows has 2 × 256
 
-// As Python lays it out (native.py). Nodes of the upper levels are called by their slots.
+// Nodes of the upper levels are called by their slots.
 struct Graph {
     const uint32_t* links;         // (rows, width) neighbours on the lowest level, the unused ones kNone at the end
     const uint32_t* upper_rows;    // (slots) the row of each
@@ -33,7 +33,7 @@ struct GraphSearch {
     int64_t query_count;
     int64_t k;
     int64_t ef;
-    int64_t* compared;      // (queries) out: rows whose distance was computed; null: not asked
+    int64_t* compared;      // (queries) out: rows whose distance was computed
     int32_t threads;
 };
 
@@ -74,7 +74,7 @@ class GraphWalk {
             query_ = unit_.data();
         }
         beam(descend());
-        if (compared) *compared = static_cast<int64_t>(touched_.size());
+        *compared = static_cast<int64_t>(touched_.size());
         forget();
         // What is within the error of the k-th best score is measured, as in a scan.
         double size = v_.space == kIp ? exact_length(query, v_.dimension) * longest() : 1;
@@ -209,7 +209,7 @@ inline void search_graph(const GraphSearch& search, int64_t* rows, float* distan
         int64_t last = std::min(search.query_count, (group + 1) * kTogether);
         for (int64_t q = group * kTogether; q < last; q++)
             counts[q] = walk.run(search.queries + q * search.vectors->dimension, rows + q * search.k, distances + q * search.k,
-                                 search.compared ? search.compared + q : nullptr);
+                                 search.compared + q);
     });
 }
 

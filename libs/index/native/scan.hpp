@@ -7,7 +7,6 @@
 
 namespace shoal {
 
-// As Python lays it out (native.py).
 struct Scan {
     const Vectors* vectors;
     const float* queries;   // (queries, dimension)

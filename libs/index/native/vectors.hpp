@@ -170,7 +170,7 @@ inline float exact_distance(Space space, const float* query, double query_length
     return static_cast<float>(1.0 - (norms > 0 ? product / norms : 0.0));
 }
 
-// As Python lays it out (native.py). Chunks are row-major.
+// Chunks are row-major. Whoever makes one keeps what it points to (module.cpp).
 struct Vectors {
     const float* const* chunks;
     const int64_t* starts;   // (chunks + 1) first row of each chunk, and the number of rows

@@ -6,10 +6,9 @@ lies between depends on how many queries share a scan, and on how far the walk h
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
-
-import numpy as np
 
 from shoal_index.vector.calibration import Calibration, Point
 
@@ -98,7 +97,7 @@ def plan_segment(
     if not ask.effort and cost >= allowed:
         return scan(f"a walk past {compared:.0f} rows costs more than comparing {allowed} one by one")
     against = f"comparing {allowed} rows costs more than a walk past {compared:.0f}"
-    recall = None if np.isnan(point.recall) else point.recall
+    recall = None if math.isnan(point.recall) else point.recall
     return SegmentPlan(Strategy.GRAPH, wanted, effort, recall, ((Strategy.SCAN, against),), wanted)
 
 
@@ -106,11 +105,11 @@ def _effort(ask: Ask, wanted: int, share: float, calibration: Calibration | None
     """What to walk with, and what that is expected to reach and cost; None where the target is out of reach."""
     if calibration is None:
         effort = max(ask.effort or DEFAULT_EF, wanted)
-        return Point(effort, np.nan, 0.0, _COMPARED_PER_EF * effort / share)
+        return Point(effort, math.nan, 0.0, _COMPARED_PER_EF * effort / share)
     if ask.effort:
         effort = max(ask.effort, wanted)
         known = calibration.at(wanted, share, effort)
-        return known or Point(effort, np.nan, 0.0, _COMPARED_PER_EF * effort / share)
+        return known or Point(effort, math.nan, 0.0, _COMPARED_PER_EF * effort / share)
     return calibration.least(wanted, share, ask.recall)
 
 

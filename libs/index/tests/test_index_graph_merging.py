@@ -77,7 +77,7 @@ def test_rounds_of_deleting_and_inserting_keep_recall_and_size(space: str) -> No
     """A tenth each time: the effort that is measured for 0.95 gives it, for queries of which no graph knows."""
     vectors = mixture(ROWS, 3)
     index, calibration = built(vectors, space)
-    size, reference = index.size_bytes, calibration.reference
+    size = index.size_bytes
     for round_ in range(5):
         new_row, fresh = churned(ROWS, 0.1, round_)
         following = np.empty_like(vectors)
@@ -89,7 +89,6 @@ def test_rounds_of_deleting_and_inserting_keep_recall_and_size(space: str) -> No
         assert index.size_bytes <= 1.02 * size
         assert calibration.needed <= 1.5 * calibration.reference
     assert calibration.reference > 0
-    assert reference > 0
 
 
 def test_what_is_gone_is_linked_by_nobody_and_what_is_new_is_found() -> None:
@@ -99,10 +98,9 @@ def test_what_is_gone_is_linked_by_nobody_and_what_is_new_is_found() -> None:
     following = np.empty_like(vectors)
     following[new_row[new_row >= 0]] = vectors[new_row >= 0]
     following[fresh] = mixture(len(fresh), 8)
-    again, measured = built(following, "l2", OldGraph(index.graph, calibration, new_row))
+    again, _ = built(following, "l2", OldGraph(index.graph, calibration, new_row))
     found = again.search(following[fresh], 1, effort=64, allowed=None, threads=1)
     assert np.mean(found.rows == fresh) > 0.98
-    assert measured.reference == calibration.reference or measured.reference == measured.needed
 
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:

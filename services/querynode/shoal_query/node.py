@@ -156,8 +156,7 @@ class Node:
         """See `QueryNode`. The segments are searched while the read index and the tail are fetched."""
         selection = _selection(request.where, request.ids)
         async with self._reading(request.target) as shard:
-            shard.observed.fade(self.services.clock.monotonic())
-            ask = shard.observed.corrected(_ask(request, k=request.k, queries=len(request.vectors)))
+            ask = self._corrected(shard, _ask(request, k=request.k, queries=len(request.vectors)))
             search = Search(request.vectors, ask, self.settings.threads)
             reading = self._begin(shard)
             for _ in range(self.settings.attempts):
@@ -183,7 +182,7 @@ class Node:
             reading.stages.done("snapshot")
 
             def work() -> Answer:
-                ask = shard.observed.corrected(_ask(request, k=0, queries=0))
+                ask = self._corrected(shard, _ask(request, k=0, queries=0))
                 ranked = search_leaves(snapshot, selection, request.leaves, ask, threads=self.settings.threads)
                 reading.stages.done("rank")
                 rows = hydrate(snapshot, ranked.found, Include(), with_origin=request.explain)
@@ -255,6 +254,10 @@ class Node:
         if any(hit.plan.strategy is Strategy.GRAPH for hit in current):
             self._check_now_and_then(shard, snapshot, selection, current, request.vectors)
         return answer
+
+    def _corrected(self, shard: Shard, ask: Ask) -> Ask:
+        shard.observed.fade(self.services.clock.monotonic())
+        return shard.observed.corrected(ask)
 
     def _check_now_and_then(
         self, shard: Shard, snapshot: Snapshot, selection: Selection, hits: list[SegmentHits], vectors: Vectors

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from shoal_core.errors import Corrupt
 from shoal_index.vector.column import VectorColumn
-from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors
+from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, exact_distances
 from shoal_index.vector.exact import search_exact
 
 KS = (1, 10, 100)
@@ -223,11 +223,9 @@ def _masks(share: float, present: Mask, column: VectorColumn) -> Iterator[Mask]:
         return
     random = np.random.default_rng(_SEED)
     yield present & (random.random(column.count) < share)
-    middle = column.gather(random.integers(column.count, size=1))
-    near = search_exact(column, "l2", middle, int(share * column.count), allowed=None)
-    together = np.zeros(column.count, dtype=bool)
-    together[near.rows] = True
-    yield present & together
+    middle = column.gather(random.integers(column.count, size=1))[0]
+    far = np.concatenate([exact_distances("l2", middle, chunk.vectors) for chunk in column.chunks])
+    yield present & (far <= np.quantile(far, share))
     for cells in _CELLS:
         cells = min(cells, column.count // _FEWEST_IN_CELL)
         cell = _cells(column, column.gather(random.permutation(column.count)[:cells]))

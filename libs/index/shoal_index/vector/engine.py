@@ -39,32 +39,12 @@ class Neighbours:
     counts: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What an engine can do.
-
-    Attributes:
-        exact: it answers the true nearest, whatever the effort.
-        filters: it searches among allowed rows only, at any share of them.
-        on_demand: it reads what a search needs; the vectors need not be in memory.
-    """
-
-    exact: bool
-    filters: bool
-    on_demand: bool = False
-
-
 class VectorIndex(Protocol):
     """The vectors of one segment, ready to be searched. Immutable and safe for threads."""
 
     @property
     def name(self) -> str:
         """Of the engine."""
-        ...
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What it can do."""
         ...
 
     @property

@@ -16,7 +16,7 @@ import pyarrow as pa
 from shoal_core.errors import Corrupt
 from shoal_index.vector import native
 from shoal_index.vector.column import VectorColumn
-from shoal_index.vector.engine import Capabilities, Mask, Neighbours, Vectors, neighbours
+from shoal_index.vector.engine import Mask, Neighbours, Vectors, neighbours
 
 GRAPH = "graph"  # the kind of its blocks
 NONE = 0xFFFFFFFF  # ends a list of links that is not full
@@ -100,7 +100,6 @@ class HnswIndex:
     """A graph over the vectors of a segment."""
 
     name = "hnsw"
-    capabilities = Capabilities(exact=False, filters=True)
 
     def __init__(self, graph: Graph, column: VectorColumn, space: str) -> None:
         self.graph = graph
