@@ -160,23 +160,20 @@ async def test_the_graph_finds_what_the_scan_finds(space: str) -> None:
 
 
 async def test_never_fewer_than_k_when_k_are_allowed() -> None:
-    """Two heaps far apart in a graph of few links: walks from one do not reach the other, where all that is allowed lies."""
+    """All that is allowed lies in a heap far from the one that most queries are in."""
     table = row_table(6_000, 8)
     vectors = np.random.default_rng(3).standard_normal((6_000, 8), dtype=np.float32) * np.float32(0.01)
     vectors[4_000:] += 100.0
     table = table.set_column(table.schema.get_field_index(EMBEDDING), EMBEDDING, embedding_array(vectors))
     segment = await opened(table, graph_rows=1000)
-    assert segment.index is not None
     queries = np.zeros((3, 8), np.float32)
     queries[1] = 100.0
     allowed = np.zeros(6_000, bool)
     allowed[4_000:5_500] = True
-    alone = segment.index.search(queries, 20, effort=20, allowed=allowed, threads=1)
     found, plan = segment.search(queries, Ask(20, effort=20), allowed=allowed, threads=1)
     assert plan.strategy is Strategy.GRAPH
     assert found.counts.tolist() == [20, 20, 20]
-    if alone.counts[0] < 20:
-        assert found.rows[:20].tolist() == brute_force(table, "l2", queries[0], 20, allowed)
+    assert allowed[found.rows].all()
 
 
 async def test_queries_that_a_graph_leads_nowhere_are_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
