@@ -188,15 +188,14 @@ def measure(data: EngineData, count: int, rounds: int) -> None:
     data = evenly(data, step)
     queries = np.ascontiguousarray(data.queries)
     segment, seconds = asyncio.run(segment_of(data))
-    assert segment.calibration is not None
-    assert segment.index is not None
+    assert segment.ways
     rows = len(data.base)
     print(f"\n{data.name}: {rows} x {data.base.shape[1]}, {data.space}; built and calibrated in {seconds:.1f} s")
     started = time.perf_counter()
     index = raw_graph(data)
-    print(
-        f"hnswlib alone: {time.perf_counter() - started:.1f} s; links {segment.index.size_bytes / rows:.0f} bytes a row"
-    )
+    print(f"hnswlib alone: {time.perf_counter() - started:.1f} s")
+    for way in {way.strategy: way for way in segment.ways}.values():
+        print(f"{way.strategy}: {way.index.size_bytes / rows:.0f} bytes a row")
     print_raw(data, segment, index, queries, rounds)
     beside = peers(data, index, queries)
     print(

@@ -17,6 +17,7 @@ from shoal_core.filters import all_of, parse_where, parse_where_document
 from shoal_core.schema import Schema
 from shoal_frontend.database import DatabaseService
 from shoal_index import planner
+from shoal_index.vector import hnsw
 from shoal_query.node import Node
 from shoal_query.shard import Services
 from shoal_testing.direct import DirectSystem, InlineExecutor
@@ -34,8 +35,7 @@ every_sharding = pytest.mark.parametrize("shards", SHARDS)
 def graphs_from(patch: pytest.MonkeyPatch, rows: int) -> None:
     """Graphs are walked wherever there is one and more rows may be answered than these, whatever it costs."""
     patch.setattr(planner, "SCAN_ROWS", rows)
-    patch.setattr(planner, "WALK_COST", 0.0)
-    patch.setattr(planner, "WALK_COST_SHARED", 0.0)
+    patch.setattr(hnsw, "WALK_COST", (0.0, 0.0))
 
 
 def compactor_settings(graph_rows: int = 10**9, **others: Any) -> CompactorSettings:

@@ -167,12 +167,12 @@ async def test_the_effort_of_the_schema_reaches_graphs_in_queries_and_searches()
     for answer in (near, found):
         assert answer.explain is not None
         [segment] = answer.explain["shards"][0]["segments"]
-        assert (segment["strategy"], segment["ef"]) == ("graph", 321)
+        assert (segment["strategy"], segment["effort"]) == ("graph", 321)
         assert answer.recall is not None
         assert segment["recall"] == answer.recall > 0.95
     asked = await system.database.query(ref, vectors[:1], 5, recall=0.9, explain=True)
     assert asked.explain is not None
     [segment] = asked.explain["shards"][0]["segments"]
-    assert segment["ef"] < 321, "a recall that is asked for is worth more than the collection's effort"
+    assert segment["effort"] < 321, "a recall that is asked for is worth more than the collection's effort"
     assert (await system.database.query(ref, vectors[:1], 5, exact=True)).recall == 1.0
     await system.node.close()

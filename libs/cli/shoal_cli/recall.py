@@ -116,14 +116,14 @@ async def _sampled(collection: AsyncCollection, records: int, sample: int) -> tu
 
 
 def _brief(segment: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {name: segment[name] for name in ("id", "rows", "strategy", "ef", "recall")}
+    return {name: segment[name] for name in ("id", "rows", "strategy", "effort", "recall")}
 
 
 def _segments(step: Step) -> str:
     if not step.segments:
         return "none yet: every record is compared"
     return ", ".join(
-        f"{segment['strategy']} {segment['ef']}" if segment["ef"] else str(segment["strategy"])
+        f"{segment['strategy']} {segment['effort']}" if segment["effort"] else str(segment["strategy"])
         for segment in step.segments
     )
 

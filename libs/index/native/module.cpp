@@ -8,6 +8,7 @@
 
 #include <memory>
 
+#include "clusters.hpp"
 #include "graph.hpp"
 #include "scan.hpp"
 
@@ -59,6 +60,14 @@ struct HeldGraph {
     Held links, upper_rows, upper_starts, upper_links;
 };
 
+struct HeldClusters {
+    Clusters clusters;
+    int dimension;
+    int64_t rows;
+    Held centroids, squares, codebook, starts, members, codes, biases;
+};
+
+constexpr const char* kClusters = "shoal.clusters";
 constexpr const char* kVectors = "shoal.vectors";
 constexpr const char* kGraph = "shoal.graph";
 
@@ -132,6 +141,43 @@ PyObject* make_graph(PyObject*, PyObject* args) {
                    levels,
                    entry};
     PyObject* capsule = PyCapsule_New(held.get(), kGraph, destroy<HeldGraph>);
+    if (capsule) held.release();
+    return capsule;
+}
+
+// clusters(rows, dimension, lists, pieces, width, centroids, squares | None, codebook, starts, members, codes, biases | None): members are
+// not looked at.
+PyObject* make_clusters(PyObject*, PyObject* args) {
+    PyObject *centroids, *squares, *codebook, *starts, *members, *codes, *biases;
+    long long rows, lists;
+    int dimension, pieces, width;
+    auto held = std::make_unique<HeldClusters>();
+    if (!PyArg_ParseTuple(args, "LiLiiOOOOOOO", &rows, &dimension, &lists, &pieces, &width, &centroids, &squares, &codebook, &starts, &members,
+                          &codes, &biases))
+        return nullptr;
+    if (pieces % kPieceStep || pieces > kMostPieces || int64_t{pieces} * width < dimension) return refuse("the pieces do not fit the kernel");
+    if (!held->centroids.take(centroids, lists * dimension * 4) || !held->codebook.take(codebook, int64_t{64} * pieces * width) ||
+        !held->starts.take(starts, (lists + 1) * 8))
+        return nullptr;
+    const int64_t* first = held->starts.as<const int64_t>();
+    for (int64_t list = 0; list < lists; list++)
+        if (first[list] < 0 || first[list] > first[list + 1]) return refuse("lists are not in order");
+    if (!held->members.take(members, first[lists] * kCoded * 4) || !held->codes.take(codes, first[lists] * pieces * 16)) return nullptr;
+    if (squares != Py_None && !held->squares.take(squares, lists * 4)) return nullptr;
+    if (biases != Py_None && !held->biases.take(biases, first[lists] * kCoded * 4)) return nullptr;
+    held->dimension = dimension;
+    held->rows = rows;
+    held->clusters = {held->centroids.as<const float>(),
+                      held->squares.as<const float>(),
+                      held->codebook.as<const float>(),
+                      first,
+                      held->members.as<const uint32_t>(),
+                      held->codes.as<const uint8_t>(),
+                      held->biases.as<const float>(),
+                      lists,
+                      pieces,
+                      width};
+    PyObject* capsule = PyCapsule_New(held.get(), kClusters, destroy<HeldClusters>);
     if (capsule) held.release();
     return capsule;
 }
@@ -239,6 +285,56 @@ PyObject* walk_graph(PyObject*, PyObject* args) {
     });
 }
 
+// search_clusters(vectors, clusters, queries, q, k, probes, refined, allowed | None, threads, out_rows, out_distances, out_counts, out_compared)
+PyObject* scan_clusters(PyObject*, PyObject* args) {
+    PyObject *capsule, *lists, *queries, *allowed, *out_rows, *out_distances, *out_counts, *out_compared;
+    long long q, k, probes, refined;
+    int threads;
+    if (!PyArg_ParseTuple(args, "OOOLLLLOiOOOO", &capsule, &lists, &queries, &q, &k, &probes, &refined, &allowed, &threads, &out_rows,
+                          &out_distances, &out_counts, &out_compared))
+        return nullptr;
+    auto* held = static_cast<HeldVectors*>(PyCapsule_GetPointer(capsule, kVectors));
+    auto* clusters = held ? static_cast<HeldClusters*>(PyCapsule_GetPointer(lists, kClusters)) : nullptr;
+    Held asked, mask, compared;
+    Output out;
+    if (!clusters || !asked.take(queries, q * held->vectors.dimension * 4) || !out.take(out_rows, out_distances, out_counts, q, k))
+        return nullptr;
+    if (!compared.take(out_compared, q * 8, true)) return nullptr;
+    if (clusters->rows != held->vectors.rows || clusters->dimension != held->vectors.dimension)
+        return refuse("the clusters are of other vectors");
+    if (allowed != Py_None && !mask.take(allowed, held->vectors.rows)) return nullptr;
+    ClusterSearch search = {&held->vectors, &clusters->clusters, asked.as<const float>(), mask.as<const uint8_t>(), q, k, probes, refined,
+                            compared.as<int64_t>(), held->largest_square, threads};
+    return done([&] {
+        search_clusters(search, out.rows.as<int64_t>(), out.distances.as<float>(), out.counts.as<int64_t>());
+        return out.total();
+    });
+}
+
+// code_vectors(vectors, lists, centroids, codebook, n, dimension, centroid_count, pieces, width, threads, out_codes, out_squares)
+PyObject* code(PyObject*, PyObject* args) {
+    PyObject *vectors, *lists, *centroids, *codebook, *out_codes, *out_squares;
+    long long n, centroid_count;
+    int dimension, pieces, width, threads;
+    if (!PyArg_ParseTuple(args, "OOOOLiLiiiOO", &vectors, &lists, &centroids, &codebook, &n, &dimension, &centroid_count, &pieces, &width,
+                          &threads, &out_codes, &out_squares))
+        return nullptr;
+    Held given, owners, means, book, codes, squares;
+    if (!given.take(vectors, n * dimension * 4) || !owners.take(lists, n * 8) || !means.take(centroids, centroid_count * dimension * 4) ||
+        !book.take(codebook, int64_t{64} * pieces * width) || !codes.take(out_codes, n * pieces, true) ||
+        !squares.take(out_squares, n * 4, true))
+        return nullptr;
+    if (int64_t{pieces} * width < dimension) return refuse("the pieces do not cover the dimension");
+    for (int64_t i = 0; i < n; i++)
+        if (owners.as<int64_t>()[i] < 0 || owners.as<int64_t>()[i] >= centroid_count) return refuse("a vector is of no list");
+    Coding coding = {given.as<const float>(), owners.as<const int64_t>(), means.as<const float>(), book.as<const float>(), n, dimension,
+                     pieces, width, threads};
+    return done([&] {
+        code_vectors(coding, codes.as<uint8_t>(), squares.as<float>());
+        return n;
+    });
+}
+
 // distances(space, query, vectors, dimension, out): of vectors (n, dimension) from a query.
 PyObject* measure_distances(PyObject*, PyObject* args) {
     int space, dimension;
@@ -281,7 +377,8 @@ PyObject* measure_lengths(PyObject*, PyObject* args) {
 PyMethodDef kMethods[] = {{"vectors", make_vectors, METH_VARARGS, nullptr},        {"graph", make_graph, METH_VARARGS, nullptr},
                           {"scan", scan_rows, METH_VARARGS, nullptr},              {"search_graph", walk_graph, METH_VARARGS, nullptr},
                           {"distances", measure_distances, METH_VARARGS, nullptr}, {"lengths", measure_lengths, METH_VARARGS, nullptr},
-                          {nullptr, nullptr, 0, nullptr}};
+                          {"clusters", make_clusters, METH_VARARGS, nullptr},      {"search_clusters", scan_clusters, METH_VARARGS, nullptr},
+                          {"code_vectors", code, METH_VARARGS, nullptr},           {nullptr, nullptr, 0, nullptr}};
 
 #define SHOAL_TEXT(name) #name
 #define SHOAL_NAME(name) SHOAL_TEXT(name)

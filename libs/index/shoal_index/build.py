@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from shoal_core.records import CREATED_OFFSET, EMBEDDING, ID, embedding_matrix
 from shoal_core.schema import Schema
-from shoal_index.build_vectors import OldGraph, built_index
+from shoal_index.build_vectors import Old, built_ways
 from shoal_index.ids import IdIndex
 from shoal_index.indexes import Input, make_indexes
 from shoal_index.segment import CALIBRATION
@@ -72,7 +72,7 @@ def build_segment(
 
     Args:
         prefix: key prefix of its objects.
-        graph_rows: above this many rows of up to 384 dimensions, or fewer larger ones, the segment gets a graph; a smaller one is
+        graph_rows: above this many rows of up to 384 dimensions, or fewer larger ones, the segment gets indexes; a smaller one is
             scanned.
         schema: which indexes to build, and how.
         inputs: of a merge, the segments whose rows these are; see `make_indexes`.
@@ -87,16 +87,14 @@ def build_segment(
     }
     if table.num_rows * max(1.0, matrix.shape[1] / _DIMENSION) > graph_rows:
         created = table.column(CREATED_OFFSET).to_numpy()
-        old = [
-            OldGraph(input_.index.graph, input_.calibration, new_row)
-            for input_, new_row in inputs
-            if input_.index is not None and input_.calibration is not None
-        ]
-        index, calibration = built_index(matrix, created, space, schema.vector, threads=threads, old=old)
-        for kind, tables in index.to_tables().items():
-            blocks[kind] = [encode_block(part) for part in tables]
-        if calibration is not None:
-            blocks[CALIBRATION] = [encode_blob(calibration.to_json())]
+        old = [Old(input_.ways, new_row) for input_, new_row in inputs]
+        ways = built_ways(matrix, created, space, schema.vector, threads=threads, old=old)
+        for way in {way.strategy: way for way in ways}.values():
+            for kind, tables in way.index.to_tables().items():
+                blocks[kind] = [encode_block(part) for part in tables]
+        measured = [way.calibration for way in ways if way.calibration is not None]
+        if measured:
+            blocks[CALIBRATION] = [encode_blob(calibration.to_json()) for calibration in measured]
     for kind, tables in make_indexes(table, schema, inputs).to_tables().items():
         blocks[kind] = [encode_block(part) for part in tables]
     refs: dict[str, tuple[BlockRef, ...]] = {}

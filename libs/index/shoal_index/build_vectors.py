@@ -1,38 +1,51 @@
-"""Building the index of a segment, and measuring it: rows are held out, the index without them is asked for their neighbours, and they
-are added.
+"""Building the indexes of a segment, and measuring them on rows that are held out.
 
-In a merge the largest graph is extended instead of built anew, as long as what that gives needs not much more effort than a graph built
-from nothing did: rows that are gone leave gaps that are mended only roughly.
+In a merge the largest graph is extended, and the largest lists are filled up, instead of built anew, as long as what that gives needs
+not much more effort than what was built from nothing did: rows that are gone leave gaps in a graph that are mended only roughly, and
+lists were made for other vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from shoal_core.schema import VectorConfig
-from shoal_index.planner import DEFAULT_RECALL, worth
-from shoal_index.vector.calibration import Calibration, Point, calibrate, held_out
+from shoal_index.planner import DEFAULT_RECALL, Way, worth
+from shoal_index.vector.calibrate import Subject, Trial, calibrate, efforts_between, held_out, spared, trials
+from shoal_index.vector.calibration import Calibration, recalls_of
+from shoal_index.vector.clusters import ClusterIndex
+from shoal_index.vector.clusters_build import build_clusters, extended_clusters
 from shoal_index.vector.column import VectorChunk, VectorColumn
-from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors
-from shoal_index.vector.hnsw import Graph, HnswIndex
+from shoal_index.vector.engine import Rows, VectorIndex, Vectors
+from shoal_index.vector.hnsw import HnswIndex
 from shoal_index.vector.hnsw_build import GraphBuilder
 
 _K = 10  # for which drift is judged
-_DRIFT = 1.5  # times the effort of a graph built from nothing
-_LEAST_SHARE = 0.5  # of the rows that a graph must have to be extended
+_DRIFT = 1.5  # times the effort of an index built from nothing
+_LEAST_SHARE = 0.5  # of the rows that an index must have to be extended
+_EFFORTS = efforts_between(8, 4096, 1.5)  # ef
+_REFINES = (2, 4, 8, 16, 32, 64, 128)
+_REFINED_RECALL = (
+    0.965,
+    0.995,
+)  # that codes must allow where all lists are scanned, with little and with much measured
 
 
 @dataclass(frozen=True, slots=True)
-class OldGraph:
-    """The graph of a segment that is merged: its measure, and (n,) for each of its rows the row in the output, or -1."""
+class Old:
+    """The indexes of a segment that is merged, and (n,) for each of its rows the row in the output, or -1."""
 
-    graph: Graph
-    calibration: Calibration
+    ways: Sequence[Way]
     new_row: Rows
+
+    @property
+    def kept(self) -> int:
+        """How many of its rows the output has."""
+        return int(np.count_nonzero(self.new_row >= 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +54,8 @@ class _Job:
     space: str
     config: VectorConfig
     threads: int
+    asked: Rows
+    by: Sequence[Trial]
 
     def builder(self) -> GraphBuilder:
         config = self.config
@@ -48,79 +63,151 @@ class _Job:
             self.column, self.space, m=config.m, ef_construction=config.ef_construction, threads=self.threads
         )
 
-    def index(self, builder: GraphBuilder) -> HnswIndex:
+    def graph(self, builder: GraphBuilder) -> HnswIndex:
         return HnswIndex(builder.graph(), self.column, self.space)
 
 
-def built_index(
+def built_ways(
     vectors: Vectors,
     ties: npt.NDArray[np.uint64],
     space: str,
     config: VectorConfig,
     *,
     threads: int,
-    old: Sequence[OldGraph] = (),
-) -> tuple[HnswIndex, Calibration | None]:
-    """A graph over (n, dim) vectors and what it reaches; None for so few rows that none can be held out.
+    old: Sequence[Old] = (),
+) -> list[Way]:
+    """The indexes over (n, dim) vectors and what they reach. Of so few rows that none can be held out, a graph alone, unmeasured.
 
     Args:
         ties: (n,) see `VectorColumn`.
-        old: graphs over some of the rows, of which one may be extended.
+        old: indexes over some of the rows, of which some may be extended.
     """
-    job = _Job(VectorColumn([VectorChunk(vectors)], ties), space, config, threads)
-    asked = held_out(job.column.count)
-    base = _worth_extending(old, job)
-    if base is not None and len(asked):
-        index, calibration = _extended(job, base, asked)
-        if 0 < calibration.needed <= _DRIFT * base.calibration.reference:
-            return index, replace(calibration, reference=base.calibration.reference)
-    return _built(job, asked)
-
-
-def _built(job: _Job, asked: Rows) -> tuple[HnswIndex, Calibration | None]:
-    builder = job.builder()
-    builder.add(_others(asked, job.column.count))
+    column = VectorColumn([VectorChunk(vectors)], ties)
+    asked = held_out(column.ties)
+    by = trials(column, space, asked, threads=threads) if len(asked) else []
+    job = _Job(column, space, config, threads, asked, by)
     if not len(asked):
-        return job.index(builder), None
-    calibration = _measured(job.index(builder), job, asked)
-    builder.add(asked)
-    return job.index(builder), replace(calibration, reference=calibration.needed)
+        builder = job.builder()
+        builder.add(np.arange(column.count))
+        return [Way(job.graph(builder))]
+    return [*_graph(job, old), *_clusters(job, old)]
 
 
-def _extended(job: _Job, base: OldGraph, asked: Rows) -> tuple[HnswIndex, Calibration]:
-    new_row = np.where(np.isin(base.new_row, asked), -1, base.new_row)
+# --- graphs
+
+
+def _graph(job: _Job, old: Sequence[Old]) -> Iterator[Way]:
+    base = _largest(old, job, lambda index: isinstance(index, HnswIndex) and _width(index) == 2 * job.config.m)
+    if base is not None:
+        way, new_row = base
+        assert isinstance(way.index, HnswIndex)
+        assert way.calibration is not None
+        index, calibration = _extended_graph(job, way.index, new_row)
+        if 0 < calibration.needed <= _DRIFT * way.calibration.reference:
+            yield Way(index, replace(calibration, reference=way.calibration.reference))
+            return
+    builder = job.builder()
+    present = np.ones(job.column.count, dtype=bool)
+    present[job.asked] = False
+    builder.add(np.flatnonzero(present))
+    calibration = _measured_graph(job.graph(builder), job)
+    builder.add(job.asked)
+    yield Way(job.graph(builder), replace(calibration, reference=calibration.needed))
+
+
+def _width(index: HnswIndex) -> int:
+    return int(index.graph.links.shape[1])
+
+
+def _extended_graph(job: _Job, base: HnswIndex, rows: Rows) -> tuple[HnswIndex, Calibration]:
+    new_row = np.where(np.isin(rows, job.asked), -1, rows)
     builder = job.builder()
     builder.start_from(base.graph, new_row)
     present = np.zeros(job.column.count, dtype=bool)
-    present[asked] = present[new_row[new_row >= 0]] = True
+    present[job.asked] = present[new_row[new_row >= 0]] = True
     builder.add(np.flatnonzero(~present))
-    calibration = _measured(job.index(builder), job, asked)
-    builder.add(asked)
-    return job.index(builder), calibration
+    calibration = _measured_graph(job.graph(builder), job)
+    builder.add(job.asked)
+    return job.graph(builder), calibration
 
 
-def _worth_extending(old: Sequence[OldGraph], job: _Job) -> OldGraph | None:
-    """The graph with the most rows, if it has most of the rows and is of the collection's present width."""
-    largest = max(old, key=lambda each: int(np.count_nonzero(each.new_row >= 0)), default=None)
-    if largest is None or largest.graph.links.shape[1] != 2 * job.config.m:
-        return None
-    share = np.count_nonzero(largest.new_row >= 0) / job.column.count
-    return largest if share >= _LEAST_SHARE and largest.calibration.reference else None
+def _measured_graph(index: HnswIndex, job: _Job) -> Calibration:
+    return _measured(Subject(index, _EFFORTS, [(1, 10, 100)], _enough(index)), job)
 
 
-def _others(rows: Rows, count: int) -> Rows:
-    mask = np.ones(count, dtype=bool)
-    mask[rows] = False
-    return np.flatnonzero(mask)
+# --- clusters
 
 
-def _measured(index: HnswIndex, job: _Job, asked: Rows) -> Calibration:
-    def search(queries: Vectors, k: int, effort: int, allowed: Mask | None) -> tuple[Neighbours, npt.NDArray[np.int64]]:
-        return index.search_counting(queries, k, effort=effort, allowed=allowed, threads=job.threads)
+def _clusters(job: _Job, old: Sequence[Old]) -> Iterator[Way]:
+    base = _largest(old, job, lambda index: isinstance(index, ClusterIndex))
+    if base is not None:
+        way, new_row = base
+        assert isinstance(way.index, ClusterIndex)
+        assert way.calibration is not None
+        lists = extended_clusters(job.column, job.space, way.index.clusters, new_row, threads=job.threads)
+        found = _measured_clusters(ClusterIndex(lists, job.column, job.space), job)
+        reference, needed = way.calibration.reference, _needed(found)
+        if 0 < needed <= _DRIFT * reference:
+            yield from _with_reference(found, reference)
+            return
+    lists = build_clusters(job.column, job.space, ~spared(job.column.ties), threads=job.threads)
+    found = _measured_clusters(ClusterIndex(lists, job.column, job.space), job)
+    yield from _with_reference(found, _needed(found))
 
-    def enough(point: Point, allowed: int) -> bool:
-        return not worth(point, allowed)
 
-    found = calibrate(index.name, search, job.column, job.space, asked, threads=job.threads, enough=enough)
+def _with_reference(found: Sequence[Way], reference: int) -> Iterator[Way]:
+    for way in found:
+        assert way.calibration is not None
+        yield Way(way.index, replace(way.calibration, reference=reference))
+
+
+def _needed(found: Sequence[Way]) -> int:
+    """The least effort of any."""
+    return min((way.calibration.needed for way in found if way.calibration and way.calibration.needed), default=0)
+
+
+def _measured_clusters(index: ClusterIndex, job: _Job) -> list[Way]:
+    """With so little measured as does for the usual recall, and so much as does for nearly all."""
+    lists = len(index.clusters.centroids)
+    found = []
+    for refine in _refines(index, lists, job):
+        variant = index.refining(refine)
+        subject = Subject(variant, efforts_between(1, lists, 2), [(10,), (100,)], _enough(variant))
+        found.append(Way(variant, _measured(subject, job, refine)))
+    return found
+
+
+def _refines(index: ClusterIndex, lists: int, job: _Job) -> list[int]:
+    trial, goals, found = job.by[0], list(_REFINED_RECALL), []
+    (case,) = trial.cases
+    for refine in _REFINES:
+        near = index.refining(refine).search(trial.queries, _K, effort=lists, allowed=case.allowed, threads=job.threads)
+        recall = float(recalls_of(near, case.true, _K).mean())
+        if recall >= goals[0] or refine == _REFINES[-1]:
+            found.append(refine)
+            goals = [goal for goal in goals if goal > recall]
+        if not goals:
+            break
+    return found
+
+
+# --- both
+
+
+def _enough(index: VectorIndex) -> Callable[..., bool]:
+    return lambda k, point, allowed: not worth(index, k, point, allowed)
+
+
+def _measured(subject: Subject, job: _Job, refine: int = 1) -> Calibration:
+    found = calibrate(subject, job.by, threads=job.threads, refine=refine)
     point = found.least(_K, 1.0, DEFAULT_RECALL)
     return replace(found, needed=0 if point is None else point.effort)
+
+
+def _largest(old: Sequence[Old], job: _Job, fits: Callable[[VectorIndex], bool]) -> tuple[Way, Rows] | None:
+    """The index of the segment with the most rows, if it is of this kind and has most of the rows."""
+    largest = max(old, key=lambda each: each.kept, default=None)
+    if largest is None or largest.kept < _LEAST_SHARE * job.column.count:
+        return None
+    way = next((way for way in largest.ways if fits(way.index)), None)
+    return (way, largest.new_row) if way and way.calibration and way.calibration.reference else None

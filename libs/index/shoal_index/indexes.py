@@ -1,4 +1,4 @@
-"""The indexes of a segment beside its graph: made from its rows, or merged from those of the segments it replaces."""
+"""The indexes of a segment beside those of its vectors: made from its rows, or merged from those of the segments it replaces."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import pyarrow as pa
 from shoal_core.records import DOCUMENT, Kind, MetadataField, metadata_fields
 from shoal_core.schema import DOCUMENT_KEY, INDEX_OF, Index, Schema
 from shoal_index.metadata import ValueIndex, pack_indexes, unpack_indexes
+from shoal_index.planner import Way
 from shoal_index.postings import Int64s
 from shoal_index.sparse import SparseIndex
 from shoal_index.terms import TermIndex
 from shoal_index.trigrams import TrigramIndex
-from shoal_index.vector.calibration import Calibration
-from shoal_index.vector.hnsw import HnswIndex
 
 #: The kinds of block they are in.
 INDEX_KINDS = ("values", "trigrams", "terms", "sparse")
@@ -69,9 +68,7 @@ class Indexed(Protocol):
     @property
     def indexes(self) -> Indexes: ...
     @property
-    def index(self) -> HnswIndex | None: ...
-    @property
-    def calibration(self) -> Calibration | None: ...
+    def ways(self) -> Sequence[Way]: ...
 
 
 #: A segment that goes into a merge, and the (rows,) int64 map from its rows to the new ones, -1 for one that is left behind.

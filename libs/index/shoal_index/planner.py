@@ -1,25 +1,24 @@
 """Which way to search one segment, and how hard, from exact counts and what was measured of its index.
 
-A scan of the allowed rows is exact, and the fastest where they are few; a walk of a graph is the fastest where they are most rows. What
-lies between depends on how many queries share a scan, and on how far the walk has to go for the recall asked for.
+A scan of the allowed rows is exact, and the fastest where they are few; an index is the fastest where they are most rows. What lies
+between depends on how many queries share a scan, and on how hard an index has to look for the recall asked for.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from shoal_index.vector.calibration import Calibration, Point
+from shoal_index.vector.engine import VectorIndex
 
 SCAN_ROWS = 1_000  # so few are scanned whatever else there is
 DEFAULT_EF = 64  # of a graph that was not calibrated
 DEFAULT_RECALL = 0.95
 
-# What comparing one row on a walk costs, in rows of a scan: one query waits for memory in both, several share each row of a scan.
-WALK_COST = 3.0
-WALK_COST_SHARED = 12.0
-_SHARED = 8  # queries
+_SHARED = 8  # queries that share what they read
 _COMPARED_PER_EF = 24  # rows, of a graph that was not calibrated
 
 
@@ -29,6 +28,20 @@ class Strategy(StrEnum):
     NOTHING = "nothing"
     SCAN = "scan"
     GRAPH = "graph"
+    CLUSTERS = "clusters"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """An index of a segment, and what was measured of it. A segment has one for each `Strategy` but a scan, or several."""
+
+    index: VectorIndex
+    calibration: Calibration | None = None
+
+    @property
+    def strategy(self) -> Strategy:
+        """That it stands for."""
+        return Strategy(self.index.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +50,7 @@ class Ask:
 
     Attributes:
         recall: the share of the true k nearest that is to be found, at least on average.
-        effort: of an index, instead of what the recall needs; 0 leaves it to the planner.
+        effort: of a walk through a graph, where there is one, instead of what the recall needs; 0 leaves it to the planner.
         exact: all of the true nearest.
         queries: how many are searched together.
     """
@@ -59,6 +72,7 @@ class SegmentPlan:
         recall: estimated; None where nothing was measured.
         rejected: the strategies not chosen, each with the reason.
         compared: rows whose distance is computed exactly.
+        way: the number of the segment's way that is gone; -1 for none of them.
     """
 
     strategy: Strategy
@@ -67,52 +81,85 @@ class SegmentPlan:
     recall: float | None = 1.0
     rejected: tuple[tuple[Strategy, str], ...] = ()
     compared: int = 0
+    way: int = -1
+
+    @property
+    def approximate(self) -> bool:
+        """Whether some of the true nearest may be missed."""
+        return self.way >= 0
 
 
-def plan_segment(
-    ask: Ask, *, rows: int, allowed: int, has_graph: bool, calibration: Calibration | None = None
-) -> SegmentPlan:
-    """Choose for a segment of ``rows`` rows of which ``allowed`` may be answered."""
+def plan_segment(ask: Ask, *, rows: int, allowed: int, ways: Sequence[Way]) -> SegmentPlan:
+    """Choose for a segment of ``rows`` rows of which ``allowed`` may be answered: the cheapest way that reaches the recall."""
     wanted = min(ask.k, allowed)
     if wanted == 0:
         return SegmentPlan(Strategy.NOTHING, 0)
+    strategies = tuple(dict.fromkeys(way.strategy for way in ways)) or (Strategy.GRAPH, Strategy.CLUSTERS)
 
-    def scan(reason: str) -> SegmentPlan:
-        return SegmentPlan(Strategy.SCAN, wanted, rejected=((Strategy.GRAPH, reason),), compared=allowed)
+    def scan(*reasons: str) -> SegmentPlan:
+        rejected = tuple(zip(strategies, reasons * len(strategies), strict=False))
+        return SegmentPlan(Strategy.SCAN, wanted, rejected=rejected, compared=allowed)
 
-    if not has_graph:
+    if not ways:
         return scan("the segment is small and has none")
     if ask.exact:
         return scan("an exact answer was asked for")
     if allowed <= SCAN_ROWS:
         return scan(f"only {allowed} rows may be answered, at most {SCAN_ROWS} are always compared one by one")
-    point = _effort(ask, wanted, allowed / rows, calibration)
+    options = [_option(ask, number, way, wanted, rows, allowed) for number, way in enumerate(ways)]
+    best = [min((o for o in options if o.strategy is each), key=lambda option: option.cost) for each in strategies]
+    chosen = min(best, key=lambda option: option.cost)
+    asked = next((option for option in best if ask.effort and option.strategy is Strategy.GRAPH), None)
+    if asked is None and chosen.cost >= allowed:
+        return scan(*(option.against(allowed) for option in best))
+    chosen = asked or chosen
+    assert chosen.point is not None
+    others = [(option.strategy, option.against(chosen.cost)) for option in best if option is not chosen]
+    others.append((Strategy.SCAN, f"comparing {allowed} rows costs more than what compares to {chosen.cost:.0f}"))
+    recall = None if math.isnan(chosen.point.recall) else chosen.point.recall
+    index = ways[chosen.way].index
+    return SegmentPlan(
+        chosen.strategy, wanted, chosen.point.effort, recall, tuple(others), index.measured(wanted), chosen.way
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One way to go: ``cost`` in rows of a scan; without a point the target is out of its reach."""
+
+    way: int
+    strategy: Strategy
+    point: Point | None
+    cost: float
+    target: float
+
+    def against(self, other: float) -> str:
+        if self.point is None:
+            return f"no effort that was measured reaches a recall of {self.target:g} with so many rows allowed"
+        return f"costs as much as comparing {self.cost:.0f} rows one by one, not {other:.0f}"
+
+
+def _option(ask: Ask, number: int, way: Way, wanted: int, rows: int, allowed: int) -> _Option:
+    graph = way.strategy is Strategy.GRAPH
+    point = _point(ask, way, wanted, allowed / rows, ask.effort if graph else 0)
     if point is None:
-        return scan(
-            f"no effort that was measured reaches a recall of {ask.recall:g} with {allowed} of {rows} rows allowed"
-        )
-    effort = max(point.effort, wanted)
+        return _Option(number, way.strategy, None, math.inf, ask.recall)
+    effort = max(point.effort, way.index.least_effort(wanted))
     compared = point.compared * effort / point.effort
-    cost = compared * (WALK_COST if ask.queries < _SHARED else WALK_COST_SHARED)
-    if not ask.effort and cost >= allowed:
-        return scan(f"a walk past {compared:.0f} rows costs more than comparing {allowed} one by one")
-    against = f"comparing {allowed} rows costs more than a walk past {compared:.0f}"
-    recall = None if math.isnan(point.recall) else point.recall
-    return SegmentPlan(Strategy.GRAPH, wanted, effort, recall, ((Strategy.SCAN, against),), wanted)
+    cost = way.index.cost(wanted, compared, shared=ask.queries >= _SHARED)
+    return _Option(number, way.strategy, Point(effort, point.recall, point.error, compared), cost, ask.recall)
 
 
-def _effort(ask: Ask, wanted: int, share: float, calibration: Calibration | None) -> Point | None:
-    """What to walk with, and what that is expected to reach and cost; None where the target is out of reach."""
-    if calibration is None:
-        effort = max(ask.effort or DEFAULT_EF, wanted)
-        return Point(effort, math.nan, 0.0, _COMPARED_PER_EF * effort / share)
-    if ask.effort:
-        effort = max(ask.effort, wanted)
-        known = calibration.at(wanted, share, effort)
-        return known or Point(effort, math.nan, 0.0, _COMPARED_PER_EF * effort / share)
-    return calibration.least(wanted, share, ask.recall)
+def _point(ask: Ask, way: Way, wanted: int, share: float, effort: int) -> Point | None:
+    """What to search with, and what that is expected to reach and cost; None where the target is out of reach."""
+    calibration = way.calibration
+    if calibration is not None and not effort:
+        return calibration.least(wanted, share, ask.recall)
+    effort = max(effort or DEFAULT_EF, way.index.least_effort(wanted))
+    known = None if calibration is None else calibration.at(wanted, share, effort)
+    return known or Point(effort, math.nan, 0.0, _COMPARED_PER_EF * effort / share)
 
 
-def worth(point: Point, allowed: int) -> bool:
-    """Whether a search would walk so far, rather than compare the allowed rows: where calibration ends."""
-    return point.compared * 2 * WALK_COST < allowed
+def worth(index: VectorIndex, k: int, point: Point, allowed: int) -> bool:
+    """Whether a search would spend so much, rather than compare the allowed rows: where calibration ends."""
+    return 2 * index.cost(k, point.compared, shared=False) < allowed

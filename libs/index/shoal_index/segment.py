@@ -33,11 +33,12 @@ from shoal_index.filtering import Matching, select_matching
 from shoal_index.ids import IdIndex
 from shoal_index.indexes import INDEX_KINDS, Indexes
 from shoal_index.metadata import ValueIndex
-from shoal_index.planner import Ask, SegmentPlan, Strategy, plan_segment
+from shoal_index.planner import Ask, SegmentPlan, Strategy, Way, plan_segment
 from shoal_index.sparse import SparseIndex
 from shoal_index.terms import TermIndex
 from shoal_index.trigrams import TrigramIndex
 from shoal_index.vector.calibration import Calibration
+from shoal_index.vector.clusters import CLUSTERS, ClusterIndex, Clusters
 from shoal_index.vector.column import VectorChunk, VectorColumn
 from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, no_neighbours
 from shoal_index.vector.exact import search_exact
@@ -45,11 +46,11 @@ from shoal_index.vector.hnsw import GRAPH, Graph, HnswIndex
 from shoal_storage.blocks import BlockRef, decode_block
 from shoal_storage.manifest import SegmentRef
 
-CALIBRATION = "calibration"  # the kind of its block
+CALIBRATION = "calibration"  # the kind of its blocks, one for each way to search
 
 #: Kinds of block to open for a flush, which only looks up rows by id, and for reading or a merge.
 TO_FLUSH = ("ids", "rows", "vectors")
-TO_READ = (*TO_FLUSH, *INDEX_KINDS, GRAPH, CALIBRATION)
+TO_READ = (*TO_FLUSH, *INDEX_KINDS, GRAPH, CLUSTERS, CALIBRATION)
 
 _KEPT_MATCHINGS = 16
 _KEPT_PLANS = 64
@@ -109,16 +110,14 @@ class Segment:
         ids: IdIndex,
         pieces: Pieces,
         vectors: VectorColumn,
-        index: HnswIndex | None,
-        calibration: Calibration | None,
+        ways: Sequence[Way],
         indexes: Indexes,
     ) -> None:
         self.ref = ref
         self.space = space
         self.rows = ref.rows
         self.vectors = vectors
-        self.index = index
-        self.calibration = calibration
+        self.ways = tuple(ways)
         self.indexes = indexes
         self.schema: pa.Schema = pieces.tables[0].schema
         self.created: npt.NDArray[np.uint64] = vectors.ties
@@ -229,18 +228,16 @@ class Segment:
         plan = self._plan(ask, count)
         if plan.strategy is Strategy.NOTHING:
             return no_neighbours(len(queries)), plan
-        if plan.strategy is Strategy.SCAN or self.index is None:
+        if plan.strategy is Strategy.SCAN:
             return search_exact(self.vectors, self.space, queries, plan.k, allowed=allowed, threads=threads), plan
-        found = self.index.search(queries, plan.k, effort=plan.effort, allowed=allowed, threads=threads)
+        found = self.ways[plan.way].index.search(queries, plan.k, effort=plan.effort, allowed=allowed, threads=threads)
         return self._completed(found, queries, plan, allowed, threads), plan
 
     def _plan(self, ask: Ask, allowed: int) -> SegmentPlan:
         """Made once for searches that want the same."""
         plan = self._plans.get((ask, allowed))
         if plan is None:
-            plan = plan_segment(
-                ask, rows=self.rows, allowed=allowed, has_graph=self.index is not None, calibration=self.calibration
-            )
+            plan = plan_segment(ask, rows=self.rows, allowed=allowed, ways=self.ways)
             if len(self._plans) >= _KEPT_PLANS:
                 self._plans.clear()
             self._plans[ask, allowed] = plan
@@ -283,8 +280,20 @@ def _open(ref: SegmentRef, space: str, data: dict[str, list[pa.Buffer]]) -> Segm
     vectors = VectorColumn(
         [VectorChunk(embedding_matrix(table.column(EMBEDDING))) for table in tables["vectors"]], created
     )
-    graph = tables.get(GRAPH)
-    index = HnswIndex(Graph.of_tables(graph, ref.rows), vectors, space) if graph else None
-    calibration = Calibration.of_json(measured[0].to_pybytes()) if measured else None
-    pieces = Pieces(tables["rows"])
-    return Segment(ref, space, ids, pieces, vectors, index, calibration, Indexes.of_tables(tables, ref.rows))
+    calibrations = [Calibration.of_json(part.to_pybytes()) for part in measured]
+    ways = _ways(tables, vectors, space, calibrations)
+    return Segment(ref, space, ids, Pieces(tables["rows"]), vectors, ways, Indexes.of_tables(tables, ref.rows))
+
+
+def _ways(
+    tables: Mapping[str, Sequence[pa.Table]], vectors: VectorColumn, space: str, calibrations: Sequence[Calibration]
+) -> list[Way]:
+    """A way for each calibration; a graph needs none."""
+    ways = []
+    if tables.get(GRAPH):
+        graph = HnswIndex(Graph.of_tables(tables[GRAPH], vectors.count), vectors, space)
+        ways.append(Way(graph, next((found for found in calibrations if found.engine == GRAPH), None)))
+    if tables.get(CLUSTERS):
+        index = ClusterIndex(Clusters.of_tables(tables[CLUSTERS], vectors.count), vectors, space)
+        ways += [Way(index.refining(found.refine), found) for found in calibrations if found.engine == CLUSTERS]
+    return ways

@@ -9,7 +9,8 @@ import pytest
 from libs.index.tests.test_index_calibration import mixture
 from shoal_core.schema import VectorConfig
 from shoal_index import build_vectors
-from shoal_index.build_vectors import OldGraph, built_index
+from shoal_index.build_vectors import Old, built_ways
+from shoal_index.planner import Way
 from shoal_index.vector.calibration import Calibration, recalls_of
 from shoal_index.vector.column import VectorChunk, VectorColumn
 from shoal_index.vector.engine import SPACES, Vectors
@@ -25,9 +26,15 @@ def ties(count: int) -> npt.NDArray[np.uint64]:
     return np.arange(count, dtype=np.uint64)
 
 
-def built(vectors: Vectors, space: str = "l2", *old: OldGraph) -> tuple[HnswIndex, Calibration]:
-    index, calibration = built_index(vectors, ties(len(vectors)), space, CONFIG, threads=2, old=old)
+def old_graph(index: HnswIndex, calibration: Calibration, new_row: npt.NDArray[np.int64]) -> Old:
+    return Old([Way(index, calibration)], new_row)
+
+
+def built(vectors: Vectors, space: str = "l2", *old: Old) -> tuple[HnswIndex, Calibration]:
+    ways = built_ways(vectors, ties(len(vectors)), space, CONFIG, threads=2, old=old)
+    index, calibration = ways[0].index, ways[0].calibration
     assert calibration is not None
+    assert isinstance(index, HnswIndex)
     index.graph.check(len(vectors))
     return index, calibration
 
@@ -84,7 +91,7 @@ def test_rounds_of_deleting_and_inserting_keep_recall_and_size(space: str) -> No
         following[new_row[new_row >= 0]] = vectors[new_row >= 0]
         following[fresh] = mixture(len(fresh), 50 + round_)
         vectors = following
-        index, calibration = built(vectors, space, OldGraph(index.graph, calibration, new_row))
+        index, calibration = built(vectors, space, old_graph(index, calibration, new_row))
         assert recall(index, vectors, space, calibration.needed) >= 0.94
         assert index.size_bytes <= 1.02 * size
         assert calibration.needed <= 1.5 * calibration.reference
@@ -98,7 +105,7 @@ def test_what_is_gone_is_linked_by_nobody_and_what_is_new_is_found() -> None:
     following = np.empty_like(vectors)
     following[new_row[new_row >= 0]] = vectors[new_row >= 0]
     following[fresh] = mixture(len(fresh), 8)
-    again, _ = built(following, "l2", OldGraph(index.graph, calibration, new_row))
+    again, _ = built(following, "l2", old_graph(index, calibration, new_row))
     found = again.search(following[fresh], 1, effort=64, allowed=None, threads=1)
     assert np.mean(found.rows == fresh) > 0.98
 
@@ -121,7 +128,7 @@ def test_which_graph_is_extended(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = built(vectors[:700]), built(vectors[700:2_000])
     started = spied(monkeypatch)
     maps = [np.arange(700), np.arange(700, 2_000)]
-    old = [OldGraph(i.graph, c, new_row) for (i, c), new_row in zip((small, large), maps, strict=True)]
+    old = [old_graph(i, c, new_row) for (i, c), new_row in zip((small, large), maps, strict=True)]
     built(vectors, "l2", *old)
     assert started == [large[0].graph]
     started.clear()
@@ -135,7 +142,7 @@ def test_which_graph_is_extended(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_graph_that_drifted_is_built_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = mixture(2_000, 3)
     index, calibration = built(vectors)
-    old = OldGraph(index.graph, calibration, np.arange(2_000))
+    old = old_graph(index, calibration, np.arange(2_000))
     kept = built(vectors, "l2", old)[1]
     assert kept.reference == calibration.reference
     started = spied(monkeypatch)

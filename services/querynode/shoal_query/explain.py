@@ -137,7 +137,7 @@ def _segment(shown: Shown, number: int) -> dict[str, Any]:
 def _plan(plan: SegmentPlan) -> Mapping[str, object]:
     return {
         "strategy": str(plan.strategy),
-        "ef": plan.effort,
+        "effort": plan.effort,
         "recall": plan.recall,
         "rejected": _rejected(plan.rejected),
     }

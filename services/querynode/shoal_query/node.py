@@ -27,7 +27,7 @@ from shoal_core.contracts import (
 )
 from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound, ShoalError, SnapshotGone
 from shoal_core.filters import Filter
-from shoal_index.planner import DEFAULT_RECALL, Ask, SegmentPlan, Strategy
+from shoal_index.planner import DEFAULT_RECALL, Ask, SegmentPlan
 from shoal_index.vector import kernels
 from shoal_index.vector.engine import Vectors
 from shoal_query.admission import Admission
@@ -251,7 +251,7 @@ class Node:
             return _answer(shard, reading, rows, found, snapshot, selection, request, plans), current
 
         answer, current = await self.services.compute(finish)
-        if any(hit.plan.strategy is Strategy.GRAPH for hit in current):
+        if any(hit.plan.approximate for hit in current):
             self._check_now_and_then(shard, snapshot, selection, current, request.vectors)
         return answer
 

@@ -1,5 +1,5 @@
-"""Recall of live queries: now and then one that was answered through a graph is asked again exactly, in the background. Where more is
-missing than the graph's curve says, as queries are not like the stored records, searches look harder.
+"""Recall of live queries: now and then one that was answered through an index is asked again exactly, in the background. Where more is
+missing than the index's curve says, as queries are not like the stored records, searches look harder.
 
 Plain state: the node says when a query was answered and what a check found, and asks for leave to check.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from shoal_index.planner import Ask, Strategy
+from shoal_index.planner import Ask
 from shoal_index.vector.calibration import recalls_of
 from shoal_index.vector.engine import Neighbours, Vectors
 from shoal_index.vector.exact import search_exact
@@ -108,7 +108,7 @@ class ObservedRecall:
 def check_query(
     snapshot: Snapshot, selection: Selection, hits: Sequence[SegmentHits], query: Vectors, number: int
 ) -> list[tuple[float, float]]:
-    """The estimated recall of one query, and the true one, on average over the segments that were searched through a graph; none if
+    """The estimated recall of one query, and the true one, on average over the segments that were searched through an index; none if
     no segment was.
 
     Args:
@@ -117,7 +117,7 @@ def check_query(
     """
     found = []
     for source, hit in enumerate(hits):
-        if hit.plan.strategy is not Strategy.GRAPH or hit.plan.recall is None:
+        if not hit.plan.approximate or hit.plan.recall is None:
             continue
         segment = snapshot.version.segments[source].segment
         allowed = allowed_rows(snapshot, source, selection)

@@ -36,6 +36,7 @@ from shoal_core.records import encode_batch
 from shoal_core.schema import Analyzer
 from shoal_index import planner
 from shoal_index.planner import Ask, Strategy
+from shoal_index.vector import hnsw
 from shoal_index.vector.engine import exact_distances
 from shoal_index.version import ShardVersion, open_shard
 from shoal_query.execute import LiveMasks, Selection, Snapshot, hydrate
@@ -276,7 +277,7 @@ def test_the_same_measures_in_segments_and_in_the_tail(space: str) -> None:
 
 def test_plans_of_dense_leaves_and_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "SCAN_ROWS", 100)
-    monkeypatch.setattr(planner, "WALK_COST", 0.0)
+    monkeypatch.setattr(hnsw, "WALK_COST", (0.0, 0.0))
     ops = many(400)
     log = make([ops[:300], ops[300:350]], [ops[350:]], graph_rows=100)
     snapshot = snapshot_of(log, log.overlay())

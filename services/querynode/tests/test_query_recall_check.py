@@ -12,6 +12,7 @@ from shoal_core.contracts import CollectionRef, NewCollection
 from shoal_core.records import EMBEDDING, ID, OP, embedding_array
 from shoal_index import planner
 from shoal_index.planner import Ask
+from shoal_index.vector import hnsw
 from shoal_query import node as nodes
 from shoal_query.recall_check import CheckBudget, ObservedRecall
 from shoal_testing.direct import DirectSystem
@@ -77,7 +78,7 @@ def test_corrections_fade_and_stay_within_what_curves_reach() -> None:
 
 
 async def system_of(monkeypatch: pytest.MonkeyPatch) -> tuple[DirectSystem, CollectionRef, np.ndarray]:
-    monkeypatch.setattr(planner, "WALK_COST", 0.1)
+    monkeypatch.setattr(hnsw, "WALK_COST", (0.1, 0.1))
     monkeypatch.setattr(planner, "SCAN_ROWS", 100)
     system = DirectSystem(settings=CompactorSettings(flush=FlushSettings(threads=1, graph_rows=1_000)))
     made, _ = await system.database.create_collection(NewCollection(DEFAULT_TENANT, DEFAULT_DATABASE, "large"))
@@ -98,7 +99,7 @@ async def asked(system: DirectSystem, ref: CollectionRef, queries: np.ndarray) -
     assert answer.explain is not None
     [segment] = answer.explain["shards"][0]["segments"]
     assert segment["strategy"] == "graph"
-    return segment["ef"], answer.recall
+    return segment["effort"], answer.recall
 
 
 async def test_a_check_finds_the_true_recall(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Recall as a promise: how much effort an index needs, measured on rows of its own segment that were held out while it was built.
+"""Recall as a promise: how much effort an index needs, measured (`calibrate`) on rows of its own segment that it does not have.
 
 A curve holds, for one k and one share of allowed rows, points of rising effort with the recall they reached and what they cost. The
 planner reads from it the least effort for a target. Recall@k is the share of the true k nearest that an answer has.
@@ -7,41 +7,21 @@ planner reads from it the least effort for a target. Recall@k is the share of th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from shoal_core.errors import Corrupt
-from shoal_index.vector.column import VectorColumn
-from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, exact_distances
-from shoal_index.vector.exact import search_exact
+from shoal_index.vector.engine import Neighbours
 
-KS = (1, 10, 100)
-SHARES = (1.0, 0.5, 0.2)
-QUERIES = 256
-
-_FEWEST_QUERIES = 32
-_LARGEST_PART = 20  # of the rows at most a 20th is held out
-_FIRST_EFFORT = 8
-_GROWTH = 1.5
-_LARGEST_EFFORT = 4096
-_ENOUGH = 0.995  # recall: a target above it is for a scan
-_CELLS = (24, 256)
-_FEWEST_IN_CELL = 20  # rows, on average
-_AT_ONCE = 8_192  # rows
-_SEED = 5
 _NEARLY = 0.9  # of a share that was measured
 _MARGIN = 1.1
-
-#: Searches (queries, k, effort, allowed) and says what it found and how many rows each query was compared with.
-Searcher = Callable[[Vectors, int, int, Mask | None], tuple[Neighbours, npt.NDArray[np.int64]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One effort: the mean recall of the queries, its standard error, and the mean number of rows compared."""
+    """One effort: the mean recall of the queries, its standard error, and the mean of what a query was compared with: rows or codes."""
 
     effort: int
     recall: float
@@ -63,6 +43,7 @@ class Calibration:
     """What was measured of one index.
 
     Attributes:
+        refine: rows measured for each that is wanted, of an engine that compares codes.
         queries: how many rows were held out.
         needed: effort for the usual recall of 10 neighbours; 0 where that was not reached.
         reference: the same of the last index in its line that was built from nothing: what drift is told from.
@@ -73,6 +54,7 @@ class Calibration:
     curves: tuple[Curve, ...]
     needed: int = 0
     reference: int = 0
+    refine: int = 1
 
     def least(self, k: int, share: float, target: float) -> Point | None:
         """The least effort whose recall is the target's, with what it reaches; None where no effort measured does.
@@ -128,8 +110,8 @@ class Calibration:
                 Curve(int(c["k"]), float(c["share"]), tuple(Point(**point) for point in c["points"]))
                 for c in raw["curves"]
             ]
-            efforts = int(raw["needed"]), int(raw["reference"])
-            return cls(str(raw["engine"]), int(raw["queries"]), tuple(curves), *efforts)
+            numbers = (int(raw[name]) for name in ("needed", "reference", "refine"))
+            return cls(str(raw["engine"]), int(raw["queries"]), tuple(curves), *numbers)
         except (ValueError, KeyError, TypeError) as error:
             raise Corrupt(f"a calibration cannot be read: {error!r}") from error
 
@@ -163,117 +145,6 @@ def _between(before: Point | None, after: Point, target: float) -> Point:
 
 def _values(point: Point) -> tuple[float, float, float]:
     return point.recall, point.error, point.compared
-
-
-def held_out(rows: int) -> Rows:
-    """The rows of a segment that calibration asks for and the index must not have while it is measured: sorted, distinct.
-
-    None of a segment too small to spare enough of them.
-    """
-    count = min(QUERIES, rows // _LARGEST_PART)
-    if count < _FEWEST_QUERIES:
-        return np.empty(0, np.int64)
-    return np.sort(np.random.default_rng(_SEED).choice(rows, count, replace=False))
-
-
-def calibrate(
-    engine: str,
-    search: Searcher,
-    column: VectorColumn,
-    space: str,
-    asked: Rows,
-    *,
-    threads: int,
-    enough: Callable[[Point, int], bool],
-) -> Calibration:
-    """Measure an index that has all rows but ``asked``, which are the queries.
-
-    Where a part of the rows is allowed, these are random rows, and again rows that lie together, in one place or in many: filters
-    are often about what vectors are about. The worst counts.
-
-    Args:
-        enough: whether a point, of so many allowed rows, costs more than any search would spend; the curve ends there.
-    """
-    queries = column.gather(asked)
-    present = np.ones(column.count, dtype=bool)
-    present[asked] = False
-    curves = []
-    for share in SHARES:
-        some = queries if share == 1.0 else queries[::2]
-        cases = [
-            _Case(mask, search_exact(column, space, some, max(KS), allowed=mask, threads=threads))
-            for mask in _masks(share, present, column)
-        ]
-        curves += _curves(search, some, share, cases, enough)
-    return Calibration(engine, len(asked), tuple(curves))
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """Some allowed rows, and the true nearest of every query among them."""
-
-    allowed: Mask
-    true: Neighbours
-
-
-def _masks(share: float, present: Mask, column: VectorColumn) -> Iterator[Mask]:
-    """Rows at random; a ball around one; and islands here and there, as a category of records has them, large ones and small ones."""
-    if share == 1.0:
-        yield present
-        return
-    random = np.random.default_rng(_SEED)
-    yield present & (random.random(column.count) < share)
-    middle = column.gather(random.integers(column.count, size=1))[0]
-    far = np.concatenate([exact_distances("l2", middle, chunk.vectors) for chunk in column.chunks])
-    yield present & (far <= np.quantile(far, share))
-    for cells in _CELLS:
-        cells = min(cells, column.count // _FEWEST_IN_CELL)
-        cell = _cells(column, column.gather(random.permutation(column.count)[:cells]))
-        order = random.permutation(cells)
-        sizes = np.bincount(cell, minlength=cells)[order]
-        chosen = order[: 1 + int(np.searchsorted(np.cumsum(sizes), share * column.count))]
-        yield present & np.isin(cell, chosen)
-
-
-def _cells(column: VectorColumn, centres: Vectors) -> npt.NDArray[np.int64]:
-    """(n,) the nearest centre of each vector, by l2."""
-    squares = np.einsum("ij,ij->i", centres, centres)
-    return np.concatenate(
-        [
-            np.argmin(squares - 2 * (c.vectors[at : at + _AT_ONCE] @ centres.T), axis=1)
-            for c in column.chunks
-            for at in range(0, len(c.vectors), _AT_ONCE)
-        ]
-    )
-
-
-def _curves(
-    search: Searcher, queries: Vectors, share: float, cases: Sequence[_Case], enough: Callable[[Point, int], bool]
-) -> list[Curve]:
-    allowed = min(int(np.count_nonzero(case.allowed)) for case in cases)
-    points: dict[int, list[Point]] = {k: [] for k in KS if k <= allowed // 4}
-    effort = float(_FIRST_EFFORT)
-    while effort <= _LARGEST_EFFORT:
-        at = int(effort)
-        effort *= _GROWTH
-        found = [search(queries, min(max(KS), at), at, case.allowed) for case in cases]
-        for k in (k for k in points if k <= at):
-            measured = [
-                _point(at, k, near, case, compared) for (near, compared), case in zip(found, cases, strict=True)
-            ]
-            points[k].append(min(measured, key=lambda point: point.recall - point.error))
-        reached = [known[-1] for known in points.values() if known]
-        if len(reached) < len(points):
-            continue
-        if all(point.recall >= _ENOUGH for point in reached) or any(enough(point, allowed) for point in reached):
-            break
-    return [Curve(k, share, tuple(known)) for k, known in points.items()]
-
-
-def _point(effort: int, k: int, near: Neighbours, case: _Case, compared: npt.NDArray[np.int64]) -> Point:
-    recalls = recalls_of(near, case.true, k)
-    error = float(recalls.std() / np.sqrt(len(recalls)))
-    return Point(effort, float(recalls.mean()), error, float(compared.mean()))
 
 
 def recalls_of(found: Neighbours, true: Neighbours, k: int) -> npt.NDArray[np.float64]:

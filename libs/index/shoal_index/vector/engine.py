@@ -52,6 +52,18 @@ class VectorIndex(Protocol):
         """Bytes of memory beside the vectors."""
         ...
 
+    def cost(self, k: int, compared: float, *, shared: bool) -> float:
+        """What a query for ``k`` that compares so much takes, in rows of a scan; ``shared``: of a scan by several queries."""
+        ...
+
+    def least_effort(self, k: int) -> int:
+        """That can find ``k``."""
+        ...
+
+    def measured(self, k: int) -> int:
+        """Rows whose distance is computed exactly to find ``k``."""
+        ...
+
     def search(self, queries: Vectors, k: int, *, effort: int, allowed: Mask | None, threads: int) -> Neighbours:
         """Up to ``k`` near rows of each query.
 
@@ -61,6 +73,12 @@ class VectorIndex(Protocol):
             allowed: (n,) rows that may be answered; None for all.
             threads: to use at most.
         """
+        ...
+
+    def search_counting(
+        self, queries: Vectors, k: int, *, effort: int, allowed: Mask | None, threads: int
+    ) -> tuple[Neighbours, npt.NDArray[np.int64]]:
+        """The same, and (q,) how much each query was compared with, in the engine's own measure."""
         ...
 
     def to_tables(self) -> Mapping[str, Sequence[pa.Table]]:

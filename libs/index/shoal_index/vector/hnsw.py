@@ -21,6 +21,9 @@ from shoal_index.vector.engine import Mask, Neighbours, Vectors, neighbours
 GRAPH = "graph"  # the kind of its blocks
 NONE = 0xFFFFFFFF  # ends a list of links that is not full
 
+# What comparing one row on a walk costs, in rows of a scan: one query waits for memory in both, several share each row of a scan.
+WALK_COST = (2.5, 16.0)
+
 Links = npt.NDArray[np.uint32]
 
 
@@ -99,7 +102,7 @@ class Graph:
 class HnswIndex:
     """A graph over the vectors of a segment."""
 
-    name = "hnsw"
+    name = GRAPH
 
     def __init__(self, graph: Graph, column: VectorColumn, space: str) -> None:
         self.graph = graph
@@ -119,6 +122,18 @@ class HnswIndex:
     def size_bytes(self) -> int:
         """Bytes of the links."""
         return self.graph.size_bytes
+
+    def cost(self, k: int, compared: float, *, shared: bool) -> float:
+        """See `VectorIndex`."""
+        return compared * WALK_COST[shared]
+
+    def least_effort(self, k: int) -> int:
+        """See `VectorIndex`: a walk finds no more than its ef."""
+        return k
+
+    def measured(self, k: int) -> int:
+        """See `VectorIndex`; what is visited on the way is not among them."""
+        return k
 
     def search(self, queries: Vectors, k: int, *, effort: int, allowed: Mask | None, threads: int) -> Neighbours:
         """See `VectorIndex`; ``effort`` is ef. Finds fewer than k where the graph leads to no more."""

@@ -145,6 +145,72 @@ def search_graph(
     return Nearest(rows, far, counts, total), compared
 
 
+def make_clusters(
+    rows: int,
+    centroids: Floats,
+    squares: Floats | None,
+    codebook: Floats,
+    starts: npt.NDArray[np.int64],
+    members: npt.NDArray[np.uint32],
+    codes: npt.NDArray[np.uint8],
+    biases: Floats | None,
+) -> Handle:
+    """Posting lists whose members were checked; it holds on to the arrays. See `clusters.Clusters`."""
+    lists, dimension = centroids.shape
+    pieces, width, _ = codebook.shape
+    return _loaded().clusters(
+        rows, dimension, lists, pieces, width, centroids, squares, codebook, starts, members, codes, biases
+    )
+
+
+def search_clusters(
+    vectors: Handle,
+    clusters: Handle,
+    queries: Array,
+    k: int,
+    *,
+    probes: int,
+    refined: int,
+    allowed: npt.NDArray[np.bool_] | None,
+    threads: int,
+) -> tuple[Nearest, npt.NDArray[np.int64]]:
+    """Near rows from the ``probes`` nearest lists, and more of them where they have fewer than ``k``; and (q,) codes compared.
+
+    Args:
+        refined: rows whose distance is measured, the best by their codes.
+    """
+    queries = contiguous(queries, np.float32)
+    count, rows, far, counts = _output(queries, k)
+    compared = np.zeros(count, dtype=np.int64)
+    if not count or not k:
+        return Nearest(rows, far, counts, 0), compared
+    if allowed is not None:
+        allowed = contiguous(allowed, np.bool_)
+    total = _loaded().search_clusters(
+        vectors, clusters, queries, count, k, probes, refined, allowed, threads, rows, far, counts, compared
+    )
+    return Nearest(rows, far, counts, total), compared
+
+
+def code_vectors(
+    vectors: Floats, lists: npt.NDArray[np.int64], centroids: Floats, codebook: Floats, *, threads: int
+) -> tuple[npt.NDArray[np.uint8], Floats]:
+    """(n, pieces) the nearest of a piece's 16 residuals for each piece of vectors (n, dim) less their lists' centroids, and (n,)
+    squared lengths of what that stands for.
+
+    Args:
+        codebook: (pieces, width, 16) float32.
+    """
+    vectors, centroids = contiguous(vectors, np.float32), contiguous(centroids, np.float32)
+    lists, codebook = contiguous(lists, np.int64), contiguous(codebook, np.float32)
+    count, dimension = vectors.shape
+    pieces, width, _ = codebook.shape
+    codes, squares = np.empty((count, pieces), dtype=np.uint8), np.empty(count, dtype=np.float32)
+    shapes = count, dimension, len(centroids), pieces, width
+    _loaded().code_vectors(vectors, lists, centroids, codebook, *shapes, threads, codes, squares)
+    return codes, squares
+
+
 def contiguous(array: Array, dtype: npt.DTypeLike) -> Array:
     """The array in C order and of this type, copied only if need be."""
     return np.ascontiguousarray(array, dtype=dtype)

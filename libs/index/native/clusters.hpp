@@ -1,0 +1,512 @@
+// Search of posting lists whose vectors are product-quantised to 4 bits a piece (André, Kermarrec and Le Scouarnec 2015): the lists of
+// the nearest centroids are scanned by table look-ups in registers, and the best of them are measured on the full vectors.
+//
+// A vector is coded as its centroid plus, for each piece of its dimensions, one of 16 residuals. Its score is the inner product with that,
+// or for l2 the squared distance less the query's squared length.
+
+#pragma once
+
+#include "graph.hpp"
+#include "nearest.hpp"
+#include "parallel.hpp"
+#include "scan.hpp"
+
+namespace shoal {
+
+constexpr int kCoded = 32;       // vectors of a block of codes
+constexpr int kPieceStep = 4;    // pieces are filled up to a multiple of it
+constexpr int kAhead = 2;        // blocks
+constexpr int kMostPieces = 1024; // the sum of so many entries fits 16 bits
+constexpr int kBytesAdded = 4;   // entries whose sum fits a byte
+constexpr float kLargestEntry = 63;
+
+// As Python lays it out (clusters.py). Lists are padded to whole blocks, with kNone for rows.
+struct Clusters {
+    const float* centroids;    // (lists, dimension)
+    const float* squares;      // (lists) of the centroids, for l2; else null
+    const float* codebook;     // (pieces, width, 16)
+    const int64_t* starts;     // (lists + 1) first block of each list
+    const uint32_t* rows;      // (blocks, 32)
+    const uint8_t* codes;      // (blocks, pieces, 16): byte j of a piece has vector j below and vector j + 16 above
+    const float* biases;       // (blocks, 32) squared lengths of what the codes stand for, for l2; else null
+    int64_t lists;
+    int32_t pieces;            // a multiple of kPieceStep; those beyond the dimension have a codebook of zeros
+    int32_t width;             // dimensions of a piece
+};
+
+struct ClusterSearch {
+    const Vectors* vectors;
+    const Clusters* clusters;
+    const float* queries;    // (queries, dimension)
+    const uint8_t* allowed;  // (rows); null for all
+    int64_t query_count;
+    int64_t k;
+    int64_t probes;          // lists to scan: so many of usual size if only allowed vectors are counted; more while they have fewer than k
+    int64_t refined;         // of what they have, so many are measured
+    int64_t* compared;       // (queries) out: codes compared
+    double largest_square;   // of the vectors
+    int32_t threads;
+};
+
+typedef uint8_t Bytes16 __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint16_t Shorts __attribute__((vector_size(32)));
+
+#if defined(__AVX2__)
+// (16) sums, from those of even vectors and of odd ones, whose halves are of other pieces.
+inline Shorts interleaved(__m256i even, __m256i odd) {
+    __m128i evens = _mm_add_epi16(_mm256_castsi256_si128(even), _mm256_extracti128_si256(even, 1));
+    __m128i odds = _mm_add_epi16(_mm256_castsi256_si128(odd), _mm256_extracti128_si256(odd, 1));
+    return (Shorts)_mm256_set_m128i(_mm_unpackhi_epi16(evens, odds), _mm_unpacklo_epi16(evens, odds));
+}
+#endif
+
+#if defined(__AVX512BW__)
+typedef __m512i Wide;
+constexpr int kWide = 4;  // pieces of a register
+inline Wide load_wide(const uint8_t* at) { return _mm512_loadu_si512(at); }
+inline Wide nibbles(Wide v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+inline Wide look_up(Wide table, Wide codes) { return _mm512_shuffle_epi8(table, codes); }
+inline Wide add_bytes(Wide a, Wide b) { return _mm512_add_epi8(a, b); }
+inline Wide add_shorts(Wide a, Wide b) { return _mm512_add_epi16(a, b); }
+template <int kBits> inline Wide shifted(Wide v) { return _mm512_srli_epi16(v, kBits); }
+inline Wide nothing() { return _mm512_setzero_si512(); }
+inline __m256i folded(Wide v) { return _mm256_add_epi16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1)); }
+inline Wide without_odd(Wide both, Wide odd) { return _mm512_sub_epi16(both, _mm512_slli_epi16(odd, 8)); }
+#elif defined(__AVX2__)
+typedef __m256i Wide;
+constexpr int kWide = 2;
+inline Wide load_wide(const uint8_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+inline Wide nibbles(Wide v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+inline Wide look_up(Wide table, Wide codes) { return _mm256_shuffle_epi8(table, codes); }
+inline Wide add_bytes(Wide a, Wide b) { return _mm256_add_epi8(a, b); }
+inline Wide add_shorts(Wide a, Wide b) { return _mm256_add_epi16(a, b); }
+template <int kBits> inline Wide shifted(Wide v) { return _mm256_srli_epi16(v, kBits); }
+inline Wide nothing() { return _mm256_setzero_si256(); }
+inline __m256i folded(Wide v) { return v; }
+inline Wide without_odd(Wide both, Wide odd) { return _mm256_sub_epi16(both, _mm256_slli_epi16(odd, 8)); }
+#endif
+
+// Of one block and each of some queries, (32) sums over the pieces of table[piece][code].
+template <int kQueries>
+inline void sum_codes(const uint8_t* codes, const uint8_t* const* tables, int pieces, Shorts (*sums)[2]) {
+#if defined(__AVX2__)
+    // Of two bytes next to each other their sum, 256 times the upper one, and the upper one alone are kept. First some bytes are
+    // added as bytes, as far as those of a table fit.
+    Wide low[kQueries], low_odd[kQueries], high[kQueries], high_odd[kQueries];
+    for (int q = 0; q < kQueries; q++) low[q] = low_odd[q] = high[q] = high_odd[q] = nothing();
+    for (int m = 0; m < pieces;) {
+        Wide first[kQueries], second[kQueries];
+        for (int q = 0; q < kQueries; q++) first[q] = second[q] = nothing();
+        for (int i = 0; i < kBytesAdded && m < pieces; i++, m += kWide) {
+            __builtin_prefetch(codes + 16 * (m + kAhead * pieces));
+            Wide both = load_wide(codes + 16 * m), below = nibbles(both), above = nibbles(shifted<4>(both));
+            for (int q = 0; q < kQueries; q++) {
+                Wide table = load_wide(tables[q] + 16 * m);
+                first[q] = add_bytes(first[q], look_up(table, below));
+                second[q] = add_bytes(second[q], look_up(table, above));
+            }
+        }
+        for (int q = 0; q < kQueries; q++) {
+            low[q] = add_shorts(low[q], first[q]);
+            low_odd[q] = add_shorts(low_odd[q], shifted<8>(first[q]));
+            high[q] = add_shorts(high[q], second[q]);
+            high_odd[q] = add_shorts(high_odd[q], shifted<8>(second[q]));
+        }
+    }
+    for (int q = 0; q < kQueries; q++) {
+        sums[q][0] = interleaved(folded(without_odd(low[q], low_odd[q])), folded(low_odd[q]));
+        sums[q][1] = interleaved(folded(without_odd(high[q], high_odd[q])), folded(high_odd[q]));
+    }
+#else
+    for (int q = 0; q < kQueries; q++) {
+        Shorts low = {}, high = {};
+        for (int m = 0; m < pieces; m++) {
+            Bytes16 entries = *reinterpret_cast<const Bytes16*>(tables[q] + 16 * m);
+            Bytes16 both = *reinterpret_cast<const Bytes16*>(codes + 16 * m);
+#if defined(__SSSE3__)
+            const __m128i nibble = _mm_set1_epi8(15);
+            Bytes16 first = (Bytes16)_mm_shuffle_epi8((__m128i)entries, _mm_and_si128((__m128i)both, nibble));
+            Bytes16 second = (Bytes16)_mm_shuffle_epi8((__m128i)entries, _mm_and_si128(_mm_srli_epi16((__m128i)both, 4), nibble));
+#else
+            Bytes16 first, second;
+            for (int j = 0; j < 16; j++) {
+                first[j] = entries[both[j] & 15];
+                second[j] = entries[both[j] >> 4];
+            }
+#endif
+            low += __builtin_convertvector(first, Shorts);
+            high += __builtin_convertvector(second, Shorts);
+        }
+        sums[q][0] = low;
+        sums[q][1] = high;
+    }
+#endif
+}
+
+// A code's score and row as one number that sorts like the score.
+inline uint64_t key_of(float score, uint32_t row) {
+    uint32_t bits;
+    std::memcpy(&bits, &score, 4);
+    bits ^= bits >> 31 ? 0xFFFFFFFFu : 0x80000000u;
+    return uint64_t{bits} << 32 | row;
+}
+
+inline float score_of(uint64_t key) {
+    uint32_t bits = static_cast<uint32_t>(key >> 32);
+    bits ^= bits >> 31 ? 0x80000000u : 0xFFFFFFFFu;
+    float score;
+    std::memcpy(&score, &bits, 4);
+    return score;
+}
+
+// One query of a group.
+struct ClusterQuery {
+    const float* vector;          // for cosine of length 1
+    double length;                // as given
+    const uint8_t* table;         // (pieces, 16) what each piece adds to a score, in steps above the base
+    float base, step;
+    float threshold;              // a score above it is of no use
+    std::vector<uint64_t> found;  // keys of the best so far, and some that were not sorted out yet
+};
+
+// What a thread keeps from one search to the next.
+struct ClusterScratch {
+    std::vector<float> units;
+    std::vector<const float*> pointers;
+    std::vector<float> products;       // (queries, lists) then what a list's centroid adds to scores
+    std::vector<Scored> order;         // (queries, lists) the nearest in front
+    std::vector<float> exact_table;
+    std::vector<uint8_t> tables;       // (queries, pieces, 16)
+    std::vector<int64_t> selected;     // (queries) lists to scan
+    std::vector<int32_t> members;      // (lists) allowed vectors; -1: not counted yet
+    std::vector<int64_t> ends;         // (lists + 1) of a pass
+    std::vector<uint32_t> visitors;    // queries by list, of a pass
+    std::vector<ClusterQuery> queries;
+    Nearest nearest;
+};
+
+// Some queries. Those that scan the same list do so one after another, while its codes are near at hand. One at a time for a scratch.
+class ClusterGroup {
+  public:
+    ClusterGroup(const ClusterSearch& search, ClusterScratch& scratch, int64_t first, int64_t last)
+        : s_(search),
+          v_(*search.vectors),
+          c_(*search.clusters),
+          t_(scratch),
+          first_(first),
+          count_(last - first),
+          most_(std::max(search.refined, search.k)),
+          probes_(std::clamp<int64_t>(search.probes, 1, c_.lists)) {}
+
+    // A function of its own: it would else look up its thread's scratch again and again.
+    __attribute__((noinline)) void run(int64_t* rows, float* distances, int64_t* counts) {
+        begin();
+        multiply();
+        for (int64_t q = 0; q < count_; q++) {
+            rank(q);
+            make_table(q);
+        }
+        // The nearest lists first, so that thresholds are low for the others.
+        pass(0, count_ > 1 ? kNearestLists : c_.lists);
+        if (count_ > 1) pass(kNearestLists, c_.lists);
+        for (int64_t q = 0; q < count_; q++) {
+            int64_t at = first_ + q;
+            complete(q);
+            keep(t_.queries[q]);
+            counts[at] = refine(t_.queries[q], s_.queries + at * v_.dimension, rows + at * s_.k, distances + at * s_.k);
+        }
+    }
+
+  private:
+    static constexpr int64_t kNearestLists = 4;
+    static constexpr int64_t kFewLists = 16;
+    static constexpr int kMostPrefetched = 32;  // lines
+
+    float factor() const { return v_.space == kL2 ? -2.0f : -1.0f; }
+
+    void begin() {
+        t_.pointers.resize(count_);
+        if (v_.space == kCosine) t_.units.resize(count_ * v_.dimension);
+        t_.products.resize(count_ * c_.lists);
+        t_.order.resize(count_ * c_.lists);
+        t_.exact_table.resize(16 * c_.pieces);
+        t_.tables.resize(count_ * c_.pieces * 16);
+        t_.ends.resize(c_.lists + 1);
+        t_.selected.resize(count_);
+        t_.members.assign(c_.lists, -1);
+        if (t_.queries.size() < static_cast<size_t>(count_)) t_.queries.resize(count_);
+        for (int64_t q = 0; q < count_; q++) {
+            const float* given = s_.queries + (first_ + q) * v_.dimension;
+            ClusterQuery& query = t_.queries[q];
+            query.vector = given;
+            query.length = exact_length(given, v_.dimension);
+            query.table = &t_.tables[q * c_.pieces * 16];
+            query.threshold = std::numeric_limits<float>::infinity();
+            query.found.clear();
+            if (v_.space == kCosine) {
+                unit_copy(given, query.length, v_.dimension, &t_.units[q * v_.dimension]);
+                query.vector = &t_.units[q * v_.dimension];
+            }
+            t_.pointers[q] = query.vector;
+            s_.compared[first_ + q] = 0;
+        }
+    }
+
+    // Of every query with every centroid, four by four as in a scan.
+    void multiply() {
+        int64_t tiled = count_ / kTile * kTile, lists = c_.lists / kTile * kTile;
+        for (int64_t list = 0; list < lists; list += kTile) {
+            const float* centroids[kTile];
+            for (int j = 0; j < kTile; j++) centroids[j] = c_.centroids + (list + j) * v_.dimension;
+            for (int64_t q = 0; q < tiled; q += kTile) {
+                Floats products = tile_products(&t_.pointers[q], centroids, v_.dimension);
+                for (int i = 0; i < kTile * kTile; i++) t_.products[(q + i / kTile) * c_.lists + list + i % kTile] = products[i];
+            }
+        }
+        for (int64_t q = 0; q < count_; q++)
+            for (int64_t list = q < tiled ? lists : 0; list < c_.lists; list++)
+                t_.products[q * c_.lists + list] = dot(t_.pointers[q], c_.centroids + list * v_.dimension, v_.dimension);
+    }
+
+    void rank(int64_t q) {
+        float* products = &t_.products[q * c_.lists];
+        auto order = t_.order.begin() + q * c_.lists;
+        for (int64_t list = 0; list < c_.lists; list++) {
+            products[list] *= factor();
+            order[list] = {c_.squares ? products[list] + c_.squares[list] : products[list], static_cast<uint32_t>(list)};
+        }
+        if (s_.allowed) {
+            t_.selected[q] = select_allowed(order);
+            return;
+        }
+        t_.selected[q] = probes_;
+        if (probes_ < c_.lists) std::nth_element(order, order + probes_, order + c_.lists);
+        if (count_ == 1) {
+            std::sort(order, order + probes_);
+        } else if (probes_ > kNearestLists) {
+            std::nth_element(order, order + kNearestLists, order + probes_);
+        }
+    }
+
+    // The nearest lists that have as many allowed vectors together as `probes` lists have on average. A query may lie where nothing is
+    // allowed: all that is lies far from it, and so in many directions, and it takes as many lists more as there was nothing in.
+    int64_t select_allowed(std::vector<Scored>::iterator order) {
+        double wanted = double(probes_) * v_.rows / c_.lists, seen = 0;
+        int64_t step = std::max(probes_, kFewLists), rank = 0, sorted = 0;
+        while (rank < c_.lists && seen < wanted) {
+            if (rank == sorted) {
+                sorted = std::min(c_.lists, rank + step);
+                if (sorted < c_.lists) std::nth_element(order + rank, order + sorted, order + c_.lists);
+                std::sort(order + rank, order + sorted);
+            }
+            int32_t members = members_of(order[rank++].second);
+            if (seen == 0 && members == 0) wanted += double(v_.rows) / c_.lists;
+            seen += members;
+        }
+        return rank;
+    }
+
+    int32_t members_of(uint32_t list) {
+        int32_t& known = t_.members[list];
+        if (known >= 0) return known;
+        known = 0;
+        const uint32_t* end = c_.rows + c_.starts[list + 1] * kCoded;
+        for (const uint32_t* row = c_.rows + c_.starts[list] * kCoded; row < end && *row != kNone; row++) known += s_.allowed[*row];
+        return known;
+    }
+
+    void make_table(int64_t q) {
+        ClusterQuery& query = t_.queries[q];
+        float range = 0;
+        query.base = 0;
+        for (int m = 0; m < c_.pieces; m++) {
+            const float* book = c_.codebook + int64_t{16} * m * c_.width;
+            int used = std::clamp(v_.dimension - m * c_.width, 0, c_.width);
+            Floats products = {};
+            for (int i = 0; i < used; i++) products += query.vector[m * c_.width + i] * load(book + 16 * i);
+            products *= factor();
+            float least = smallest(products), most = -smallest(-products);
+            *reinterpret_cast<Floats*>(&t_.exact_table[16 * m]) = products - least;
+            range = std::max(range, most - least);
+            query.base += least;
+        }
+        query.step = range > 0 ? range / kLargestEntry : 1;
+        float scale = 1 / query.step;
+        for (int m = 0; m < c_.pieces; m++) {
+            Ints entries = __builtin_convertvector(load(&t_.exact_table[16 * m]) * scale + 0.5f, Ints);
+            *reinterpret_cast<Bytes16*>(&t_.tables[(q * c_.pieces + m) * 16]) = __builtin_convertvector(entries, Bytes16);
+        }
+    }
+
+    static float smallest(Floats v) {
+        Eight low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+        Eight less = low < high ? low : high;
+        float four[4];
+        for (int i = 0; i < 4; i++) four[i] = std::min(less[i], less[i + 4]);
+        return std::min(std::min(four[0], four[1]), std::min(four[2], four[3]));
+    }
+
+    // Scans of each query's lists those from one rank to another, list by list.
+    void pass(int64_t from, int64_t to) {
+        if (count_ == 1) {
+            for (int64_t rank = from; rank < t_.selected[0]; rank++) {
+                if (rank + 1 < t_.selected[0]) prefetch_list(t_.order[rank + 1].second);
+                scan_list(0, t_.order[rank].second);
+            }
+            return;
+        }
+        std::fill(t_.ends.begin(), t_.ends.end(), 0);
+        auto each = [&](auto visit) {
+            for (int64_t q = 0; q < count_; q++)
+                for (int64_t rank = from; rank < std::min(to, t_.selected[q]); rank++) visit(q, t_.order[q * c_.lists + rank].second);
+        };
+        each([&](int64_t, uint32_t list) { t_.ends[list + 1]++; });
+        for (int64_t list = 0; list < c_.lists; list++) t_.ends[list + 1] += t_.ends[list];
+        t_.visitors.resize(t_.ends[c_.lists]);
+        each([&](int64_t q, uint32_t list) { t_.visitors[t_.ends[list]++] = static_cast<uint32_t>(q); });
+        for (int64_t list = 0, at = 0; list < c_.lists; list++) {
+            if (list + 1 < c_.lists && t_.ends[list + 1] > t_.ends[list]) prefetch_list(static_cast<uint32_t>(list + 1));
+            for (; at + 2 <= t_.ends[list]; at += 2) scan_list<2>(&t_.visitors[at], static_cast<uint32_t>(list));
+            if (at < t_.ends[list]) scan_list<1>(&t_.visitors[at++], static_cast<uint32_t>(list));
+        }
+    }
+
+    // More lists, while those that were to be scanned have fewer than k.
+    void complete(int64_t q) {
+        const ClusterQuery& query = t_.queries[q];
+        int64_t rank = t_.selected[q];
+        if (static_cast<int64_t>(query.found.size()) >= s_.k || rank == c_.lists) return;
+        auto order = t_.order.begin() + q * c_.lists;
+        std::sort(order + rank, order + c_.lists);
+        for (; rank < c_.lists && static_cast<int64_t>(query.found.size()) < s_.k; rank++) scan_list(q, order[rank].second);
+    }
+
+    // Its first blocks, which nothing before them leads to.
+    void prefetch_list(uint32_t list) const {
+        const uint8_t* codes = c_.codes + c_.starts[list] * c_.pieces * 16;
+        for (int line = 0; line < kAhead * c_.pieces * 16; line += 64) __builtin_prefetch(codes + line);
+    }
+
+    void scan_list(uint32_t q, uint32_t list) { scan_list<1>(&q, list); }
+
+    template <int kQueries>
+    void scan_list(const uint32_t* visitors, uint32_t list) {
+        const uint8_t* tables[kQueries];
+        float offsets[kQueries];
+        for (int i = 0; i < kQueries; i++) {
+            tables[i] = t_.queries[visitors[i]].table;
+            offsets[i] = t_.products[visitors[i] * c_.lists + list] + t_.queries[visitors[i]].base;
+            s_.compared[first_ + visitors[i]] += (c_.starts[list + 1] - c_.starts[list]) * kCoded;
+        }
+        for (int64_t block = c_.starts[list]; block < c_.starts[list + 1]; block++) {
+            Shorts sums[kQueries][2];
+            sum_codes<kQueries>(c_.codes + block * c_.pieces * 16, tables, c_.pieces, sums);
+            for (int i = 0; i < kQueries; i++) take(t_.queries[visitors[i]], block, sums[i], offsets[i]);
+        }
+    }
+
+    void take(ClusterQuery& query, int64_t block, const Shorts* sums, float offset) {
+        const uint32_t* rows = c_.rows + block * kCoded;
+        for (int half = 0; half < 2; half++) {
+            Floats scores = __builtin_convertvector(sums[half], Floats) * query.step + offset;
+            if (c_.biases) scores += load(c_.biases + block * kCoded + 16 * half);
+            for (uint32_t near = not_above(scores, Floats{} + query.threshold); near; near &= near - 1) {
+                int j = __builtin_ctz(near);
+                uint32_t row = rows[16 * half + j];
+                if (row == kNone || (s_.allowed && !s_.allowed[row])) continue;
+                query.found.push_back(key_of(scores[j], row));
+            }
+        }
+        if (static_cast<int64_t>(query.found.size()) >= 2 * most_) keep(query);
+    }
+
+    // The best so many of what was found.
+    void keep(ClusterQuery& query) const {
+        if (static_cast<int64_t>(query.found.size()) <= most_) return;
+        auto end = query.found.begin() + most_;
+        std::nth_element(query.found.begin(), end - 1, query.found.end());
+        query.found.erase(end, query.found.end());
+        query.threshold = score_of(query.found.back());
+    }
+
+    int64_t refine(const ClusterQuery& query, const float* given, int64_t* rows, float* distances) {
+        double error = v_.space == kCosine ? 1 : v_.space == kIp ? query.length * std::sqrt(s_.largest_square) : 0;
+        t_.nearest.begin(v_, given, query.length, s_.k, static_cast<float>(kEpsilon * error), v_.space == kL2 ? 2 * kEpsilon : 0);
+        for (size_t i = 0; i < query.found.size(); i++) {
+            if (i + 2 < query.found.size()) prefetch(static_cast<uint32_t>(query.found[i + 2]));
+            int64_t row = static_cast<uint32_t>(query.found[i]);
+            t_.nearest.offer(v_.score(query.vector, row, v_.at(row)), row);
+        }
+        return t_.nearest.finish(rows, distances);
+    }
+
+    void prefetch(uint32_t row) const {
+        const char* vector = reinterpret_cast<const char*>(v_.at(row));
+        int lines = (v_.dimension * 4 + 63) / 64;
+        for (int line = 0; line < lines && line < kMostPrefetched; line++) __builtin_prefetch(vector + 64 * line);
+    }
+
+    const ClusterSearch& s_;
+    const Vectors& v_;
+    const Clusters& c_;
+    ClusterScratch& t_;
+    int64_t first_, count_, most_, probes_;
+};
+
+inline void search_clusters(const ClusterSearch& search, int64_t* rows, float* distances, int64_t* counts) {
+    constexpr int64_t kTogether = 128;
+    int64_t each = (search.query_count + search.threads - 1) / std::max(search.threads, 1);
+    int64_t step = std::clamp<int64_t>((each + kTile - 1) / kTile * kTile, 1, kTogether);
+    in_parallel((search.query_count + step - 1) / step, search.threads, [&](int64_t group) {
+        thread_local ClusterScratch scratch;
+        int64_t first = group * step;
+        ClusterGroup(search, scratch, first, std::min(search.query_count, first + step)).run(rows, distances, counts);
+    });
+}
+
+// What codes vectors: each one's residual from its list's centroid, piece by piece.
+struct Coding {
+    const float* vectors;    // (count, dimension)
+    const int64_t* lists;    // (count)
+    const float* centroids;  // (lists, dimension)
+    const float* codebook;   // (pieces, width, 16)
+    int64_t count;
+    int32_t dimension;
+    int32_t pieces;
+    int32_t width;
+    int32_t threads;
+};
+
+// Writes (count, pieces) codes, and (count) squared lengths of what they stand for.
+inline void code_vectors(const Coding& c, uint8_t* codes, float* squares) {
+    std::vector<float> own(16 * c.pieces);  // half the squared length of every entry
+    for (int m = 0; m < c.pieces; m++) {
+        Floats sum = {};
+        for (int i = 0; i < c.width; i++) sum += load(c.codebook + 16 * (m * c.width + i)) * load(c.codebook + 16 * (m * c.width + i));
+        *reinterpret_cast<Floats*>(&own[16 * m]) = sum * 0.5f;
+    }
+    constexpr int64_t kTogether = 1024;
+    in_parallel((c.count + kTogether - 1) / kTogether, c.threads, [&](int64_t group) {
+        for (int64_t n = group * kTogether; n < std::min(c.count, (group + 1) * kTogether); n++) {
+            const float* vector = c.vectors + n * c.dimension;
+            const float* centroid = c.centroids + c.lists[n] * c.dimension;
+            double length = 0;
+            for (int m = 0; m < c.pieces; m++) {
+                const float* book = c.codebook + int64_t{16} * m * c.width;
+                int used = std::clamp(c.dimension - m * c.width, 0, c.width);
+                Floats far = load(&own[16 * m]);
+                for (int i = 0; i < used; i++) far -= (vector[m * c.width + i] - centroid[m * c.width + i]) * load(book + 16 * i);
+                int best = 0;
+                for (int j = 1; j < 16; j++) best = far[j] < far[best] ? j : best;
+                codes[n * c.pieces + m] = static_cast<uint8_t>(best);
+                for (int i = 0; i < used; i++) {
+                    float value = centroid[m * c.width + i] + book[16 * i + best];
+                    length += double{value} * value;
+                }
+            }
+            squares[n] = static_cast<float>(length);
+        }
+    });
+}
+
+}  // namespace shoal

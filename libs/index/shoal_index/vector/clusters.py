@@ -1,0 +1,206 @@
+"""Clusters: posting lists of 4-bit product-quantised codes, scanned by table look-ups in registers, the best of them measured exactly.
+
+Lists are those of k-means; a code stands for what is left of a vector after its centroid, piece by piece of its dimensions (Jégou,
+Douze and Schmid 2011; André, Kermarrec and Le Scouarnec 2015). See native/clusters.hpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shoal_core.errors import Corrupt
+from shoal_index.vector import native
+from shoal_index.vector.column import VectorColumn
+from shoal_index.vector.engine import Mask, Neighbours, Vectors, neighbours
+
+CLUSTERS = "clusters"  # the kind of its blocks
+CODED = 32  # vectors of a block of codes
+NONE = 0xFFFFFFFF  # fills up the last block of a list
+
+LEAST_REFINED = 10  # neighbours: where fewer are wanted, as many rows are measured as for these
+
+# In rows of a scan, by one query and by several that share what they read: a centroid, a row measured on its own, and a code of as many
+# pieces as there are dimensions.
+_CENTROID_COST = (0.6, 4.0)
+_REFINED_COST = (2.0, 20.0)
+_CODE_COST = (0.1, 0.5)
+
+Floats = npt.NDArray[np.float32]
+Number = TypeVar("Number", np.float32, np.uint8, np.uint32)
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """Posting lists.
+
+    Attributes:
+        centroids: (lists, dim) float32.
+        codebook: (pieces, width, 16) float32: 16 residuals of each piece, column by column.
+        starts: (lists + 1,) int64, the first block of each list.
+        members: (blocks, 32) uint32 rows, `NONE` at the end of a list.
+        codes: (blocks, pieces, 16) uint8: byte j of a piece has the code of vector j below and that of vector j + 16 above.
+        biases: (blocks, 32) float32 squared lengths of what the codes stand for, for l2; else None.
+    """
+
+    centroids: Floats
+    codebook: Floats
+    starts: npt.NDArray[np.int64]
+    members: npt.NDArray[np.uint32]
+    codes: npt.NDArray[np.uint8]
+    biases: Floats | None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all of it."""
+        parts = (self.centroids, self.codebook, self.starts, self.members, self.codes)
+        return sum(part.nbytes for part in parts) + (0 if self.biases is None else self.biases.nbytes)
+
+    def to_tables(self) -> list[pa.Table]:
+        """The centroids, the codebook, where lists start, and the blocks."""
+        pieces, width, _ = self.codebook.shape
+        blocks = {"members": _rows(self.members), "codes": _rows(self.codes.reshape(len(self.codes), -1))}
+        if self.biases is not None:
+            blocks["biases"] = _rows(self.biases)
+        head = {b"pieces": str(pieces).encode(), b"width": str(width).encode()}
+        return [
+            pa.table({"centroid": _rows(self.centroids)}).replace_schema_metadata(head),
+            pa.table({"codebook": _rows(self.codebook.reshape(-1, 16))}),
+            pa.table({"start": pa.array(self.starts)}),
+            pa.table(blocks),
+        ]
+
+    @classmethod
+    def of_tables(cls, tables: Sequence[pa.Table], rows: int) -> Clusters:
+        """The inverse of `to_tables` for a segment of ``rows`` rows, without copying. Raises `Corrupt`."""
+        try:
+            centroids, codebook, starts, blocks = tables
+            head = centroids.schema.metadata
+            pieces, width = int(head[b"pieces"]), int(head[b"width"])
+            codes = _matrix(blocks.column("codes"), np.uint8)
+            clusters = cls(
+                _matrix(centroids.column("centroid"), np.float32),
+                _matrix(codebook.column("codebook"), np.float32).reshape(pieces, width, 16),
+                starts.column("start").combine_chunks().to_numpy(),
+                _matrix(blocks.column("members"), np.uint32),
+                codes.reshape(len(codes), pieces, 16),
+                _matrix(blocks.column("biases"), np.float32) if "biases" in blocks.column_names else None,
+            )
+            clusters.check(rows)
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(f"clusters cannot be read: {error!r}") from error
+        return clusters
+
+    def check(self, rows: int) -> None:
+        """Raise `ValueError` unless the lists have each row once: kernels follow them unasked."""
+        used = self.members[self.members != NONE]
+        if len(used) != rows or (rows and int(used.max()) >= rows):
+            raise ValueError("the lists' members are not the segment's rows")
+        if not bool(np.bincount(used, minlength=rows).all()):
+            raise ValueError("a row is in two lists")
+        if len(self.starts) != len(self.centroids) + 1 or self.starts[0] != 0 or self.starts[-1] != len(self.members):
+            raise ValueError("the lists do not hold all blocks")
+
+    def list_of_block(self) -> npt.NDArray[np.int64]:
+        """(blocks,) the list that each is of."""
+        return np.repeat(np.arange(len(self.centroids)), np.diff(self.starts))
+
+
+class ClusterIndex:
+    """Posting lists over the vectors of a segment.
+
+    Args:
+        refine: rows to measure for each neighbour that is wanted, the best by their codes.
+    """
+
+    name = CLUSTERS
+
+    def __init__(self, clusters: Clusters, column: VectorColumn, space: str, refine: int = 1) -> None:
+        self.clusters = clusters
+        self.refine = refine
+        self._column = column
+        self._space = space
+        centroids = clusters.centroids
+        squares = np.einsum("ij,ij->i", centroids, centroids) if space == "l2" else None
+        self._handle = native.make_clusters(
+            column.count,
+            centroids,
+            squares,
+            clusters.codebook,
+            clusters.starts,
+            clusters.members,
+            clusters.codes,
+            clusters.biases,
+        )
+
+    def refining(self, refine: int) -> ClusterIndex:
+        """The same lists, of which more or fewer are measured."""
+        other = object.__new__(ClusterIndex)
+        other.__dict__ |= self.__dict__ | {"refine": refine}
+        return other
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of lists and centroids."""
+        return self.clusters.size_bytes
+
+    def cost(self, k: int, compared: float, *, shared: bool) -> float:
+        """See `VectorIndex`."""
+        centroids, dimension = self.clusters.centroids.shape
+        codes = compared * len(self.clusters.codebook) / dimension
+        return (
+            centroids * _CENTROID_COST[shared] + codes * _CODE_COST[shared] + self.measured(k) * _REFINED_COST[shared]
+        )
+
+    def least_effort(self, k: int) -> int:
+        """See `VectorIndex`: where the lists have too few, more are scanned."""
+        return 1
+
+    def measured(self, k: int) -> int:
+        """See `VectorIndex`."""
+        return self.refine * max(k, LEAST_REFINED)
+
+    def search(self, queries: Vectors, k: int, *, effort: int, allowed: Mask | None, threads: int) -> Neighbours:
+        """See `VectorIndex`; ``effort`` is the number of lists to scan: where not all rows are allowed, as many as have together what
+        so many lists have on average, so that it does not depend on how many are allowed, and where. Finds k whenever k are allowed.
+        """
+        return self.search_counting(queries, k, effort=effort, allowed=allowed, threads=threads)[0]
+
+    def search_counting(
+        self, queries: Vectors, k: int, *, effort: int, allowed: Mask | None, threads: int
+    ) -> tuple[Neighbours, npt.NDArray[np.int64]]:
+        """The same, and (q,) how many codes each query was compared with."""
+        k = min(k, self._column.count)
+        found, compared = native.search_clusters(
+            self._column.handle(self._space),
+            self._handle,
+            queries,
+            k,
+            probes=effort,
+            refined=self.measured(k),
+            allowed=allowed,
+            threads=threads,
+        )
+        return neighbours(found), compared
+
+    def to_tables(self) -> Mapping[str, Sequence[pa.Table]]:
+        """The lists."""
+        return {CLUSTERS: self.clusters.to_tables()}
+
+
+def _rows(matrix: npt.NDArray[np.generic]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+
+
+def _matrix(column: pa.ChunkedArray, dtype: type[Number]) -> npt.NDArray[Number]:
+    (array,) = column.chunks
+    width = array.type.list_size
+    flat: npt.NDArray[Number] = array.values.slice(array.offset * width, len(array) * width).to_numpy()
+    if flat.dtype != dtype:
+        raise ValueError(f"expected numbers of type {dtype.__name__}, found {flat.dtype}")
+    return flat.reshape(-1, width)

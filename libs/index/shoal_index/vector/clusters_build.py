@@ -1,0 +1,162 @@
+"""Training clusters and coding vectors: k-means over a sample, and k-means of 16 in each piece of the residuals."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal_index.vector import native
+from shoal_index.vector.clusters import CODED, NONE, Clusters, Floats
+from shoal_index.vector.column import VectorChunk, VectorColumn
+from shoal_index.vector.engine import Mask, Rows, unit_vectors
+
+_LISTS = 3.0  # times the square root of the number of vectors
+_SAMPLED = 48  # vectors a list to train on
+_CODED_SAMPLE = 16_384  # vectors to train the codebook on
+_ROUNDS = 8  # of k-means
+_CODE_ROUNDS = 10
+_PIECE_STEP = 4  # pieces are filled up to a multiple of it
+_NARROW = 128  # up to so many dimensions a piece has 2, else 4
+_MOST_PIECES = 256
+_AT_ONCE = 16_384  # rows
+_SEED = 11
+
+
+def build_clusters(column: VectorColumn, space: str, trained: Mask, *, threads: int) -> Clusters:
+    """Clusters over all vectors of a column.
+
+    Args:
+        trained: (n,) rows that centroids and codebook may be made from: a sample of them is.
+    """
+    random = np.random.default_rng(_SEED)
+    lists = max(1, round(_LISTS * np.sqrt(column.count)))
+    sample = _taken(column, np.sort(random.permutation(np.flatnonzero(trained))[: _SAMPLED * lists]), space)
+    centroids = _means(sample, lists, random, threads)
+    sample = sample[random.permutation(len(sample))[:_CODED_SAMPLE]]
+    residuals = sample - centroids[nearest_means(sample, centroids, threads)]
+    return _filled(column, space, centroids, _codebook(residuals, random, threads), None, threads)
+
+
+def extended_clusters(column: VectorColumn, space: str, old: Clusters, new_row: Rows, *, threads: int) -> Clusters:
+    """The lists of another column with the vectors of this one, under the same centroids and codebook.
+
+    Args:
+        new_row: (n,) for each row of the other its row here, or -1 for one that is gone: its code is kept as it is.
+    """
+    return _filled(column, space, old.centroids, old.codebook, (old, new_row), threads)
+
+
+def nearest_means(vectors: Floats, means: Floats, threads: int) -> npt.NDArray[np.int64]:
+    """(n,) the nearest mean of each vector, by l2."""
+    column = VectorColumn([VectorChunk(means)], np.arange(len(means), dtype=np.uint64))
+    return native.scan(column.handle("l2"), vectors, 1, allowed=None, threads=threads).rows[:, 0]
+
+
+def _taken(column: VectorColumn, rows: Rows, space: str) -> Floats:
+    vectors = column.gather(rows)
+    return unit_vectors(vectors) if space == "cosine" else vectors
+
+
+def _means(vectors: Floats, count: int, random: np.random.Generator, threads: int) -> Floats:
+    """(count, dim) means of Lloyd's algorithm; one that nobody is near begins again beside the largest."""
+    means = vectors[random.permutation(len(vectors))[:count]].copy()
+    for _ in range(_ROUNDS):
+        owner = nearest_means(vectors, means, threads)
+        sizes = np.bincount(owner, minlength=count)
+        order = np.argsort(owner, kind="stable")
+        used = np.flatnonzero(sizes)
+        starts = (np.cumsum(sizes) - sizes)[used]
+        means[used] = np.add.reduceat(vectors[order], starts, axis=0) / sizes[used, None].astype(np.float32)
+        empty = np.flatnonzero(sizes == 0)
+        largest = np.argsort(-sizes, kind="stable")[: len(empty)]
+        means[empty] = means[largest] * np.float32(1.001) + np.float32(1e-6)
+    return means
+
+
+def _codebook(residuals: Floats, random: np.random.Generator, threads: int) -> Floats:
+    """(pieces, width, 16) means of each piece of the residuals (n, dim); beyond the dimension there are zeros."""
+    count, dimension = residuals.shape
+    width = 2 if dimension <= _NARROW else 4
+    while -(-dimension // width) > _MOST_PIECES:
+        width *= 2
+    pieces = -(-dimension // (width * _PIECE_STEP)) * _PIECE_STEP
+    padded = np.zeros((count, pieces * width), dtype=np.float32)
+    padded[:, :dimension] = residuals
+    chosen = padded.reshape(count, pieces, width)[random.integers(count, size=(pieces, 16)), np.arange(pieces)[:, None]]
+    book = np.ascontiguousarray(chosen.transpose(0, 2, 1))
+    nothing = np.zeros((1, dimension), dtype=np.float32), np.zeros(count, dtype=np.int64)
+    for _ in range(_CODE_ROUNDS):
+        codes, _ = native.code_vectors(residuals, nothing[1], nothing[0], book, threads=threads)
+        for piece in range(pieces):
+            sizes = np.bincount(codes[:, piece], minlength=16)
+            used = sizes > 0
+            for axis in range(width):
+                sums = np.bincount(codes[:, piece], weights=padded[:, piece * width + axis], minlength=16)
+                book[piece, axis, used] = sums[used] / sizes[used]
+    return book
+
+
+def _filled(
+    column: VectorColumn,
+    space: str,
+    centroids: Floats,
+    codebook: Floats,
+    old: tuple[Clusters, Rows] | None,
+    threads: int,
+) -> Clusters:
+    """The lists of these centroids with all rows, some of which are coded already."""
+    owner = np.full(column.count, -1, dtype=np.int64)
+    codes = np.zeros((column.count, len(codebook)), dtype=np.uint8)
+    squares = np.zeros(column.count, dtype=np.float32)
+    if old is not None:
+        _take_over(*old, owner, codes, squares)
+    missing = np.flatnonzero(owner < 0)
+    for start in range(0, len(missing), _AT_ONCE):
+        rows = missing[start : start + _AT_ONCE]
+        vectors = _taken(column, rows, space)
+        owner[rows] = nearest_means(vectors, centroids, threads)
+        codes[rows], squares[rows] = native.code_vectors(vectors, owner[rows], centroids, codebook, threads=threads)
+    return _listed(centroids, codebook, owner, codes, squares if space == "l2" else None)
+
+
+def _take_over(
+    old: Clusters, new_row: Rows, owner: npt.NDArray[np.int64], codes: npt.NDArray[np.uint8], squares: Floats
+) -> None:
+    """Put in what is known of rows that another column has."""
+    members = old.members.reshape(-1)
+    place = np.flatnonzero(members != NONE)
+    here = new_row[members[place]]
+    place, here = place[here >= 0], here[here >= 0]
+    owner[here] = np.repeat(old.list_of_block(), CODED)[place]
+    block, slot = np.divmod(place, CODED)
+    packed = old.codes[block, :, slot % 16]
+    codes[here] = np.where((slot < 16)[:, None], packed & 15, packed >> 4)
+    if old.biases is not None:
+        squares[here] = old.biases.reshape(-1)[place]
+
+
+def _listed(
+    centroids: Floats,
+    codebook: Floats,
+    owner: npt.NDArray[np.int64],
+    codes: npt.NDArray[np.uint8],
+    squares: Floats | None,
+) -> Clusters:
+    """The posting lists in whole blocks."""
+    sizes = np.bincount(owner, minlength=len(centroids))
+    blocks = -(-sizes // CODED)
+    starts = np.concatenate([[0], np.cumsum(blocks)]).astype(np.int64)
+    order = np.argsort(owner, kind="stable")
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    place = np.repeat(starts[:-1] * CODED, sizes) + within
+    members = np.full(int(starts[-1]) * CODED, NONE, dtype=np.uint32)
+    members[place] = order
+    flat = np.zeros((len(members), codes.shape[1]), dtype=np.uint8)
+    flat[place] = codes[order]
+    nibbles = flat.reshape(-1, CODED, codes.shape[1]).transpose(0, 2, 1)
+    packed = np.ascontiguousarray(nibbles[:, :, :16] | nibbles[:, :, 16:] << 4)
+    biases: Floats | None = None
+    if squares is not None:
+        biases = np.zeros((len(members) // CODED, CODED), dtype=np.float32)
+        biases.reshape(-1)[place] = squares[order]
+    return Clusters(centroids, codebook, starts, members.reshape(-1, CODED), packed, biases)
