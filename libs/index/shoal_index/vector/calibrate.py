@@ -18,8 +18,8 @@ from shoal_index.vector.engine import Mask, Neighbours, Rows, VectorIndex, Vecto
 from shoal_index.vector.exact import search_exact
 
 SHARES = (1.0, 0.5, 0.2)
-SMALL_SHARE = 0.05  # where that is so many rows that an index may be faster than a scan
-SMALL_SHARE_ROWS = 20_000
+SMALL_SHARES = (0.08, 0.03, 0.01)  # where that is so many rows that an index may be faster than a scan
+SMALL_SHARE_ROWS = 9_000
 QUERIES = 256
 LARGEST_K = 100
 
@@ -106,12 +106,12 @@ def trials(column: VectorColumn, space: str, asked: Rows, *, threads: int) -> li
     present = np.ones(column.count, dtype=bool)
     present[asked] = False
     found = []
-    small = SMALL_SHARE * column.count >= SMALL_SHARE_ROWS
-    for share in (*SHARES, SMALL_SHARE) if small else SHARES:
+    regions = _regions(column)
+    for share in (*SHARES, *(share for share in SMALL_SHARES if share * column.count >= SMALL_SHARE_ROWS)):
         some = queries if share == 1.0 else queries[::2]
         cases = tuple(
             Case(mask, search_exact(column, space, some, LARGEST_K, allowed=mask, threads=threads))
-            for mask in _masks(share, present, column)
+            for mask in _masks(share, present, regions)
         )
         found.append(Trial(share, some, cases))
     return found
@@ -123,22 +123,35 @@ def calibrate(subject: Subject, by: Sequence[Trial], *, threads: int, refine: in
     return Calibration(subject.index.name, len(by[0].queries), tuple(curves), refine=refine)
 
 
-def _masks(share: float, present: Mask, column: VectorColumn) -> Iterator[Mask]:
+@dataclass(frozen=True, slots=True)
+class _Regions:
+    """Where rows lie: (n,) how far from one of them, and in which of few cells, and of many."""
+
+    far: npt.NDArray[np.float32]
+    cells: Sequence[npt.NDArray[np.int64]]
+
+
+def _regions(column: VectorColumn) -> _Regions:
+    random = np.random.default_rng(_SEED)
+    middle = column.gather(random.integers(column.count, size=1))[0]
+    far = np.concatenate([exact_distances("l2", middle, chunk.vectors) for chunk in column.chunks])
+    counts = [min(cells, column.count // _FEWEST_IN_CELL) for cells in _CELLS]
+    return _Regions(far, [_cells(column, column.gather(random.permutation(column.count)[:count])) for count in counts])
+
+
+def _masks(share: float, present: Mask, regions: _Regions) -> Iterator[Mask]:
     """Rows at random; a ball around one; and islands here and there, as a category of records has them, large ones and small ones."""
     if share == 1.0:
         yield present
         return
     random = np.random.default_rng(_SEED)
-    yield present & (random.random(column.count) < share)
-    middle = column.gather(random.integers(column.count, size=1))[0]
-    far = np.concatenate([exact_distances("l2", middle, chunk.vectors) for chunk in column.chunks])
-    yield present & (far <= np.quantile(far, share))
-    for cells in _CELLS:
-        cells = min(cells, column.count // _FEWEST_IN_CELL)
-        cell = _cells(column, column.gather(random.permutation(column.count)[:cells]))
-        order = random.permutation(cells)
-        sizes = np.bincount(cell, minlength=cells)[order]
-        chosen = order[: 1 + int(np.searchsorted(np.cumsum(sizes), share * column.count))]
+    rows = len(present)
+    yield present & (random.random(rows) < share)
+    yield present & (regions.far <= np.quantile(regions.far, share))
+    for cell in regions.cells:
+        sizes = np.bincount(cell)
+        order = random.permutation(len(sizes))
+        chosen = order[: 1 + int(np.searchsorted(np.cumsum(sizes[order]), share * rows))]
         yield present & np.isin(cell, chosen)
 
 

@@ -1,0 +1,320 @@
+"""Clusters: which lists a search scans, what it measures of them, and how lists are made, merged and stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from libs.index.tests.test_index_calibration import mixture
+from libs.index.tests.test_index_kernels import column_of, levels
+from shoal_core.errors import Corrupt
+from shoal_core.schema import VectorConfig
+from shoal_index import build_vectors
+from shoal_index.build_vectors import Old, built_ways
+from shoal_index.planner import Ask, Strategy, Way, plan_segment
+from shoal_index.vector import native
+from shoal_index.vector.calibration import Calibration, Curve, Point, recalls_of
+from shoal_index.vector.clusters import CODED, NONE, ClusterIndex, Clusters
+from shoal_index.vector.clusters_build import build_clusters, extended_clusters
+from shoal_index.vector.column import VectorColumn
+from shoal_index.vector.engine import SPACES, Mask, Neighbours, Vectors, unit_vectors
+from shoal_index.vector.exact import search_exact
+
+ROWS, K = 3_000, 10
+WHOLE = 10**6  # rows to measure for each wanted: all that are scanned
+
+Floats = npt.NDArray[np.float32]
+
+
+@pytest.fixture(params=levels())
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Kernels of this level are in use."""
+    name = str(request.param)
+    loaded = native.load(name)
+    monkeypatch.setattr(native, "_loaded", lambda: loaded)
+    return name
+
+
+def clusters_of(column: VectorColumn, space: str) -> Clusters:
+    clusters = build_clusters(column, space, np.ones(column.count, dtype=bool), threads=2)
+    clusters.check(column.count)
+    return clusters
+
+
+def owners(clusters: Clusters, rows: int) -> npt.NDArray[np.int64]:
+    """(rows,) the list of each row, by the lists' members."""
+    owner = np.empty(rows, dtype=np.int64)
+    used = clusters.members != NONE
+    owner[clusters.members[used]] = np.repeat(clusters.list_of_block(), CODED)[used.reshape(-1)]
+    return owner
+
+
+def scanned(clusters: Clusters, space: str, query: Floats, effort: int, allowed: Mask | None, rows: int) -> list[int]:
+    """The lists that a search looks at, by the rule in words: the nearest; where not all rows are allowed, until as many allowed rows
+    are in them as in so many lists of usual size, and one list more for each that had none before the first that had some."""
+    asked = unit_vectors(query[None, :])[0] if space == "cosine" else query
+    products = clusters.centroids.astype(np.float64) @ asked
+    scores = (clusters.centroids.astype(np.float64) ** 2).sum(axis=1) - 2 * products if space == "l2" else -products
+    order = np.argsort(scores, kind="stable").tolist()
+    if allowed is None:
+        return order[:effort]
+    members = np.bincount(owners(clusters, rows)[allowed], minlength=len(order))
+    usual = rows / len(order)
+    wanted, seen, found = effort * usual, 0, []
+    for number in order:
+        if seen >= wanted:
+            break
+        found.append(number)
+        if seen == 0 and members[number] == 0:
+            wanted += usual
+        seen += int(members[number])
+    return found
+
+
+def some(dimension: int, rows: int = ROWS) -> tuple[Vectors, Vectors]:
+    random = np.random.default_rng(dimension)
+    middles = random.standard_normal((20, dimension))
+    vectors = middles[random.integers(20, size=rows)] + 0.5 * random.standard_normal((rows, dimension))
+    queries = middles[random.integers(20, size=9)] + 0.5 * random.standard_normal((9, dimension))
+    return vectors.astype(np.float32), queries.astype(np.float32)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("dimension", [1, 2, 7, 33, 100, 130, 384])
+def test_all_lists_with_all_measured_is_an_exact_search(dimension: int, space: str, level: str) -> None:
+    vectors, queries = some(dimension, 700)
+    column = column_of(vectors)
+    index = ClusterIndex(clusters_of(column, space), column, space, WHOLE)
+    lists = len(index.clusters.centroids)
+    true = search_exact(column, space, queries, K, allowed=None)
+    for asked, of in ((queries, slice(None)), (queries[:1], slice(0, K))):
+        found = index.search(asked, K, effort=lists, allowed=None, threads=1)
+        assert found.rows.tolist() == true.rows[of].tolist()
+        assert found.distances.tolist() == true.distances[of].tolist()
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("queries", [1, 9])
+@pytest.mark.parametrize("kind", ["all", "random", "far", "few"])
+def test_the_lists_of_the_rule_are_scanned_and_no_others(kind: str, queries: int, space: str, level: str) -> None:
+    """With all measured, the answer is that of an exact search of the allowed rows in those lists."""
+    vectors, asked = some(24)
+    column = column_of(vectors)
+    clusters = clusters_of(column, space)
+    index = ClusterIndex(clusters, column, space, WHOLE)
+    owner = owners(clusters, ROWS)
+    random = np.random.default_rng(5)
+    far = ((vectors - asked[0]) ** 2).sum(axis=1)
+    allowed: Mask | None = {
+        "all": None,
+        "random": random.random(ROWS) < 0.4,
+        "far": far > np.quantile(far, 0.6),
+        "few": random.random(ROWS) < 0.01,
+    }[kind]
+    for effort in (1, 3, 20):
+        found, compared = index.search_counting(asked[:queries], K, effort=effort, allowed=allowed, threads=2)
+        assert found.counts.tolist() == [K] * queries
+        for number in range(queries):
+            lists = scanned(clusters, space, asked[number], effort, allowed, ROWS)
+            within = np.isin(owner, lists) & (True if allowed is None else allowed)
+            if np.count_nonzero(within) < K:
+                continue  # more lists are scanned: see below
+            true = search_exact(column, space, asked[number : number + 1], K, allowed=within)
+            assert found.rows[number * K : (number + 1) * K].tolist() == true.rows.tolist()
+            blocks = np.diff(clusters.starts)[lists].sum()
+            assert compared[number] == blocks * CODED
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("width", [24, 200])
+def test_codes_tell_what_is_near(width: int, space: str, level: str) -> None:
+    """By the codes as they are defined, decoded in numpy: measuring few of the best loses hardly more than the codes themselves do."""
+    vectors, queries = some(width)
+    column = column_of(vectors)
+    clusters = clusters_of(column, space)
+    decoded = np.zeros((ROWS, width), dtype=np.float64)
+    owner = owners(clusters, ROWS)
+    block, slot = np.divmod(np.flatnonzero(clusters.members.reshape(-1) != NONE), CODED)
+    packed = clusters.codes[block, :, slot % 16]
+    codes = np.where((slot < 16)[:, None], packed & 15, packed >> 4)
+    pieces = clusters.codebook[np.arange(len(clusters.codebook)), :, codes].reshape(len(codes), -1)[:, :width]
+    rows = clusters.members[block, slot]
+    decoded[rows] = clusters.centroids[owner[rows]] + pieces
+    if clusters.biases is not None:
+        np.testing.assert_allclose(clusters.biases[block, slot], (decoded[rows] ** 2).sum(axis=1), rtol=1e-4)
+    shown = unit_vectors(vectors) if space == "cosine" else vectors
+    assert ((shown - decoded) ** 2).sum() < 0.6 * ((shown - clusters.centroids[owner]) ** 2).sum()
+    asked = unit_vectors(queries) if space == "cosine" else queries
+    scores = -asked.astype(np.float64) @ decoded.T
+    if space == "l2":
+        scores = (decoded**2).sum(axis=1) + 2 * scores
+    true = search_exact(column, space, queries, K, allowed=None)
+    refine = 6
+    best = np.argsort(scores, axis=1)[:, : refine * K]
+    expected = np.mean([np.isin(true.rows[i * K : (i + 1) * K], best[i]).mean() for i in range(len(queries))])
+    index = ClusterIndex(clusters, column, space, refine)
+    found = index.search(queries, K, effort=len(clusters.centroids), allowed=None, threads=1)
+    assert float(recalls_of(found, true, K).mean()) >= expected - 0.04
+    assert expected > 0.7
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_never_fewer_than_k_when_k_are_allowed(space: str, level: str) -> None:
+    vectors, queries = some(16)
+    column = column_of(vectors)
+    index = ClusterIndex(clusters_of(column, space), column, space, 1)
+    random = np.random.default_rng(3)
+    for count in (0, 4, K, 37):
+        allowed = np.zeros(ROWS, dtype=bool)
+        allowed[random.permutation(ROWS)[:count]] = True
+        for asked in (queries, queries[:1]):
+            found = index.search(asked, K, effort=1, allowed=allowed, threads=2)
+            assert found.counts.tolist() == [min(K, count)] * len(asked)
+            assert allowed[found.rows].all()
+    every = index.search(queries[:2], ROWS + 5, effort=1, allowed=None, threads=1)
+    assert [sorted(part) for part in every.rows.reshape(2, ROWS).tolist()] == [list(range(ROWS))] * 2
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_identical_vectors_are_all_there(space: str, level: str) -> None:
+    """Two thirds are alike, and so in one list, far longer than the others; equal ones come in order of their ties."""
+    vectors, queries = some(12)
+    vectors[1_000:] = queries[0]
+    vectors[5] = 0.0
+    column = column_of(vectors)
+    index = ClusterIndex(clusters_of(column, space), column, space, 1)
+    found = index.search(queries[:1], 2_000, effort=1, allowed=None, threads=1)
+    true = search_exact(column, space, queries[:1], 2_000, allowed=None)
+    assert found.counts.tolist() == [2_000]
+    assert np.mean(np.isin(found.rows, true.rows)) > 0.98
+    lists = len(index.clusters.centroids)
+    whole = index.refining(WHOLE).search(queries[:1], 2_000, effort=lists, allowed=None, threads=1)
+    assert whole.rows.tolist() == true.rows.tolist()
+
+
+def test_lists_are_read_as_they_were_written() -> None:
+    vectors, _ = some(24)
+    for space in SPACES:
+        clusters = clusters_of(column_of(vectors), space)
+        again = Clusters.of_tables(clusters.to_tables(), ROWS)
+        for name in ("centroids", "codebook", "starts", "members", "codes", "biases"):
+            one, other = getattr(clusters, name), getattr(again, name)
+            assert (one is None and other is None) or np.array_equal(one, other)
+        assert again.size_bytes == clusters.size_bytes
+
+
+def test_lists_that_lack_a_row_or_name_it_twice_are_corrupt() -> None:
+    vectors, _ = some(24)
+    clusters = clusters_of(column_of(vectors), "l2")
+    assert clusters.biases is not None
+    twice, beyond, more = clusters.members.copy(), clusters.members.copy(), clusters.starts.copy()
+    twice[0, 0] = twice[0, 1]
+    beyond[0, 0] = ROWS
+    more[-1] += 1
+    broken: list[dict[str, object]] = [{"members": twice}, {"members": beyond}, {"starts": more}]
+    broken += [{"centroids": clusters.centroids[:-1]}, {"codes": clusters.codes.astype(np.uint32)}]
+    for parts in broken:
+        with pytest.raises(Corrupt):
+            Clusters.of_tables(replace(clusters, **parts).to_tables(), ROWS)  # type: ignore[arg-type]
+    with pytest.raises(Corrupt):
+        Clusters.of_tables(clusters.to_tables(), ROWS + 1)
+    with pytest.raises(Corrupt):
+        Clusters.of_tables(clusters.to_tables()[:3], ROWS)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_lists_are_filled_up_under_one_codebook(space: str) -> None:
+    """Codes of rows that stay are kept, those of others are made; what is gone is in no list."""
+    vectors, queries = some(24)
+    clusters = clusters_of(column_of(vectors), space)
+    random = np.random.default_rng(1)
+    kept = np.sort(random.permutation(ROWS)[:2_000])
+    new_row = np.full(ROWS, -1, dtype=np.int64)
+    order = random.permutation(2_600)
+    new_row[kept] = order[:2_000]
+    following = np.empty((2_600, 24), dtype=np.float32)
+    following[order[:2_000]] = vectors[kept]
+    following[order[2_000:]] = some(24, 600)[0] + np.float32(0.1)
+    column = column_of(following)
+    extended = extended_clusters(column, space, clusters, new_row, threads=2)
+    extended.check(2_600)
+    assert np.array_equal(extended.centroids, clusters.centroids)
+    assert np.array_equal(owners(extended, 2_600)[order[:2_000]], owners(clusters, ROWS)[kept])
+    anew = extended_clusters(column, space, clusters, np.full(ROWS, -1), threads=2)
+    for name in ("members", "codes", "biases"):
+        one, other = getattr(extended, name), getattr(anew, name)
+        assert (one is None and other is None) or np.array_equal(one, other), name
+    true = search_exact(column, space, queries, K, allowed=None)
+    found = ClusterIndex(extended, column, space, 8).search(queries, K, effort=1_000, allowed=None, threads=1)
+    assert float(recalls_of(found, true, K).mean()) > 0.95
+
+
+def lists_among(ways: list[Way]) -> list[Way]:
+    return [way for way in ways if way.strategy is Strategy.CLUSTERS]
+
+
+def built(vectors: Vectors, *old: Old) -> list[Way]:
+    return built_ways(vectors, np.arange(len(vectors), dtype=np.uint64), "l2", VectorConfig(), threads=2, old=old)
+
+
+def test_a_merge_keeps_the_codebook_until_it_has_drifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = mixture(3_000, 3)
+    ways = built(vectors)
+    first = lists_among(ways)[0]
+    assert isinstance(first.index, ClusterIndex)
+    assert first.calibration is not None
+    more = np.concatenate([vectors, mixture(600, 4)])
+    again = lists_among(built(more, Old(ways, np.arange(3_000))))
+    for way in again:
+        assert isinstance(way.index, ClusterIndex)
+        assert way.calibration is not None
+        assert np.array_equal(way.index.clusters.codebook, first.index.clusters.codebook)
+        assert way.calibration.reference == first.calibration.reference
+    random = np.random.default_rng(9)
+    other = (10 * random.standard_normal((2_900, 32))).astype(np.float32)
+    drifted = lists_among(built(np.concatenate([vectors, other]), Old(ways, np.arange(3_000))))
+    assert isinstance(drifted[0].index, ClusterIndex)
+    assert not np.array_equal(drifted[0].index.clusters.codebook, first.index.clusters.codebook), (
+        "it was made for other vectors"
+    )
+    monkeypatch.setattr(build_vectors, "_DRIFT", 0.01)
+    anew = lists_among(built(more, Old(ways, np.arange(3_000))))
+    assert isinstance(anew[0].index, ClusterIndex)
+    assert not np.array_equal(anew[0].index.clusters.codebook, first.index.clusters.codebook)
+
+
+def test_the_cheapest_way_is_taken() -> None:
+    """Lists cost less than the walk where many queries share them; each strategy that is not taken says what it would have cost."""
+    column = column_of(some(32, 700)[0])
+    index = ClusterIndex(clusters_of(column, "l2"), column, "l2")
+
+    def curve(refine: int, recalls: tuple[float, ...], compared: float) -> Calibration:
+        points = tuple(Point(8 * 2**i, recall, 0.0, compared * 2**i) for i, recall in enumerate(recalls))
+        return Calibration("clusters", 256, (Curve(10, 1.0, points),), refine=refine)
+
+    ways = [
+        Way(index.refining(4), curve(4, (0.9, 0.96), 2_000.0)),
+        Way(index.refining(64), curve(64, (0.92, 0.97, 0.995), 2_000.0)),
+    ]
+    plan = plan_segment(Ask(10, 0.95), rows=10**6, allowed=10**6, ways=ways)
+    assert (plan.strategy, plan.way, plan.compared, plan.approximate) == (Strategy.CLUSTERS, 0, 40, True)
+    assert [strategy for strategy, _ in plan.rejected] == [Strategy.SCAN]
+    more = plan_segment(Ask(10, 0.99), rows=10**6, allowed=10**6, ways=ways)
+    assert (more.way, more.compared) == (1, 640)
+    beyond = plan_segment(Ask(10, 0.999), rows=10**6, allowed=10**6, ways=ways)
+    assert (beyond.strategy, beyond.approximate, beyond.compared) == (Strategy.SCAN, False, 10**6)
+    assert "no effort" in beyond.rejected[0][1]
+    few = plan_segment(Ask(10, 0.99), rows=1_500, allowed=1_500, ways=ways)
+    assert few.strategy is Strategy.SCAN
+    one = plan_segment(Ask(1, 0.95), rows=10**6, allowed=10**6, ways=ways)
+    assert one.compared == 40, "as many are measured as for the k of the curve"
+
+
+def test_nothing_found_of_no_queries() -> None:
+    column = column_of(some(8, 700)[0])
+    index = ClusterIndex(clusters_of(column, "l2"), column, "l2")
+    found: Neighbours = index.search(np.empty((0, 8), np.float32), K, effort=3, allowed=None, threads=2)
+    assert found.rows.tolist() == found.counts.tolist() == []
