@@ -2,7 +2,7 @@
 
 import sys
 
-from bench import churn, embedding, engines, filters, functions, gateway, wordnet
+from bench import churn, embedding, engines, filters, functions, gateway, memory, wordnet
 
 OTHERS = {
     "filters": filters.main,
@@ -11,6 +11,7 @@ OTHERS = {
     "embedding": embedding.main,
     "engines": engines.main,
     "churn": churn.main,
+    "memory": memory.main,
 }
 
 if (main := OTHERS.get(sys.argv[1] if len(sys.argv) > 1 else "")) is not None:

@@ -41,10 +41,11 @@ struct ClusterSearch {
     const uint8_t* allowed;  // (rows); null for all
     int64_t query_count;
     int64_t k;
-    int64_t probes;          // lists to scan: so many of usual size if only allowed vectors are counted; more while they have fewer than k
+    int64_t probes;          // lists to scan: so many of usual size, only allowed vectors counted; more while they have fewer than k
     int64_t refined;         // of what they have, so many are measured
     int64_t* compared;       // (queries) out: codes compared
     double largest_square;   // of the vectors
+    int64_t allowed_count;   // of `allowed`
     int32_t threads;
 };
 
@@ -275,27 +276,19 @@ class ClusterGroup {
             products[list] *= factor();
             order[list] = {c_.squares ? products[list] + c_.squares[list] : products[list], static_cast<uint32_t>(list)};
         }
-        if (s_.allowed) {
-            t_.selected[q] = select_allowed(order);
-            return;
-        }
-        t_.selected[q] = probes_;
-        if (probes_ < c_.lists) std::nth_element(order, order + probes_, order + c_.lists);
-        if (count_ == 1) {
-            std::sort(order, order + probes_);
-        } else if (probes_ > kNearestLists) {
-            std::nth_element(order, order + kNearestLists, order + probes_);
-        }
+        t_.selected[q] = select(order);
     }
 
     // The nearest lists that have as many allowed vectors together as `probes` lists have on average. A query may lie where nothing is
     // allowed: all that is lies far from it, and so in many directions, and it takes as many lists more as there was nothing in.
-    int64_t select_allowed(std::vector<Scored>::iterator order) {
+    int64_t select(std::vector<Scored>::iterator order) {
         double wanted = double(probes_) * v_.rows / c_.lists, seen = 0;
-        int64_t step = std::max(probes_, kFewLists), rank = 0, sorted = 0;
+        double likely = 1.1 * double(probes_) * v_.rows / std::max<int64_t>(s_.allowed ? s_.allowed_count : v_.rows, 1);
+        int64_t step = static_cast<int64_t>(std::min(double(c_.lists), std::max(double(kFewLists), likely))), rank = 0, sorted = 0;
         while (rank < c_.lists && seen < wanted) {
             if (rank == sorted) {
                 sorted = std::min(c_.lists, rank + step);
+                step = std::max(step / 4, kFewLists);
                 if (sorted < c_.lists) std::nth_element(order + rank, order + sorted, order + c_.lists);
                 std::sort(order + rank, order + sorted);
             }
@@ -309,9 +302,10 @@ class ClusterGroup {
     int32_t members_of(uint32_t list) {
         int32_t& known = t_.members[list];
         if (known >= 0) return known;
-        known = 0;
-        const uint32_t* end = c_.rows + c_.starts[list + 1] * kCoded;
-        for (const uint32_t* row = c_.rows + c_.starts[list] * kCoded; row < end && *row != kNone; row++) known += s_.allowed[*row];
+        const uint32_t *row = c_.rows + c_.starts[list] * kCoded, *end = c_.rows + c_.starts[list + 1] * kCoded;
+        while (end > row && end[-1] == kNone) end--;
+        if (!s_.allowed) return known = static_cast<int32_t>(end - row);
+        for (known = 0; row < end; row++) known += s_.allowed[*row];
         return known;
     }
 

@@ -304,8 +304,10 @@ PyObject* scan_clusters(PyObject*, PyObject* args) {
         return refuse("the clusters are of other vectors");
     if (allowed != Py_None && !mask.take(allowed, held->vectors.rows)) return nullptr;
     ClusterSearch search = {&held->vectors, &clusters->clusters, asked.as<const float>(), mask.as<const uint8_t>(), q, k, probes, refined,
-                            compared.as<int64_t>(), held->largest_square, threads};
+                            compared.as<int64_t>(), held->largest_square, 0, threads};
     return done([&] {
+        if (search.allowed)
+            for (int64_t row = 0; row < held->vectors.rows; row++) search.allowed_count += search.allowed[row];
         search_clusters(search, out.rows.as<int64_t>(), out.distances.as<float>(), out.counts.as<int64_t>());
         return out.total();
     });

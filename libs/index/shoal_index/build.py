@@ -14,7 +14,8 @@ from shoal_core.schema import Schema
 from shoal_index.build_vectors import Old, built_ways
 from shoal_index.ids import IdIndex
 from shoal_index.indexes import Input, make_indexes
-from shoal_index.segment import CALIBRATION
+from shoal_index.segment import CALIBRATION, LENGTH_COLUMNS, LENGTHS
+from shoal_index.vector import native
 from shoal_storage.blocks import (
     TARGET_BLOCK_BYTES,
     BlockRef,
@@ -84,6 +85,7 @@ def build_segment(
         "ids": [encode_block(IdIndex.of_ids(table.column(ID)).to_table())],
         "rows": [encode_block(part) for part in pack_table_into_blocks(columns)],
         "vectors": [encode_block(part) for part in _vector_blocks(vectors, matrix.shape[1])],
+        LENGTHS: [encode_block(pa.table(dict(zip(LENGTH_COLUMNS, native.lengths(matrix), strict=True))))],
     }
     if table.num_rows * max(1.0, matrix.shape[1] / _DIMENSION) > graph_rows:
         created = table.column(CREATED_OFFSET).to_numpy()

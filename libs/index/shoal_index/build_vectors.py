@@ -28,6 +28,7 @@ _K = 10  # for which drift is judged
 _DRIFT = 1.5  # times the effort of an index built from nothing
 _LEAST_SHARE = 0.5  # of the rows that an index must have to be extended
 _EFFORTS = efforts_between(8, 4096, 1.5)  # ef
+_LEAST_GRAPH_SHARE = 0.2  # of allowed rows: for fewer a walk visits too many that are not
 _REFINES = (2, 4, 8, 16, 32, 64, 128)
 _REFINED_RECALL = (
     0.965,
@@ -132,7 +133,7 @@ def _extended_graph(job: _Job, base: HnswIndex, rows: Rows) -> tuple[HnswIndex, 
 
 
 def _measured_graph(index: HnswIndex, job: _Job) -> Calibration:
-    return _measured(Subject(index, _EFFORTS, [(1, 10, 100)], _enough(index)), job)
+    return _measured(Subject(index, _EFFORTS, [(1, 10, 100)], _enough(index), _LEAST_GRAPH_SHARE), job)
 
 
 # --- clusters

@@ -19,6 +19,8 @@ DEFAULT_EF = 64  # of a graph that was not calibrated
 DEFAULT_RECALL = 0.95
 
 _SHARED = 8  # queries that share what they read
+_PAGED_ROW_COST = 20.0  # in rows of a scan that are in memory: a row somewhere that may not be
+_PAGED_SCAN_COST = 2.0  # the same for the next row of a scan
 _COMPARED_PER_EF = 24  # rows, of a graph that was not calibrated
 
 
@@ -53,6 +55,7 @@ class Ask:
         effort: of a walk through a graph, where there is one, instead of what the recall needs; 0 leaves it to the planner.
         exact: all of the true nearest.
         queries: how many are searched together.
+        paged: vectors are not in memory for the most part: reading one costs as much as comparing many.
     """
 
     k: int
@@ -60,6 +63,7 @@ class Ask:
     effort: int = 0
     exact: bool = False
     queries: int = 1
+    paged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +110,13 @@ def plan_segment(ask: Ask, *, rows: int, allowed: int, ways: Sequence[Way]) -> S
         return scan("an exact answer was asked for")
     if allowed <= SCAN_ROWS:
         return scan(f"only {allowed} rows may be answered, at most {SCAN_ROWS} are always compared one by one")
+    scanning = allowed * (_PAGED_SCAN_COST if ask.paged else 1.0)
     options = [_option(ask, number, way, wanted, rows, allowed) for number, way in enumerate(ways)]
     best = [min((o for o in options if o.strategy is each), key=lambda option: option.cost) for each in strategies]
     chosen = min(best, key=lambda option: option.cost)
     asked = next((option for option in best if ask.effort and option.strategy is Strategy.GRAPH), None)
-    if asked is None and chosen.cost >= allowed:
-        return scan(*(option.against(allowed) for option in best))
+    if asked is None and chosen.cost >= scanning:
+        return scan(*(option.against(scanning) for option in best))
     chosen = asked or chosen
     assert chosen.point is not None
     others = [(option.strategy, option.against(chosen.cost)) for option in best if option is not chosen]
@@ -147,6 +152,8 @@ def _option(ask: Ask, number: int, way: Way, wanted: int, rows: int, allowed: in
     effort = max(point.effort, way.index.least_effort(wanted))
     compared = point.compared * effort / point.effort
     cost = way.index.cost(wanted, compared, shared=ask.queries >= _SHARED)
+    if ask.paged:
+        cost += _PAGED_ROW_COST * way.index.touched(wanted, compared)
     return _Option(number, way.strategy, Point(effort, point.recall, point.error, compared), cost, ask.recall)
 
 

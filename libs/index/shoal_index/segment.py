@@ -47,10 +47,12 @@ from shoal_storage.blocks import BlockRef, decode_block
 from shoal_storage.manifest import SegmentRef
 
 CALIBRATION = "calibration"  # the kind of its blocks, one for each way to search
+LENGTHS = "lengths"  # the kind of the block with what kernels want to know of the vectors without reading them: `native.lengths`
+LENGTH_COLUMNS = ("square", "inverse")
 
 #: Kinds of block to open for a flush, which only looks up rows by id, and for reading or a merge.
 TO_FLUSH = ("ids", "rows", "vectors")
-TO_READ = (*TO_FLUSH, *INDEX_KINDS, GRAPH, CLUSTERS, CALIBRATION)
+TO_READ = (*TO_FLUSH, *INDEX_KINDS, LENGTHS, GRAPH, CLUSTERS, CALIBRATION)
 
 _KEPT_MATCHINGS = 16
 _KEPT_PLANS = 64
@@ -229,9 +231,16 @@ class Segment:
         if plan.strategy is Strategy.NOTHING:
             return no_neighbours(len(queries)), plan
         if plan.strategy is Strategy.SCAN:
-            return search_exact(self.vectors, self.space, queries, plan.k, allowed=allowed, threads=threads), plan
-        found = self.ways[plan.way].index.search(queries, plan.k, effort=plan.effort, allowed=allowed, threads=threads)
+            return self.scan(queries, plan.k, allowed=allowed, threads=threads), plan
+        index = self.ways[plan.way].index
+        found, compared = index.search_counting(queries, plan.k, effort=plan.effort, allowed=allowed, threads=threads)
+        self.vectors.touch(len(queries) * index.touched(plan.k, float(compared.mean())))
         return self._completed(found, queries, plan, allowed, threads), plan
+
+    def scan(self, queries: Vectors, k: int, *, allowed: Mask | None, threads: int) -> Neighbours:
+        """The ``k`` nearest of the allowed rows, all of which are compared."""
+        self.vectors.touch(self.rows if allowed is None else int(np.count_nonzero(allowed)))
+        return search_exact(self.vectors, self.space, queries, k, allowed=allowed, threads=threads)
 
     def _plan(self, ask: Ask, allowed: int) -> SegmentPlan:
         """Made once for searches that want the same."""
@@ -250,7 +259,7 @@ class Segment:
         if len(found.rows) == len(queries) * plan.k:
             return found
         short = np.flatnonzero(found.counts < plan.k)
-        exact = search_exact(self.vectors, self.space, queries[short], plan.k, allowed=allowed, threads=threads)
+        exact = self.scan(queries[short], plan.k, allowed=allowed, threads=threads)
         rows = np.empty((len(queries), plan.k), dtype=np.int64)
         distances = np.empty((len(queries), plan.k), dtype=np.float32)
         enough = np.repeat(found.counts == plan.k, found.counts)
@@ -277,12 +286,20 @@ def _open(ref: SegmentRef, space: str, data: dict[str, list[pa.Buffer]]) -> Segm
     tables = {kind: [decode_block(part) for part in parts] for kind, parts in data.items()}
     ids = IdIndex.of_table(tables["ids"][0])
     created = np.concatenate([table.column(CREATED_OFFSET).to_numpy() for table in tables["rows"]])
-    vectors = VectorColumn(
-        [VectorChunk(embedding_matrix(table.column(EMBEDDING))) for table in tables["vectors"]], created
-    )
+    vectors = VectorColumn(_chunks(tables), created)
     calibrations = [Calibration.of_json(part.to_pybytes()) for part in measured]
     ways = _ways(tables, vectors, space, calibrations)
     return Segment(ref, space, ids, Pieces(tables["rows"]), vectors, ways, Indexes.of_tables(tables, ref.rows))
+
+
+def _chunks(tables: Mapping[str, Sequence[pa.Table]]) -> list[VectorChunk]:
+    matrices = [embedding_matrix(table.column(EMBEDDING)) for table in tables["vectors"]]
+    if not tables.get(LENGTHS):
+        return [VectorChunk(matrix) for matrix in matrices]
+    bounds = np.cumsum([len(matrix) for matrix in matrices])[:-1]
+    columns = (tables[LENGTHS][0].column(name).combine_chunks().to_numpy() for name in LENGTH_COLUMNS)
+    squares, inverses = (np.split(column, bounds) for column in columns)
+    return [VectorChunk(*each) for each in zip(matrices, zip(squares, inverses, strict=True), strict=True)]
 
 
 def _ways(

@@ -53,15 +53,14 @@ def owners(clusters: Clusters, rows: int) -> npt.NDArray[np.int64]:
 
 
 def scanned(clusters: Clusters, space: str, query: Floats, effort: int, allowed: Mask | None, rows: int) -> list[int]:
-    """The lists that a search looks at, by the rule in words: the nearest; where not all rows are allowed, until as many allowed rows
-    are in them as in so many lists of usual size, and one list more for each that had none before the first that had some."""
+    """The lists that a search looks at, by the rule in words: the nearest, until as many allowed rows are in them as in so many lists
+    of usual size, and one list more for each that had none before the first that had some."""
     asked = unit_vectors(query[None, :])[0] if space == "cosine" else query
     products = clusters.centroids.astype(np.float64) @ asked
     scores = (clusters.centroids.astype(np.float64) ** 2).sum(axis=1) - 2 * products if space == "l2" else -products
     order = np.argsort(scores, kind="stable").tolist()
-    if allowed is None:
-        return order[:effort]
-    members = np.bincount(owners(clusters, rows)[allowed], minlength=len(order))
+    counted = np.ones(rows, dtype=bool) if allowed is None else allowed
+    members = np.bincount(owners(clusters, rows)[counted], minlength=len(order))
     usual = rows / len(order)
     wanted, seen, found = effort * usual, 0, []
     for number in order:
@@ -135,16 +134,14 @@ def test_codes_tell_what_is_near(width: int, space: str, level: str) -> None:
     vectors, queries = some(width)
     column = column_of(vectors)
     clusters = clusters_of(column, space)
-    decoded = np.zeros((ROWS, width), dtype=np.float64)
     owner = owners(clusters, ROWS)
-    block, slot = np.divmod(np.flatnonzero(clusters.members.reshape(-1) != NONE), CODED)
-    packed = clusters.codes[block, :, slot % 16]
-    codes = np.where((slot < 16)[:, None], packed & 15, packed >> 4)
+    codes = codes_of(clusters, ROWS)
     pieces = clusters.codebook[np.arange(len(clusters.codebook)), :, codes].reshape(len(codes), -1)[:, :width]
-    rows = clusters.members[block, slot]
-    decoded[rows] = clusters.centroids[owner[rows]] + pieces
+    decoded = clusters.centroids[owner].astype(np.float64) + pieces
     if clusters.biases is not None:
-        np.testing.assert_allclose(clusters.biases[block, slot], (decoded[rows] ** 2).sum(axis=1), rtol=1e-4)
+        block, slot = np.divmod(np.flatnonzero(clusters.members.reshape(-1) != NONE), CODED)
+        lengths = (decoded[clusters.members[block, slot]] ** 2).sum(axis=1)
+        np.testing.assert_allclose(clusters.biases[block, slot], lengths, rtol=1e-4)
     shown = unit_vectors(vectors) if space == "cosine" else vectors
     assert ((shown - decoded) ** 2).sum() < 0.6 * ((shown - clusters.centroids[owner]) ** 2).sum()
     asked = unit_vectors(queries) if space == "cosine" else queries
@@ -241,8 +238,12 @@ def test_lists_are_filled_up_under_one_codebook(space: str) -> None:
     column = column_of(following)
     extended = extended_clusters(column, space, clusters, new_row, threads=2)
     extended.check(2_600)
-    assert np.array_equal(extended.centroids, clusters.centroids)
-    assert np.array_equal(owners(extended, 2_600)[order[:2_000]], owners(clusters, ROWS)[kept])
+    before = clusters.centroids[owners(clusters, ROWS)[kept]]
+    after = extended.centroids[owners(extended, 2_600)[order[:2_000]]]
+    stayed = (before == after).all(axis=1)
+    assert np.mean(stayed) > 0.8, "but for lists that are too short by now"
+    there, here = codes_of(clusters, ROWS)[kept], codes_of(extended, 2_600)[order[:2_000]]
+    assert np.array_equal(here[stayed], there[stayed])
     anew = extended_clusters(column, space, clusters, np.full(ROWS, -1), threads=2)
     for name in ("members", "codes", "biases"):
         one, other = getattr(extended, name), getattr(anew, name)
@@ -250,6 +251,36 @@ def test_lists_are_filled_up_under_one_codebook(space: str) -> None:
     true = search_exact(column, space, queries, K, allowed=None)
     found = ClusterIndex(extended, column, space, 8).search(queries, K, effort=1_000, allowed=None, threads=1)
     assert float(recalls_of(found, true, K).mean()) > 0.95
+
+
+def test_lists_that_grew_too_long_are_split() -> None:
+    """Sixteen times as many rows: lists are as many and as long as lists built anew would be, but for rows that are alike."""
+    vectors, queries = some(24, 12_000)
+    vectors[11_000:] = vectors[5]
+    few = column_of(vectors[:750])
+    clusters = clusters_of(few, "l2")
+    column = column_of(vectors)
+    grown = extended_clusters(column, "l2", clusters, np.arange(750), threads=2)
+    grown.check(12_000)
+    sizes = np.bincount(owners(grown, 12_000), minlength=len(grown.centroids))
+    usual = np.sqrt(12_000) / 3
+    assert np.sort(sizes)[-2] <= 8 * usual, "lists that were split are not split again"
+    assert np.mean(sizes > 4 * usual) < 0.02
+    assert 200 < len(grown.centroids) < 500 > len(clusters.centroids)
+    assert len(set(owners(grown, 12_000)[11_000:].tolist())) == 1
+    assert np.array_equal(grown.codebook, clusters.codebook)
+    true = search_exact(column, "l2", queries, K, allowed=None)
+    found = ClusterIndex(grown, column, "l2", 16).search(queries, K, effort=60, allowed=None, threads=1)
+    assert float(recalls_of(found, true, K).mean()) > 0.95
+
+
+def codes_of(clusters: Clusters, rows: int) -> npt.NDArray[np.uint8]:
+    """(rows, pieces) the code of each row."""
+    block, slot = np.divmod(np.flatnonzero(clusters.members.reshape(-1) != NONE), CODED)
+    packed = clusters.codes[block, :, slot % 16]
+    found = np.empty((rows, packed.shape[1]), dtype=np.uint8)
+    found[clusters.members[block, slot]] = np.where((slot < 16)[:, None], packed & 15, packed >> 4)
+    return found
 
 
 def lists_among(ways: list[Way]) -> list[Way]:

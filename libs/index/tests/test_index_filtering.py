@@ -328,7 +328,7 @@ def test_only_indexes_that_are_on_are_built() -> None:
     assert on.terms is not None
     off = opened(table, ALL_OFF)
     assert (off.values, off.trigrams, off.terms, off.sparse) == ({}, None, None, {})
-    assert set(off.ref.blocks) == {"ids", "rows", "vectors"}
+    assert set(off.ref.blocks) == {"ids", "rows", "vectors", "lengths"}
 
 
 def test_ranked_and_sparse_indexes_are_made_once_where_they_are_not_stored() -> None:
@@ -356,7 +356,7 @@ def test_indexes_built_for_reads_count() -> None:
 async def test_only_the_blocks_asked_for_are_fetched() -> None:
     built = build_segment(small_table(), "l2", segment_id="s", tier=0, prefix="c", threads=1, graph_rows=1)
     kinds = set(built.ref.blocks)
-    assert kinds == {"ids", "rows", "vectors", "graph", "values", "trigrams", "terms", "sparse"}
+    assert kinds == {"ids", "rows", "vectors", "lengths", "graph", "values", "trigrams", "terms", "sparse"}
     for asked in (TO_FLUSH, TO_READ):
         blocks = Blocks({ref.key: block.data for ref, block in built.objects})
         segment = await open_segment(built.ref, "l2", blocks, kinds=asked)

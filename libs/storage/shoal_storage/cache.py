@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import mmap
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import pyarrow as pa
 
@@ -70,6 +72,8 @@ class MeteredReader(Protocol):
     """What `Metered` works over."""
 
     async def get(self, ref: BlockRef, meter: ReadMeter | None = None) -> pa.Buffer: ...
+    def mapped_bytes(self, refs: Iterable[BlockRef]) -> int: ...
+    def release(self, refs: Iterable[BlockRef]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,8 @@ class BlockCache:
     forged, and one tenant's block must never be served as another's.
 
     A buffer stays valid as long as someone holds it, evicted or not: a mapped file that was unlinked lives on until its
-    last mapping ends. A device that fails while a mapped page is read kills the process, as with any mapping.
+    last mapping ends. A device that fails while a mapped page is read kills the process, as with any mapping. Of a mapped file only
+    those pages are in this process's memory that were read since it was mapped or released.
 
     Args:
         directory: of this process alone; made if absent. None keeps everything in memory.
@@ -113,7 +118,7 @@ class BlockCache:
         store: where a block comes from that is nowhere else.
         max_downloads: how many run at once; the rest wait their turn.
         write_file: replaces a file in one step, raising `OSError`.
-        map_file: the content of a file, raising `OSError`.
+        map_file: the content of a file, mapped or not, raising `OSError`.
     """
 
     def __init__(
@@ -125,7 +130,7 @@ class BlockCache:
         *,
         max_downloads: int = DEFAULT_DOWNLOADS,
         write_file: Callable[[Path, pa.Buffer], None] | None = None,
-        map_file: Callable[[Path], pa.Buffer] | None = None,
+        map_file: Callable[[Path], mmap.mmap | pa.Buffer] | None = None,
     ) -> None:
         self._directory = directory
         self._store = store
@@ -134,6 +139,7 @@ class BlockCache:
         self._downloads = asyncio.Semaphore(max_downloads)
         self._write_file = write_file or write_file_atomically
         self._map_file = map_file or map_file_read_only
+        self._maps: WeakValueDictionary[str, mmap.mmap] = WeakValueDictionary()
         self._loading: dict[str, asyncio.Task[pa.Buffer]] = {}
         self._scan: asyncio.Task[None] | None = None
         self._count = _Counters()
@@ -146,6 +152,8 @@ class BlockCache:
         entry = _entry_name(ref)
         meter = meter or ReadMeter()
         buffer = self._memory.get(entry)
+        if buffer is None and (mapping := self._maps.get(entry)) is not None:
+            buffer = pa.py_buffer(mapping)  # somebody holds it still: a second mapping would be memory of its own
         if buffer is not None:
             self._count.memory_hits += 1
             self._count.memory_bytes_read += buffer.size
@@ -164,6 +172,17 @@ class BlockCache:
         """Whether `get` would probably not download; touches neither the order of eviction nor the disk."""
         entry = _entry_name(ref)
         return entry in self._memory or entry in self._disk
+
+    def mapped_bytes(self, refs: Iterable[BlockRef]) -> int:
+        """Bytes of those blocks that are mapped files, which `release` can let go of."""
+        return sum(ref.size_bytes for ref in refs if _entry_name(ref) in self._maps)
+
+    def release(self, refs: Iterable[BlockRef]) -> None:
+        """Let go of the memory of those blocks that are mapped files; their buffers stay valid, and are read from the files again."""
+        for ref in refs:
+            mapping = self._maps.get(_entry_name(ref))
+            if mapping is not None:
+                _forget_pages(mapping)
 
     def stats(self) -> CacheStats:
         """Counts and sizes now."""
@@ -191,6 +210,7 @@ class BlockCache:
                 buffer = await self._from_store(ref)
                 meter.store_bytes += buffer.size
                 await self._to_disk(entry, buffer)
+                buffer = await self._from_its_file(entry, ref) or buffer
             self._memory.add(entry, buffer, buffer.size)
             return buffer
         finally:
@@ -202,7 +222,7 @@ class BlockCache:
             return None
         path = self._directory / entry
         try:
-            buffer = await asyncio.to_thread(self._map_verified, path, ref, verified)
+            buffer = self._known(entry, await asyncio.to_thread(self._map_verified, path, ref, verified))
         except (OSError, pa.ArrowException, Corrupt) as error:
             self._count.degraded += 1
             self._count.corrupt += isinstance(error, Corrupt)
@@ -214,11 +234,28 @@ class BlockCache:
         self._count.disk_bytes_read += buffer.size
         return buffer
 
-    def _map_verified(self, path: Path, ref: BlockRef, verified: bool) -> pa.Buffer:
-        buffer = self._map_file(path)
-        if not verified or buffer.size != ref.size_bytes:
-            verify(buffer, ref)
-        return buffer
+    async def _from_its_file(self, entry: str, ref: BlockRef) -> pa.Buffer | None:
+        """A block that was just written to disk, mapped, so that it need not stay in memory; None where that cannot be."""
+        if self._directory is None or entry not in self._disk:
+            return None
+        try:
+            return self._known(
+                entry, await asyncio.to_thread(self._map_verified, self._directory / entry, ref, verified=True)
+            )
+        except (OSError, pa.ArrowException, Corrupt):
+            return None
+
+    def _known(self, entry: str, found: mmap.mmap | pa.Buffer) -> pa.Buffer:
+        if not isinstance(found, mmap.mmap):
+            return found
+        self._maps[entry] = found
+        return pa.py_buffer(found)
+
+    def _map_verified(self, path: Path, ref: BlockRef, verified: bool) -> mmap.mmap | pa.Buffer:
+        found = self._map_file(path)
+        if not verified or len(memoryview(found)) != ref.size_bytes:
+            verify(memoryview(found), ref)
+        return found
 
     async def _from_store(self, ref: BlockRef) -> pa.Buffer:
         """Download and verify; a wrong block is fetched once more, as the fault may lie on the way."""
@@ -349,10 +386,19 @@ def write_file_atomically(path: Path, buffer: pa.Buffer) -> None:
         raise
 
 
-def map_file_read_only(path: Path) -> pa.Buffer:
-    """The file's content as a mapping that keeps no descriptor open."""
-    with pa.memory_map(str(path)) as mapped:
-        return mapped.read_buffer()
+def map_file_read_only(path: Path) -> mmap.mmap | pa.Buffer:
+    """The file's content; of an empty file, which cannot be mapped, nothing. Raises `OSError`."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return pa.py_buffer(b"")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _forget_pages(mapping: mmap.mmap) -> None:
+    """The process lets go of them; the system keeps them while it has room. From now on it reads no more than is asked for."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+        mapping.madvise(mmap.MADV_RANDOM)
 
 
 def _unlink_quietly(paths: Sequence[Path]) -> None:

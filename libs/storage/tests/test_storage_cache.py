@@ -92,6 +92,7 @@ async def test_without_memory_the_disk_is_verified_once(tmp_path: Path) -> None:
 
     cache = BlockCache(tmp_path, MIB, 0, store)
     await cache.get(ref)
+    await asyncio.sleep(0)  # nobody holds the mapping any more
     [name] = files_of(tmp_path)
     (tmp_path / name).write_bytes(b"\7" * SIZE)  # seen as damage by a process that has not verified it yet
     assert bytes(await cache.get(ref)) == b"\7" * SIZE
@@ -264,6 +265,7 @@ async def test_a_file_that_vanished_is_a_miss(tmp_path: Path) -> None:
     [ref] = await put_blocks(store, 1)
     cache = BlockCache(tmp_path, MIB, 0, store)
     await cache.get(ref)
+    await asyncio.sleep(0)
     (tmp_path / files_of(tmp_path)[0]).unlink()
     assert (await cache.get(ref)).size == SIZE
     assert (cache.stats().misses, cache.stats().degraded, cache.stats().corrupt) == (2, 1, 0)
@@ -325,6 +327,7 @@ async def test_a_missing_directory_is_made(tmp_path: Path) -> None:
     [ref] = await put_blocks(store, 1)
     cache = BlockCache(tmp_path / "a/b", MIB, 0, store)
     await cache.get(ref)
+    await asyncio.sleep(0)
     await cache.get(ref)
     assert (cache.stats().disk_hits, cache.stats().degraded) == (1, 0)
 
@@ -378,3 +381,27 @@ async def test_close_waits_for_loads_and_keeps_files(tmp_path: Path) -> None:
     assert (await ask).size == SIZE
     assert cache.stats().memory_bytes == 0
     assert len(files_of(tmp_path)) == 1
+
+
+async def test_what_is_mapped_can_be_let_go_of_and_is_read_again(tmp_path: Path) -> None:
+    """Also just after a download. A block that somebody holds is mapped once, whatever has been evicted."""
+    store = MemoryObjectStore()
+    refs = await put_blocks(store, 3)
+    cache = BlockCache(tmp_path, MIB, 0, store)
+    held = [await cache.get(ref) for ref in refs]
+    assert cache.mapped_bytes(refs) == 3 * SIZE
+    before = [bytes(buffer) for buffer in held]
+    cache.release(refs[:2])
+    assert [bytes(buffer) for buffer in held] == before
+    again = await cache.get(refs[0])
+    assert again.address == held[0].address
+    assert (cache.stats().memory_hits, cache.stats().misses) == (1, 3)
+    del held, again
+    await asyncio.sleep(0)
+    assert cache.mapped_bytes(refs) == 0
+    cache.release(refs)
+    nowhere = BlockCache(None, 0, MIB, store)
+    kept = await nowhere.get(refs[0])
+    assert nowhere.mapped_bytes(refs) == 0, "it is in memory, and cannot be read again"
+    nowhere.release(refs)
+    assert bytes(kept) == before[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -24,3 +25,10 @@ class DirectBlocks:
         if meter is not None:
             meter.store_bytes += data.nbytes
         return pa.py_buffer(data)
+
+    def mapped_bytes(self, refs: Iterable[BlockRef]) -> int:
+        """None of them."""
+        return 0
+
+    def release(self, refs: Iterable[BlockRef]) -> None:
+        """Nothing is kept."""

@@ -51,14 +51,16 @@ from shoal_query.shard import Services, Shard, View
 
 ShardKey = tuple[str, int, int]
 
+_LOOKS = 16  # at the memory used, at least, while it grows from nothing to all that is allowed
+
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
     """Bounds of a query node.
 
     Attributes:
-        loaded_bytes: shards are dropped, least recently used first, above this many bytes of segments, tails and what reads made
-            of them.
+        loaded_bytes: of segments, tails and what reads made of them. Above it vectors that are mapped from local disk are let go of,
+            to be read from there again, and where that is not enough shards are dropped, both least recently used first.
         reads_per_shrink: how many reads between two looks at that.
         threads: of one search call with many vectors.
         staleness_ms: how long reads that need no read index may go without one.
@@ -99,6 +101,7 @@ class Node:
     _touched: set[ShardKey] = field(default_factory=set)  # read since the last look
     _admission: Admission = field(init=False)
     _reads_since_shrink: int = 0
+    _crowded: bool = False  # with all of their vectors, the shards would not fit
     _kernels: Mapping[str, str] = field(default_factory=dict)
     _checks: CheckBudget = field(init=False)
     _checking: set[asyncio.Task[None]] = field(default_factory=set)
@@ -156,11 +159,11 @@ class Node:
         """See `QueryNode`. The segments are searched while the read index and the tail are fetched."""
         selection = _selection(request.where, request.ids)
         async with self._reading(request.target) as shard:
-            ask = self._corrected(shard, _ask(request, k=request.k, queries=len(request.vectors)))
-            search = Search(request.vectors, ask, self.settings.threads)
             reading = self._begin(shard)
             for _ in range(self.settings.attempts):
                 view = await shard.loaded()
+                ask = self._corrected(shard, _ask(request, k=request.k, queries=len(request.vectors)))
+                search = Search(request.vectors, ask, self.settings.threads)
                 _check_dimension(request.vectors.shape[1], view, shard)
                 try:
                     return await self._search(shard, view, request, selection, search, reading)
@@ -251,13 +254,14 @@ class Node:
             return _answer(shard, reading, rows, found, snapshot, selection, request, plans), current
 
         answer, current = await self.services.compute(finish)
-        if any(hit.plan.approximate for hit in current):
+        if any(hit.plan.approximate for hit in current) and not search.ask.paged:
             self._check_now_and_then(shard, snapshot, selection, current, request.vectors)
         return answer
 
     def _corrected(self, shard: Shard, ask: Ask) -> Ask:
         shard.observed.fade(self.services.clock.monotonic())
-        return shard.observed.corrected(ask)
+        paged = self._crowded or shard.vector_bytes > self.settings.loaded_bytes
+        return shard.observed.corrected(replace(ask, paged=paged) if paged else ask)
 
     def _check_now_and_then(
         self, shard: Shard, snapshot: Snapshot, selection: Selection, hits: list[SegmentHits], vectors: Vectors
@@ -365,13 +369,23 @@ class Node:
     async def _shrink(self, keep: ShardKey) -> None:
         """Adding up is not for every read, nor for shards that nobody read: sizes change slowly, and with reads."""
         self._reads_since_shrink += 1
-        if self._reads_since_shrink < self.settings.reads_per_shrink:
+        grown = self._shards[keep].grown_bytes * _LOOKS > self.settings.loaded_bytes if keep in self._shards else False
+        if self._reads_since_shrink < self.settings.reads_per_shrink and not grown:
             return
         self._reads_since_shrink = 0
         self._touched &= self._shards.keys()
-        self._sizes |= {key: self._shards[key].size_bytes for key in self._touched}
+        self._sizes |= {key: self._shards[key].look() for key in self._touched}
         self._touched = {key for key in self._touched if self._shards[key].is_loading}
         total = sum(self._sizes.values())
+        unread = sum(shard.vector_bytes - shard.touched_bytes for shard in self._shards.values())
+        self._crowded = total + unread > self.settings.loaded_bytes
+        for key, shard in self._shards.items():
+            if total <= self.settings.loaded_bytes:
+                return
+            shard.release()
+            total -= self._sizes.get(key, 0)
+            self._sizes[key] = shard.look()
+            total += self._sizes[key]
         for key, shard in list(self._shards.items()):
             if total <= self.settings.loaded_bytes or key == keep:
                 return

@@ -15,7 +15,6 @@ import numpy as np
 from shoal_index.planner import Ask
 from shoal_index.vector.calibration import recalls_of
 from shoal_index.vector.engine import Neighbours, Vectors
-from shoal_index.vector.exact import search_exact
 from shoal_query.execute import SegmentHits, Selection, Snapshot, allowed_rows
 
 LARGEST_RECALL = 0.99  # that is asked for by way of correction: curves end not far above it
@@ -121,7 +120,7 @@ def check_query(
             continue
         segment = snapshot.version.segments[source].segment
         allowed = allowed_rows(snapshot, source, selection)
-        true = search_exact(segment.vectors, segment.space, query, hit.plan.k, allowed=allowed)
+        true = segment.scan(query, hit.plan.k, allowed=allowed, threads=1)
         found.append((hit.plan.recall, float(recalls_of(_of_query(hit.near, number), true, hit.plan.k)[0])))
     return [(float(np.mean([e for e, _ in found])), float(np.mean([r for _, r in found])))] if found else []
 

@@ -28,7 +28,7 @@ from shoal_core.errors import (
     Unavailable,
 )
 from shoal_core.ports import Clock, ObjectStore
-from shoal_index.version import ShardVersion, open_shard
+from shoal_index.version import SegmentView, ShardVersion, open_shard
 from shoal_query.execute import LiveMasks, Snapshot
 from shoal_query.recall_check import ObservedRecall
 from shoal_query.rounds import Rounds, seen
@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 _SHARD_BYTES = 8 << 10  # of Python objects, also for an empty shard
 _PAST_VIEWS = 2
+_VECTORS = "vectors"  # the kind of block
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ class Shard:
         self.dimension: int | None = None
         self.caught_up_at = float("-inf")  # when the tail was known to be complete
         self.looked_at = float("-inf")  # when the current version was known
+        self._touched_then = 0
         self._rounds: Rounds[Head] = Rounds(self._catch_up)
         self._loading: asyncio.Task[None] | None = None
         self._views: WeakSet[View] = WeakSet()
@@ -140,8 +142,43 @@ class Shard:
         """Bytes of the segments and tails held, of what was made for reads, and something for the shard itself."""
         views = [*self._past.values(), *([] if self.view is None else [self.view])]
         segments = {id(held.segment): held for view in views for held in view.version.segments}  # versions share them
-        stored = sum(held.ref.size_bytes + held.segment.kept_bytes for held in segments.values())
+        stored = sum(self._held_bytes(held) for held in segments.values())
         return _SHARD_BYTES + stored + sum(view.tail_bytes for view in views)
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of the newest version's vectors, in memory or not."""
+        return 0 if self.view is None else sum(held.segment.vectors.size_bytes for held in self.view.version.segments)
+
+    def look(self) -> int:
+        """`size_bytes`, from which `grown_bytes` counts anew."""
+        self._touched_then = self.touched_bytes
+        return self.size_bytes
+
+    @property
+    def grown_bytes(self) -> int:
+        """How much more of them was read since the last look."""
+        return self.touched_bytes - self._touched_then
+
+    @property
+    def touched_bytes(self) -> int:
+        """Bytes of them that were read since the beginning, or since they were released."""
+        return (
+            0 if self.view is None else sum(held.segment.vectors.touched_bytes for held in self.view.version.segments)
+        )
+
+    def release(self) -> None:
+        """Let go of the memory of vectors that can be read from local disk again."""
+        for view in [*self._views, *self._past.values()]:
+            for held in view.version.segments:
+                self.services.blocks.release(held.ref.blocks[_VECTORS])
+                held.segment.vectors.released()
+
+    def _held_bytes(self, held: SegmentView) -> int:
+        """Of a segment in memory. Of its vectors, if they are mapped from local disk, what was read of them."""
+        mapped = self.services.blocks.mapped_bytes(held.ref.blocks[_VECTORS])
+        read = min(mapped, held.segment.vectors.touched_bytes)
+        return held.ref.size_bytes - mapped + read + held.segment.kept_bytes
 
     @property
     def is_loading(self) -> bool:

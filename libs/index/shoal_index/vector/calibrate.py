@@ -67,12 +67,14 @@ class Subject:
         efforts: rising.
         ks: groups of numbers of neighbours; one search for the largest of a group tells of all of it.
         enough: whether a point, of k neighbours and so many allowed rows, costs more than any search would spend.
+        least_share: of allowed rows that it is any good for.
     """
 
     index: VectorIndex
     efforts: Sequence[int]
     ks: Sequence[Sequence[int]]
     enough: Callable[[int, Point, int], bool]
+    least_share: float = 0.0
 
 
 def efforts_between(first: int, last: int, growth: float) -> tuple[int, ...]:
@@ -119,7 +121,8 @@ def trials(column: VectorColumn, space: str, asked: Rows, *, threads: int) -> li
 
 def calibrate(subject: Subject, by: Sequence[Trial], *, threads: int, refine: int = 1) -> Calibration:
     """Measure an index that does not have the queries, or whose searches do not find them as they are not allowed."""
-    curves = [curve for trial in by for ks in subject.ks for curve in _curves(subject, trial, ks, threads)]
+    fair = [trial for trial in by if trial.share >= subject.least_share]
+    curves = [curve for trial in fair for ks in subject.ks for curve in _curves(subject, trial, ks, threads)]
     return Calibration(subject.index.name, len(by[0].queries), tuple(curves), refine=refine)
 
 

@@ -165,9 +165,13 @@ class ClusterIndex:
         """See `VectorIndex`."""
         return self.refine * max(k, LEAST_REFINED)
 
+    def touched(self, k: int, compared: float) -> float:
+        """See `VectorIndex`: codes are compared without it."""
+        return self.measured(k)
+
     def search(self, queries: Vectors, k: int, *, effort: int, allowed: Mask | None, threads: int) -> Neighbours:
-        """See `VectorIndex`; ``effort`` is the number of lists to scan: where not all rows are allowed, as many as have together what
-        so many lists have on average, so that it does not depend on how many are allowed, and where. Finds k whenever k are allowed.
+        """See `VectorIndex`; ``effort`` is the number of lists to scan, in lists of usual size, of which allowed rows alone count: so
+        it hardly depends on how many are allowed, and where. Finds k whenever k are allowed.
         """
         return self.search_counting(queries, k, effort=effort, allowed=allowed, threads=threads)[0]
 

@@ -15,6 +15,7 @@ _SAMPLED = 48  # vectors a list to train on
 _CODED_SAMPLE = 16_384  # vectors to train the codebook on
 _ROUNDS = 8  # of k-means
 _CODE_ROUNDS = 10
+_LONG, _SHORT = 4.0, 8.0  # times as long as usual, or as short, and a list is given up
 _PIECE_STEP = 4  # pieces are filled up to a multiple of it
 _NARROW = 128  # up to so many dimensions a piece has 2, else 4
 _MOST_PIECES = 256
@@ -38,7 +39,8 @@ def build_clusters(column: VectorColumn, space: str, trained: Mask, *, threads: 
 
 
 def extended_clusters(column: VectorColumn, space: str, old: Clusters, new_row: Rows, *, threads: int) -> Clusters:
-    """The lists of another column with the vectors of this one, under the same centroids and codebook.
+    """The lists of another column with the vectors of this one, under the same codebook. Lists that have become far too long are split,
+    very short ones are given up.
 
     Args:
         new_row: (n,) for each row of the other its row here, or -1 for one that is gone: its code is kept as it is.
@@ -111,12 +113,51 @@ def _filled(
     if old is not None:
         _take_over(*old, owner, codes, squares)
     missing = np.flatnonzero(owner < 0)
+    _assign(column, space, missing, centroids, owner, threads)
+    if old is not None:
+        centroids, moved = _balanced(column, space, centroids, owner, threads)
+        missing = np.union1d(missing, moved)
     for start in range(0, len(missing), _AT_ONCE):
         rows = missing[start : start + _AT_ONCE]
         vectors = _taken(column, rows, space)
-        owner[rows] = nearest_means(vectors, centroids, threads)
         codes[rows], squares[rows] = native.code_vectors(vectors, owner[rows], centroids, codebook, threads=threads)
     return _listed(centroids, codebook, owner, codes, squares if space == "l2" else None)
+
+
+def _assign(
+    column: VectorColumn, space: str, rows: Rows, centroids: Floats, owner: npt.NDArray[np.int64], threads: int
+) -> None:
+    for start in range(0, len(rows), _AT_ONCE):
+        part = rows[start : start + _AT_ONCE]
+        owner[part] = nearest_means(_taken(column, part, space), centroids, threads)
+
+
+def _balanced(
+    column: VectorColumn, space: str, centroids: Floats, owner: npt.NDArray[np.int64], threads: int
+) -> tuple[Floats, Rows]:
+    """Centroids of which none has far more or far fewer rows than usual, and the rows that changed their list. ``owner`` is updated.
+
+    A list that is too long is divided by k-means of its own; whose list is gone goes to the nearest there is. Vectors that are alike
+    stay together, however many.
+    """
+    sizes = np.bincount(owner, minlength=len(centroids))
+    usual = np.sqrt(column.count) / _LISTS
+    gone = (sizes > _LONG * usual) | (sizes < usual / _SHORT)
+    if not gone.any() or gone.all():
+        return centroids, np.empty(0, dtype=np.int64)
+    random = np.random.default_rng(_SEED)
+    parts = [centroids[~gone]]
+    for number in np.flatnonzero(gone & (sizes > usual)):
+        rows = np.flatnonzero(owner == number)
+        count = round(len(rows) / usual)
+        some = _taken(column, np.sort(random.permutation(rows)[: _SAMPLED * count]), space)
+        parts.append(np.unique(_means(some, count, random, threads), axis=0))
+    moved = np.flatnonzero(gone[owner])
+    names = np.cumsum(~gone) - 1
+    owner[:] = names[owner]
+    balanced = np.concatenate(parts)
+    _assign(column, space, moved, balanced, owner, threads)
+    return balanced, moved
 
 
 def _take_over(

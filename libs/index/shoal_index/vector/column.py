@@ -13,13 +13,15 @@ from shoal_index.vector.engine import Rows, Vectors
 
 Floats = npt.NDArray[np.float32]
 
+_AROUND_BYTES = 64 << 10  # the system maps so much of a file around what is read of it, if it has it
+
 
 class VectorChunk:
-    """(n, dim) float32 vectors, with their lengths, which are computed when first asked for and kept."""
+    """(n, dim) float32 vectors, with their lengths, which are computed when first asked for and kept, if they are not known."""
 
-    def __init__(self, vectors: Vectors) -> None:
+    def __init__(self, vectors: Vectors, lengths: tuple[Floats, Floats] | None = None) -> None:
         self.vectors: Vectors = native.contiguous(vectors, np.float32)
-        self._lengths: tuple[Floats, Floats] | None = None
+        self._lengths = lengths
 
     def lengths(self) -> tuple[Floats, Floats]:
         """(n,) squared lengths and (n,) reciprocals of the lengths; see `native.lengths`."""
@@ -42,6 +44,7 @@ class VectorColumn:
         sizes = [len(chunk.vectors) for chunk in self.chunks]
         self._starts = np.cumsum([0, *sizes], dtype=np.int64)
         self._shift = _shift(sizes)
+        self._touched_bytes = 0
         self._handles: dict[str, native.Handle] = {}
         self._preparing = Lock()
         if len(self.ties) != self.count:
@@ -57,8 +60,27 @@ class VectorColumn:
         """Bytes of the lengths that searches made and left here."""
         return 4 * self.count * (2 + len(self._handles)) if self._handles else 0
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the vectors."""
+        return 4 * self.count * self.dimension
+
+    @property
+    def touched_bytes(self) -> int:
+        """Of the vectors that may be in memory, as they were read since the beginning or since they were released."""
+        return min(self._touched_bytes, self.size_bytes)
+
+    def touch(self, rows: float) -> None:
+        """So many rows were read, here and there. Threads may do so together: it need not be exact."""
+        self._touched_bytes += int(rows * (4 * self.dimension + _AROUND_BYTES))
+
+    def released(self) -> None:
+        """The memory of all of them was let go of."""
+        self._touched_bytes = 0
+
     def gather(self, rows: Rows) -> Vectors:
         """(len(rows), dim) float32 copy of the rows named."""
+        self.touch(len(rows))
         if len(self.chunks) == 1:
             return self.chunks[0].vectors[rows]
         out = np.empty((len(rows), self.dimension), dtype=np.float32)

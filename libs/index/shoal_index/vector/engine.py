@@ -64,6 +64,10 @@ class VectorIndex(Protocol):
         """Rows whose distance is computed exactly to find ``k``."""
         ...
 
+    def touched(self, k: int, compared: float) -> float:
+        """Rows whose vectors are read for that."""
+        ...
+
     def search(self, queries: Vectors, k: int, *, effort: int, allowed: Mask | None, threads: int) -> Neighbours:
         """Up to ``k`` near rows of each query.
 

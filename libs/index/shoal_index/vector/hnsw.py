@@ -135,6 +135,10 @@ class HnswIndex:
         """See `VectorIndex`; what is visited on the way is not among them."""
         return k
 
+    def touched(self, k: int, compared: float) -> float:
+        """See `VectorIndex`: each row is compared by its vector."""
+        return compared
+
     def search(self, queries: Vectors, k: int, *, effort: int, allowed: Mask | None, threads: int) -> Neighbours:
         """See `VectorIndex`; ``effort`` is ef. Finds fewer than k where the graph leads to no more."""
         return self.search_counting(queries, k, effort=effort, allowed=allowed, threads=threads)[0]

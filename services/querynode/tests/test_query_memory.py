@@ -1,0 +1,96 @@
+"""A query node with little memory: vectors stay on local disk, what was read of them is let go of, and answers are the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from shoal_compactor.compactor import CompactorSettings
+from shoal_compactor.flush import FlushSettings
+from shoal_core.contracts import CollectionRef, NewCollection, QueryRequest, Target
+from shoal_core.records import EMBEDDING, ID, OP, embedding_array
+from shoal_index import planner
+from shoal_query.execute import DISTANCE
+from shoal_query.node import Node, NodeSettings
+from shoal_storage.cache import BlockCache
+from shoal_testing.direct import DirectSystem
+from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
+
+ROWS, DIMENSION, K = 6_000, 512, 10
+VECTOR_BYTES = 4 * ROWS * DIMENSION
+
+
+def points(rows: int, seed: int) -> np.ndarray:
+    middles = np.random.default_rng(1).standard_normal((40, DIMENSION))
+    random = np.random.default_rng(seed)
+    return (middles[random.integers(40, size=rows)] + 0.6 * random.standard_normal((rows, DIMENSION))).astype(
+        np.float32
+    )
+
+
+async def loaded(system: DirectSystem) -> Target:
+    made, _ = await system.database.create_collection(NewCollection(DEFAULT_TENANT, DEFAULT_DATABASE, "large"))
+    ref = CollectionRef(DEFAULT_TENANT, DEFAULT_DATABASE, id=made.id)
+    columns = {OP: pa.array(np.zeros(ROWS, np.uint8)), ID: pa.array([str(number) for number in range(ROWS)])}
+    columns[EMBEDDING] = embedding_array(points(ROWS, 2))
+    await system.database.write(ref, pa.record_batch(columns))
+    await system.compact(ref)
+    return Target(made.id, 1, "l2", 0, 1)
+
+
+def resident_bytes(directory: Path) -> int:
+    """Of this process's mappings of files in a directory, by the kernel's own count."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0] and ":" not in line.split(" ", 1)[0]:
+            inside = str(directory) in line
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1]) << 10
+    return found
+
+
+def strategies(explained: Any) -> set[str]:
+    [shard] = explained["shards"]
+    return {segment["strategy"] for segment in shard["segments"]}
+
+
+async def test_a_quarter_of_the_vectors_is_enough_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "SCAN_ROWS", 100)
+    system = DirectSystem(settings=CompactorSettings(flush=FlushSettings(threads=1, graph_rows=1_000)))
+    target = await loaded(system)
+    cache = BlockCache(tmp_path, 1 << 30, 0, system.objects)
+    lean = Node("lean", replace(system.node.services, blocks=cache), NodeSettings(loaded_bytes=VECTOR_BYTES // 4))
+    roomy = Node("roomy", replace(system.node.services, blocks=cache), NodeSettings())
+    queries = points(300, 9)
+    found, true = [], []
+    for number in range(len(queries)):
+        request = QueryRequest(target, queries[number : number + 1], K, explain=True)
+        answer = await lean.query(request)
+        assert strategies(answer.explain) == {"clusters"}, "they read the fewest vectors"
+        found.append(answer.rows.column(ID).to_pylist())
+        exact = await roomy.query(replace(request, exact=True))
+        true.append(exact.rows.column(ID).to_pylist())
+        [shard] = lean._shards.values()
+        roomy._shards[next(iter(roomy._shards))].release()
+        assert shard.size_bytes <= VECTOR_BYTES // 4 + VECTOR_BYTES // 16
+        if number % 50 == 0:
+            assert resident_bytes(tmp_path) <= VECTOR_BYTES // 4 + VECTOR_BYTES // 16, "the kernel says so too"
+    recall = np.mean([len({*near} & {*far}) / K for near, far in zip(found, true, strict=True)])
+    assert recall >= 0.95
+    assert lean.counters.dropped_shards == 0, "it gives up vectors, not the shard"
+    assert lean.counters.recall_checks == 0, "an exact search would read them all"
+    whole = await lean.query(QueryRequest(target, queries[:1], K, exact=True))
+    again = await roomy.query(QueryRequest(target, queries[:1], K, exact=True))
+    assert whole.rows.column(DISTANCE).to_pylist() == again.rows.column(DISTANCE).to_pylist(), (
+        "more than fits is read, and let go of"
+    )
+    assert next(iter(lean._shards.values())).size_bytes <= VECTOR_BYTES // 4
+    await lean.close()
+    await roomy.close()
+    await cache.close()
+    await system.node.close()
