@@ -55,6 +55,7 @@ class Ask:
         effort: of a walk through a graph, where there is one, instead of what the recall needs; 0 leaves it to the planner.
         exact: all of the true nearest.
         queries: how many are searched together.
+        scattered: what may be answered is as if by lot, not where vectors are of one kind.
         paged: vectors are not in memory for the most part: reading one costs as much as comparing many.
     """
 
@@ -63,6 +64,7 @@ class Ask:
     effort: int = 0
     exact: bool = False
     queries: int = 1
+    scattered: bool = False
     paged: bool = False
 
 
@@ -161,7 +163,7 @@ def _point(ask: Ask, way: Way, wanted: int, share: float, effort: int) -> Point 
     """What to search with, and what that is expected to reach and cost; None where the target is out of reach."""
     calibration = way.calibration
     if calibration is not None and not effort:
-        return calibration.least(wanted, share, ask.recall)
+        return calibration.least(wanted, share, ask.recall, scattered=ask.scattered)
     effort = max(effort or DEFAULT_EF, way.index.least_effort(wanted))
     known = None if calibration is None else calibration.at(wanted, share, effort)
     return known or Point(effort, math.nan, 0.0, _COMPARED_PER_EF * effort / share)

@@ -344,6 +344,34 @@ def test_the_cheapest_way_is_taken() -> None:
     assert one.compared == 40, "as many are measured as for the k of the curve"
 
 
+def test_rows_chosen_by_lot_are_told_from_rows_of_a_kind() -> None:
+    vectors, _ = some(24, 20_000)
+    clusters = clusters_of(column_of(vectors), "l2")
+    random = np.random.default_rng(4)
+    far = ((vectors - vectors[3]) ** 2).sum(axis=1)
+    for share in (0.02, 0.1, 0.5, 0.98):
+        by_lot = [clusters.clumping(random.random(20_000) < share) for _ in range(20)]
+        assert min(by_lot) > 0.5
+        assert max(by_lot) < 1.6
+        assert clusters.clumping(far <= np.quantile(far, share)) > 4
+        lists = np.isin(owners(clusters, 20_000), random.permutation(424)[: round(share * 424)])
+        assert clusters.clumping(lists) > 10
+    assert clusters.clumping(np.ones(20_000, dtype=bool)) == np.inf
+
+
+def test_a_filter_by_lot_needs_less_than_the_worst_one() -> None:
+    def curve(share: float, recalls: tuple[float, ...], *, scattered: bool = False) -> Curve:
+        points = tuple(Point(8 * 2**i, recall, 0.0, 1_000.0 * 2**i) for i, recall in enumerate(recalls))
+        return Curve(10, share, points, scattered)
+
+    curves = (curve(1.0, (0.95,)), curve(0.2, (0.6, 0.8, 0.95)), curve(0.2, (0.8, 0.95), scattered=True))
+    known = Calibration("clusters", 256, curves)
+    found = [known.least(10, 0.2, 0.95, scattered=scattered) for scattered in (False, True)]
+    assert [point and point.effort for point in found] == [32, 16]
+    assert known.least(10, 1.0, 0.95, scattered=True) == known.least(10, 1.0, 0.95)
+    assert Calibration.of_json(known.to_json()) == known
+
+
 def test_nothing_found_of_no_queries() -> None:
     column = column_of(some(8, 700)[0])
     index = ClusterIndex(clusters_of(column, "l2"), column, "l2")

@@ -7,7 +7,7 @@ often about what vectors are about. The worst counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -44,14 +44,24 @@ class Case:
     allowed: Mask
     true: Neighbours
 
+    def half(self) -> Case:
+        """Of every second query."""
+        counts = self.true.counts
+        kept = np.repeat(np.arange(len(counts)) % 2 == 0, counts)
+        return Case(self.allowed, Neighbours(self.true.rows[kept], self.true.distances[kept], counts[::2]))
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Queries where a share of the rows is allowed, in one way or in several."""
+    """Queries where a share of the rows is allowed, in one way or in several, of which the first is by lot."""
 
     share: float
     queries: Vectors
     cases: tuple[Case, ...]
+
+    def half(self) -> Trial:
+        """Every second query."""
+        return replace(self, queries=self.queries[::2], cases=tuple(case.half() for case in self.cases))
 
     @property
     def allowed(self) -> int:
@@ -173,6 +183,9 @@ def _cells(column: VectorColumn, centres: Vectors) -> npt.NDArray[np.int64]:
 def _curves(subject: Subject, trial: Trial, ks: Sequence[int], threads: int) -> list[Curve]:
     allowed = trial.allowed
     points: dict[int, list[Point]] = {k: [] for k in ks if k <= allowed // 4}
+    by_lot: dict[int, list[Point]] = {k: [] for k in points}
+    if min(ks) >= LARGEST_K:  # of so many neighbours each, fewer queries tell as much, and cost much more
+        trial = trial.half()
     for effort in subject.efforts if points else ():
         able = [k for k in points if subject.index.least_effort(k) <= effort]
         if not able:
@@ -187,7 +200,9 @@ def _curves(subject: Subject, trial: Trial, ks: Sequence[int], threads: int) -> 
                 _measured(effort, k, near, case, compared)
                 for (near, compared), case in zip(found, trial.cases, strict=True)
             ]
-            points[k].append(min(measured, key=lambda point: point.recall - point.error))
+            worst = min(measured, key=lambda point: point.recall - point.error)
+            points[k].append(replace(worst, compared=max(point.compared for point in measured)))
+            by_lot[k].append(measured[0])
         reached = {k: known[-1] for k, known in points.items() if known}
         if len(reached) < len(points):
             continue
@@ -195,7 +210,10 @@ def _curves(subject: Subject, trial: Trial, ks: Sequence[int], threads: int) -> 
             break
         if any(subject.enough(k, point, allowed) for k, point in reached.items()):
             break
-    return [Curve(k, trial.share, tuple(known)) for k, known in points.items()]
+    curves = [Curve(k, trial.share, tuple(known)) for k, known in points.items()]
+    if trial.share < 1.0:
+        curves += [Curve(k, trial.share, tuple(known), scattered=True) for k, known in by_lot.items()]
+    return curves
 
 
 def _is_level(known: Sequence[Point]) -> bool:

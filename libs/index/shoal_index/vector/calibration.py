@@ -31,11 +31,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Points of rising effort for one ``k``, where this share of the rows is allowed."""
+    """Points of rising effort for one ``k``, where this share of the rows is allowed: ``scattered`` as if by lot, else anyhow."""
 
     k: int
     share: float
     points: tuple[Point, ...]
+    scattered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,10 @@ class Calibration:
     reference: int = 0
     refine: int = 1
 
-    def least(self, k: int, share: float, target: float) -> Point | None:
+    def least(self, k: int, share: float, target: float, *, scattered: bool = False) -> Point | None:
         """The least effort whose recall is the target's, with what it reaches; None where no effort measured does.
+
+        ``scattered``: the allowed rows are as if by lot, not where vectors are of one kind.
 
         The curve of the next larger k decides; beyond the largest, effort goes with k. Between the shares that were measured, it goes
         with the reciprocal of the share, and so it does a little below one of them where the next has nothing to say.
@@ -66,7 +69,7 @@ class Calibration:
         above = min((curve.share for curve in self.curves if curve.share >= share), default=None)
         if below is None or above is None:
             return None
-        hard, easy = (_least(self._curve(k, of), target, k) for of in (below, above))
+        hard, easy = (_least(self._curve(k, of, scattered=scattered), target, k) for of in (below, above))
         if easy is None or below == above:
             return hard
         if hard is None:
@@ -78,7 +81,7 @@ class Calibration:
 
     def at(self, k: int, share: float, effort: int) -> Point | None:
         """What an effort reaches, by the next smaller share; None where that was not measured."""
-        curve = self._curve(k, share)
+        curve = self._curve(k, share, scattered=False)
         if curve is None or not curve.points:
             return None
         efforts = [point.effort for point in curve.points]
@@ -90,10 +93,11 @@ class Calibration:
             compared *= effort / efforts[-1]
         return Point(effort, recall, error, compared)
 
-    def _curve(self, k: int, share: float) -> Curve | None:
-        """Of the next smaller share and the next larger k."""
+    def _curve(self, k: int, share: float, *, scattered: bool) -> Curve | None:
+        """Of the next smaller share and the next larger k. Where all rows are allowed, they are anyhow."""
         nearest = max((curve.share for curve in self.curves if curve.share <= share), default=None)
-        of_share = sorted((curve for curve in self.curves if curve.share == nearest), key=lambda curve: curve.k)
+        alike = (c for c in self.curves if c.share == nearest and c.scattered == (scattered and c.share < 1.0))
+        of_share = sorted(alike, key=lambda curve: curve.k)
         larger = [curve for curve in of_share if curve.k >= k]
         return next(iter(larger), None) or next(reversed(of_share), None)
 
@@ -107,7 +111,9 @@ class Calibration:
         try:
             raw = json.loads(data)
             curves = [
-                Curve(int(c["k"]), float(c["share"]), tuple(Point(**point) for point in c["points"]))
+                Curve(
+                    int(c["k"]), float(c["share"]), tuple(Point(**point) for point in c["points"]), bool(c["scattered"])
+                )
                 for c in raw["curves"]
             ]
             numbers = (int(raw[name]) for name in ("needed", "reference", "refine"))

@@ -23,6 +23,7 @@ CLUSTERS = "clusters"  # the kind of its blocks
 CODED = 32  # vectors of a block of codes
 NONE = 0xFFFFFFFF  # fills up the last block of a list
 
+_SAMPLED_BLOCKS = 128
 LEAST_REFINED = 10  # neighbours: where fewer are wanted, as many rows are measured as for these
 
 # In rows of a scan, by one query and by several that share what they read: a centroid, a row measured on its own, and a code of as many
@@ -105,6 +106,16 @@ class Clusters:
             raise ValueError("a row is in two lists")
         if len(self.starts) != len(self.centroids) + 1 or self.starts[0] != 0 or self.starts[-1] != len(self.members):
             raise ValueError("the lists do not hold all blocks")
+
+    def clumping(self, allowed: Mask) -> float:
+        """How much more the share of allowed rows differs from one block to another than it would by lot (the index of dispersion):
+        about 1 for rows chosen at random, many times that where vectors of one kind are allowed. Of a sample of the blocks.
+        """
+        whole = np.flatnonzero(self.members[:, -1] != NONE)
+        blocks = whole[:: max(1, len(whole) // _SAMPLED_BLOCKS)]
+        shares = allowed[self.members[blocks]].mean(axis=1)
+        share = float(shares.mean()) if len(blocks) else 0.0
+        return float(shares.var()) * CODED / (share * (1.0 - share)) if 0.0 < share < 1.0 else np.inf
 
     def list_of_block(self) -> npt.NDArray[np.int64]:
         """(blocks,) the list that each is of."""
