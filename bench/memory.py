@@ -1,6 +1,6 @@
 """A collection in a query node that may hold a part of its vectors: recall, what is read, and what is in memory.
 
-    make bench ARGS="memory [--set small|wordnet384] [--share 0.25]"
+    make bench ARGS="memory [--set small|wordnet384] [--share 0.25] [--recall 0.95]"
 
 Two query nodes over one collection, on blocks cached on local disk: one with room for everything, one whose budget is a share of the
 vectors' bytes. Asked one query at a time: recall@10 against exact search, microseconds, bytes read from the device for each query
@@ -36,7 +36,6 @@ from shoal_testing.direct import DirectSystem
 from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
 
 K = 10
-RECALL = 0.95
 _PLACE = Path(__file__).resolve().parents[1] / ".cache"
 _LOOK = 20  # queries between two looks at memory
 
@@ -78,12 +77,12 @@ def empty_system_cache(directory: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-async def ask(node: Node, target: Target, queries: npt.NDArray[np.float32], directory: Path) -> Round:
+async def ask(node: Node, target: Target, queries: npt.NDArray[np.float32], recall: float, directory: Path) -> Round:
     """Every query by itself."""
     rows, most, strategies = [], 0, set()
     before, seconds = device_bytes(), 0.0
     for number in range(len(queries)):
-        request = QueryRequest(target, queries[number : number + 1], K, recall=RECALL, explain=number == 0)
+        request = QueryRequest(target, queries[number : number + 1], K, recall=recall, explain=number == 0)
         started = time.perf_counter()
         answer = await node.query(request)
         seconds += time.perf_counter() - started
@@ -108,7 +107,7 @@ async def loaded(data: EngineData) -> tuple[DirectSystem, Target]:
     return system, Target(made.id, 1, data.space, 0, 1)
 
 
-async def measure(data: EngineData, share: float, count: int) -> None:
+async def measure(data: EngineData, share: float, recall: float, count: int) -> None:
     """Print the figures of one set."""
     data = evenly(data, max(1, len(data.queries) // count))
     queries = np.ascontiguousarray(data.queries)
@@ -126,9 +125,9 @@ async def measure(data: EngineData, share: float, count: int) -> None:
                 shard.release()
             empty_system_cache(path)
             for temperature in ("cold", "warm"):
-                found = await ask(node, target, queries, path)
+                found = await ask(node, target, queries, recall, path)
                 print(
-                    f"memory for {name:20} {temperature}: recall@{K} {recall_of(found.rows, data.neighbours):.4f} at {RECALL:g}, "
+                    f"memory for {name:20} {temperature}: recall@{K} {recall_of(found.rows, data.neighbours):.4f} at {recall:g}, "
                     f"{found.microseconds:,.0f} us a query, {found.read_bytes / 1024:,.0f} KiB read for each, at most "
                     f"{found.most_bytes / 2**20:.1f} MiB in memory, by {'/'.join(sorted(found.strategies))}",
                     flush=True,
@@ -144,7 +143,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--cache", type=Path, default=_PLACE)
     parser.add_argument("--set", choices=[*SETS], default="small")
     parser.add_argument("--share", type=float, default=0.25)
+    parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--queries", type=int, default=500)
     given = parser.parse_args(arguments)
     with one_blas_thread():
-        asyncio.run(measure(SETS[given.set](given.cache), given.share, given.queries))
+        asyncio.run(measure(SETS[given.set](given.cache), given.share, given.recall, given.queries))

@@ -164,7 +164,7 @@ class QuerySection(ServiceSection):
     listen: Address = "127.0.0.1:8803"
     metrics: Address = "127.0.0.1:9803"
     loaded_bytes: Count = 8 << 30
-    """Shards are dropped, least recently used first, above so many bytes of segments and tails."""
+    """Above so many bytes of segments and tails vectors that are on local disk are let go of, and then shards are dropped."""
     reads_per_shrink: Count = 32
     """How many reads between two looks at that."""
     reads_at_work: Count = 64

@@ -176,7 +176,7 @@ async def test_segments_above_the_bound_get_a_graph() -> None:
     await world.upsert("e")
     await world.flush()
     kinds = [set(segment.blocks) for segment in (await world.check()).shards[0].segments]
-    assert kinds == [{"ids", "rows", "vectors", "graph"}, {"ids", "rows", "vectors"}]
+    assert kinds == [{"ids", "rows", "vectors", "lengths", "graph"}, {"ids", "rows", "vectors", "lengths"}]
     await world.merge()
     (merged,) = (await world.check()).shards[0].segments
     assert "graph" in merged.blocks

@@ -22,7 +22,7 @@ GRAPH = "graph"  # the kind of its blocks
 NONE = 0xFFFFFFFF  # ends a list of links that is not full
 
 # What comparing one row on a walk costs, in rows of a scan: one query waits for memory in both, several share each row of a scan.
-WALK_COST = (2.5, 16.0)
+WALK_COST = (2.0, 16.0)
 
 Links = npt.NDArray[np.uint32]
 
