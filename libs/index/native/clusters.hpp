@@ -22,7 +22,7 @@ constexpr float kLargestEntry = 63;
 
 // As Python lays it out (clusters.py). Lists are padded to whole blocks, with kNone for rows.
 struct Clusters {
-    const float* centroids;    // (lists, dimension)
+    const float* packed;       // the centroids, kBlock by kBlock side by side (scan.hpp)
     const float* squares;      // (lists) of the centroids, for l2; else null
     const float* codebook;     // (pieces, width, 16)
     const int64_t* starts;     // (lists + 1) first block of each list
@@ -253,20 +253,21 @@ class ClusterGroup {
         }
     }
 
-    // Of every query with every centroid, four by four as in a scan.
+    // Of every query with every centroid.
     void multiply() {
-        int64_t tiled = count_ / kTile * kTile, lists = c_.lists / kTile * kTile;
-        for (int64_t list = 0; list < lists; list += kTile) {
-            const float* centroids[kTile];
-            for (int j = 0; j < kTile; j++) centroids[j] = c_.centroids + (list + j) * v_.dimension;
-            for (int64_t q = 0; q < tiled; q += kTile) {
-                Floats products = tile_products(&t_.pointers[q], centroids, v_.dimension);
-                for (int i = 0; i < kTile * kTile; i++) t_.products[(q + i / kTile) * c_.lists + list + i % kTile] = products[i];
-            }
+        int64_t q = 0;
+        for (; q + kTile <= count_; q += kTile) multiply_some<kTile>(q);
+        for (; q < count_; q++) multiply_some<1>(q);
+    }
+
+    template <int kQueries>
+    void multiply_some(int64_t first) {
+        for (int64_t list = 0; list < c_.lists; list += kBlock) {
+            Floats products[kQueries][kSides];
+            packed_products<kQueries>(&t_.pointers[first], c_.packed + list * v_.dimension, v_.dimension, products);
+            for (int q = 0; q < kQueries; q++)
+                std::memcpy(&t_.products[(first + q) * c_.lists + list], products[q], sizeof(float) * std::min<int64_t>(kBlock, c_.lists - list));
         }
-        for (int64_t q = 0; q < count_; q++)
-            for (int64_t list = q < tiled ? lists : 0; list < c_.lists; list++)
-                t_.products[q * c_.lists + list] = dot(t_.pointers[q], c_.centroids + list * v_.dimension, v_.dimension);
     }
 
     void rank(int64_t q) {

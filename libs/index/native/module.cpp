@@ -64,7 +64,8 @@ struct HeldClusters {
     Clusters clusters;
     int dimension;
     int64_t rows;
-    Held centroids, squares, codebook, starts, members, codes, biases;
+    std::vector<float> packed;
+    Held squares, codebook, starts, members, codes, biases;
 };
 
 constexpr const char* kClusters = "shoal.clusters";
@@ -145,6 +146,16 @@ PyObject* make_graph(PyObject*, PyObject* args) {
     return capsule;
 }
 
+void pack_centroids(const float* centroids, int64_t lists, int dimension, std::vector<float>& packed) {
+    packed.resize((lists + kBlock - 1) / kBlock * kBlock * dimension);
+    for (int64_t list = 0; list < lists; list += kBlock) {
+        const float* rows[kBlock];
+        int count = static_cast<int>(std::min<int64_t>(kBlock, lists - list));
+        for (int i = 0; i < count; i++) rows[i] = centroids + (list + i) * dimension;
+        pack(rows, count, dimension, &packed[list * dimension]);
+    }
+}
+
 // clusters(rows, dimension, lists, pieces, width, centroids, squares | None, codebook, starts, members, codes, biases | None): members are
 // not looked at.
 PyObject* make_clusters(PyObject*, PyObject* args) {
@@ -156,7 +167,8 @@ PyObject* make_clusters(PyObject*, PyObject* args) {
                           &codes, &biases))
         return nullptr;
     if (pieces % kPieceStep || pieces > kMostPieces || int64_t{pieces} * width < dimension) return refuse("the pieces do not fit the kernel");
-    if (!held->centroids.take(centroids, lists * dimension * 4) || !held->codebook.take(codebook, int64_t{64} * pieces * width) ||
+    Held means;
+    if (!means.take(centroids, lists * dimension * 4) || !held->codebook.take(codebook, int64_t{64} * pieces * width) ||
         !held->starts.take(starts, (lists + 1) * 8))
         return nullptr;
     const int64_t* first = held->starts.as<const int64_t>();
@@ -165,9 +177,14 @@ PyObject* make_clusters(PyObject*, PyObject* args) {
     if (!held->members.take(members, first[lists] * kCoded * 4) || !held->codes.take(codes, first[lists] * pieces * 16)) return nullptr;
     if (squares != Py_None && !held->squares.take(squares, lists * 4)) return nullptr;
     if (biases != Py_None && !held->biases.take(biases, first[lists] * kCoded * 4)) return nullptr;
+    try {
+        pack_centroids(means.as<const float>(), lists, dimension, held->packed);
+    } catch (...) {
+        return PyErr_NoMemory();
+    }
     held->dimension = dimension;
     held->rows = rows;
-    held->clusters = {held->centroids.as<const float>(),
+    held->clusters = {held->packed.data(),
                       held->squares.as<const float>(),
                       held->codebook.as<const float>(),
                       first,

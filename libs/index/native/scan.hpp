@@ -1,4 +1,5 @@
-// Exact search: every allowed row is compared with every query, four by four while there are four queries.
+// Exact search: every allowed row is compared with every query. Of a few queries four by four rows; of many, rows are laid out side by
+// side first, so that a register holds the same dimension of sixteen of them and no sums over its lanes are needed.
 
 #pragma once
 
@@ -19,7 +20,14 @@ struct Scan {
 };
 
 constexpr int kTile = 4;
-constexpr int kBlock = 16;        // rows that all queries of a group see before the next ones: they fit the first level cache
+#if defined(__AVX512F__)
+constexpr int kSides = 2;         // registers of rows side by side
+#else
+constexpr int kSides = 1;
+#endif
+constexpr int kBlock = kSides * kLanes;  // rows that all queries of a group see before the next ones: they fit the nearest caches
+constexpr int kWorthPacking = 16; // queries
+constexpr int kSummed = 256;      // dimensions added up one after another: rounding errors grow with their number
 constexpr int64_t kGroup = 256;   // queries of one work item: they fit the second level cache
 constexpr int kPrefetched = 4;    // cache lines of a row
 constexpr int64_t kGroupRows = 1 << 16;  // results of one work item: where many are wanted, fewer queries go together
@@ -62,6 +70,51 @@ inline Floats tile_products(const float* const* queries, const float* const* row
     return sums(v);
 }
 
+// Lays rows side by side: the value of row r in dimension i is at kBlock · i + r. Up to kBlock rows, beyond which there are zeros.
+inline void pack(const float* const* rows, int count, int dimension, float* packed) {
+    typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+    if (count < kBlock) std::memset(packed, 0, sizeof(float) * kBlock * dimension);
+    int quads = count / 4 * 4;
+    for (int r = 0; r < quads; r += 4) {
+        int i = 0;
+        for (; i + 4 <= dimension; i += 4) {
+            Four v[4];
+            for (int j = 0; j < 4; j++) v[j] = *reinterpret_cast<const Four*>(rows[r + j] + i);
+            Four a = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5), b = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5);
+            Four c = __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7), d = __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
+            float* out = packed + kBlock * i + r;
+            *reinterpret_cast<Four*>(out) = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+            *reinterpret_cast<Four*>(out + kBlock) = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+            *reinterpret_cast<Four*>(out + 2 * kBlock) = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+            *reinterpret_cast<Four*>(out + 3 * kBlock) = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+        }
+        for (; i < dimension; i++)
+            for (int j = 0; j < 4; j++) packed[kBlock * i + r + j] = rows[r + j][i];
+    }
+    for (int r = quads; r < count; r++)
+        for (int i = 0; i < dimension; i++) packed[kBlock * i + r] = rows[r][i];
+}
+
+// Dot products of some queries with packed rows.
+template <int kQueries>
+inline void packed_products(const float* const* queries, const float* packed, int dimension, Floats (*products)[kSides]) {
+    Floats total[kQueries][kSides] = {};
+    for (int start = 0; start < dimension; start += kSummed) {
+        Floats part[kQueries][kSides] = {};
+        int end = std::min(dimension, start + kSummed);
+        for (int i = start; i < end; i++) {
+            Floats r[kSides];
+            for (int j = 0; j < kSides; j++) r[j] = load(packed + kBlock * i + kLanes * j);
+            for (int q = 0; q < kQueries; q++)
+                for (int j = 0; j < kSides; j++) part[q][j] += queries[q][i] * r[j];
+        }
+        for (int q = 0; q < kQueries; q++)
+            for (int j = 0; j < kSides; j++) total[q][j] += part[q][j];
+    }
+    for (int q = 0; q < kQueries; q++)
+        for (int j = 0; j < kSides; j++) products[q][j] = total[q][j];
+}
+
 inline Floats each_four_times(const float* four) {  // a a a a b b b b c c c c d d d d
     Floats v = load_few(four, kTile);
     return __builtin_shufflevector(v, v, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
@@ -78,6 +131,7 @@ struct ScanScratch {
     std::vector<float> units;
     std::vector<const float*> pointers;
     std::vector<float> thresholds;
+    std::vector<float> packed;
 };
 
 // Some queries, compared with rows block by block. One at a time for a scratch.
@@ -91,7 +145,9 @@ class ScanPart {
           nearest_(scratch.nearest),
           units_(scratch.units),
           pointers_(scratch.pointers),
-          thresholds_(scratch.thresholds) {
+          thresholds_(scratch.thresholds),
+          packed_(scratch.packed) {
+        if (tiled_ >= kWorthPacking) packed_.resize(kBlock * v_.dimension);
         const float* given = scan.queries + first * v_.dimension;
         if (nearest_.size() < static_cast<size_t>(count_)) nearest_.resize(count_);
         if (v_.space == kCosine) units_.resize(count_ * v_.dimension);
@@ -115,7 +171,13 @@ class ScanPart {
                     for (int line = 0; line < kPrefetched; line++) __builtin_prefetch(later + line * kLanes);
                 }
             }
-            compare(filled);
+            if (tiled_ >= kWorthPacking) {
+                pack(vectors_, filled, v_.dimension, packed_.data());
+                compare_packed(filled);
+            } else {
+                compare_tiles(filled);
+            }
+            compare_rest(filled);
         }
     }
 
@@ -138,7 +200,25 @@ class ScanPart {
         nearest_[q].begin(v_, given, length, scan_.k, static_cast<float>(kEpsilon * error), relative);
     }
 
-    void compare(int filled) {
+    void compare_packed(int filled) {
+        uint32_t there = filled == 32 ? ~0u : (1u << filled) - 1;
+        for (int64_t q = 0; q < tiled_; q += kTile) {
+            Floats products[kTile][kSides];
+            packed_products<kTile>(&pointers_[q], packed_.data(), v_.dimension, products);
+            for (int i = 0; i < kTile; i++) {
+                for (int j = 0; j < kSides; j++) {
+                    Floats scores = products[i][j] * load(&factors_[kLanes * j]) + load(&offsets_[kLanes * j]);
+                    uint32_t near = not_above(scores, Floats{} + thresholds_[q + i]) & there >> (kLanes * j);
+                    for (; near; near &= near - 1) {
+                        int at = __builtin_ctz(near);
+                        offer(q + i, scores[at], rows_[kLanes * j + at]);
+                    }
+                }
+            }
+        }
+    }
+
+    void compare_tiles(int filled) {
         int whole = filled / kTile * kTile;
         for (int64_t q = 0; q < tiled_; q += kTile) {
             for (int r = 0; r < whole; r += kTile) {
@@ -153,6 +233,9 @@ class ScanPart {
                 for (int i = 0; i < kTile; i++)
                     offer(q + i, dot(pointers_[q + i], vectors_[r], v_.dimension) * factors_[r] + offsets_[r], rows_[r]);
         }
+    }
+
+    void compare_rest(int filled) {
         for (int64_t q = tiled_; q < count_; q++)
             for (int r = 0; r < filled; r++) offer(q, v_.score(pointers_[q], rows_[r], vectors_[r]), rows_[r]);
     }
@@ -170,6 +253,7 @@ class ScanPart {
     std::vector<float>& units_;
     std::vector<const float*>& pointers_;
     std::vector<float>& thresholds_;
+    std::vector<float>& packed_;
     int64_t rows_[kBlock];
     const float* vectors_[kBlock];
     float factors_[kBlock], offsets_[kBlock];  // a score is product · factor + offset

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from shoal_index.vector.calibration import Calibration, Point
@@ -21,6 +21,7 @@ DEFAULT_RECALL = 0.95
 _SHARED = 8  # queries that share what they read
 _PAGED_ROW_COST = 20.0  # in rows of a scan that are in memory: a row somewhere that may not be
 _PAGED_SCAN_COST = 2.0  # the same for the next row of a scan
+_UNKNOWN = 0.35  # of what may be missed, kept in reserve where a filter leaves next to nothing: it may be worse than those measured
 _COMPARED_PER_EF = 24  # rows, of a graph that was not calibrated
 
 
@@ -163,7 +164,9 @@ def _point(ask: Ask, way: Way, wanted: int, share: float, effort: int) -> Point 
     """What to search with, and what that is expected to reach and cost; None where the target is out of reach."""
     calibration = way.calibration
     if calibration is not None and not effort:
-        return calibration.least(wanted, share, ask.recall, scattered=ask.scattered)
+        kept = 1.0 if ask.scattered else 1.0 - _UNKNOWN * (1.0 - share)
+        point = calibration.least(wanted, share, 1.0 - (1.0 - ask.recall) * kept, scattered=ask.scattered)
+        return point and replace(point, recall=1.0 - (1.0 - point.recall) / kept)
     effort = max(effort or DEFAULT_EF, way.index.least_effort(wanted))
     known = None if calibration is None else calibration.at(wanted, share, effort)
     return known or Point(effort, math.nan, 0.0, _COMPARED_PER_EF * effort / share)

@@ -160,8 +160,8 @@ def test_plans_read_the_curve() -> None:
     assert (strategy, 10 < effort < 40) == ("graph", True)
     assert plan(Ask(10, 0.99), calibration=known()) == ("scan", 0), "nothing measured reaches it"
     assert plan(Ask(50, 0.9), calibration=known())[1] == 50, "at least k, by the curve of the next larger k"
-    hard = plan(Ask(10, 0.75), allowed=200_000, calibration=known())[1]
-    between = plan(Ask(10, 0.75), allowed=500_000, calibration=known())[1]
+    hard = plan(Ask(10, 0.65), allowed=200_000, calibration=known())[1]
+    between = plan(Ask(10, 0.65), allowed=500_000, calibration=known())[1]
     assert 10 < between < hard, "between the shares that were measured"
     assert plan(Ask(10, 0.75), allowed=999_000, calibration=known())[1] in (10, 11), "a few deleted rows cost little"
     assert plan(Ask(10, 0.85), allowed=500_000, calibration=known()) == ("scan", 0), (

@@ -17,6 +17,7 @@ from shoal_index.vector.engine import Neighbours
 
 _NEARLY = 0.9  # of a share that was measured
 _MARGIN = 1.1
+_ERRORS = 1.5  # standard errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +126,16 @@ class Calibration:
 def _least(curve: Curve | None, target: float, k: int) -> Point | None:
     before: Point | None = None
     for point in () if curve is None else curve.points:
-        if point.recall - point.error >= target:
+        if _surely(point) >= target:
             found = _between(before, point, target)
             return found if curve is None or k <= curve.k else _stretched(found, k / curve.k)
         before = point
     return None
+
+
+def _surely(point: Point) -> float:
+    """The recall, less what chance may have added."""
+    return point.recall - _ERRORS * point.error
 
 
 def _stretched(point: Point, factor: float) -> Point:
@@ -141,7 +147,7 @@ def _between(before: Point | None, after: Point, target: float) -> Point:
     """Between two measured points recall is taken to rise with the logarithm of the effort."""
     if before is None:
         return after
-    low, high = before.recall - before.error, after.recall - after.error
+    low, high = _surely(before), _surely(after)
     part = (target - low) / (high - low) if high > low else 1.0
     effort = int(np.ceil(before.effort * (after.effort / before.effort) ** part))
     part = np.log(effort / before.effort) / np.log(after.effort / before.effort)
