@@ -67,7 +67,7 @@ async def recall_of(system: DirectSystem, ref: CollectionRef, queries: npt.NDArr
     rows = [answer.rows.column(ID).to_numpy(zero_copy_only=False).reshape(len(queries), K) for answer in (near, true)]
     shares = [len({*found} & {*wanted}) / K for found, wanted in zip(*rows, strict=True)]
     assert near.explain is not None
-    plans = [f"{s['strategy']} {s['ef']} of {s['live']}" for s in near.explain["shards"][0]["segments"]]
+    plans = [f"{s['strategy']} {s['effort']} of {s['live']}" for s in near.explain["shards"][0]["segments"]]
     return statistics.mean(shares), ", ".join(plans)
 
 

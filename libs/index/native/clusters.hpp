@@ -22,6 +22,7 @@ constexpr float kLargestEntry = 63;
 
 // As Python lays it out (clusters.py). Lists are padded to whole blocks, with kNone for rows.
 struct Clusters {
+    const float* origin;       // (dimension) what all else is less, for l2; else null
     const float* packed;       // the centroids, kBlock by kBlock side by side (scan.hpp)
     const float* squares;      // (lists) of the centroids, for l2; else null
     const float* codebook;     // (pieces, width, 16)
@@ -162,7 +163,7 @@ inline float score_of(uint64_t key) {
 
 // One query of a group.
 struct ClusterQuery {
-    const float* vector;          // for cosine of length 1
+    const float* vector;          // for cosine of length 1, for l2 less the origin
     double length;                // as given
     const uint8_t* table;         // (pieces, 16) what each piece adds to a score, in steps above the base
     float base, step;
@@ -227,7 +228,7 @@ class ClusterGroup {
 
     void begin() {
         t_.pointers.resize(count_);
-        if (v_.space == kCosine) t_.units.resize(count_ * v_.dimension);
+        if (v_.space == kCosine || c_.origin) t_.units.resize(count_ * v_.dimension);
         t_.products.resize(count_ * c_.lists);
         t_.order.resize(count_ * c_.lists);
         t_.exact_table.resize(16 * c_.pieces);
@@ -247,6 +248,10 @@ class ClusterGroup {
             if (v_.space == kCosine) {
                 unit_copy(given, query.length, v_.dimension, &t_.units[q * v_.dimension]);
                 query.vector = &t_.units[q * v_.dimension];
+            } else if (c_.origin) {
+                float* moved = &t_.units[q * v_.dimension];
+                for (int i = 0; i < v_.dimension; i++) moved[i] = given[i] - c_.origin[i];
+                query.vector = moved;
             }
             t_.pointers[q] = query.vector;
             s_.compared[first_ + q] = 0;
@@ -430,7 +435,7 @@ class ClusterGroup {
         for (size_t i = 0; i < query.found.size(); i++) {
             if (i + 2 < query.found.size()) prefetch(static_cast<uint32_t>(query.found[i + 2]));
             int64_t row = static_cast<uint32_t>(query.found[i]);
-            t_.nearest.offer(v_.score(query.vector, row, v_.at(row)), row);
+            t_.nearest.offer(v_.score(v_.space == kCosine ? query.vector : given, row, v_.at(row)), row);
         }
         return t_.nearest.finish(rows, distances);
     }

@@ -65,7 +65,7 @@ struct HeldClusters {
     int dimension;
     int64_t rows;
     std::vector<float> packed;
-    Held squares, codebook, starts, members, codes, biases;
+    Held origin, squares, codebook, starts, members, codes, biases;
 };
 
 constexpr const char* kClusters = "shoal.clusters";
@@ -156,15 +156,15 @@ void pack_centroids(const float* centroids, int64_t lists, int dimension, std::v
     }
 }
 
-// clusters(rows, dimension, lists, pieces, width, centroids, squares | None, codebook, starts, members, codes, biases | None): members are
+// clusters(rows, dimension, lists, pieces, width, origin | None, centroids, squares | None, codebook, starts, members, codes, biases | None): members are
 // not looked at.
 PyObject* make_clusters(PyObject*, PyObject* args) {
-    PyObject *centroids, *squares, *codebook, *starts, *members, *codes, *biases;
+    PyObject *origin, *centroids, *squares, *codebook, *starts, *members, *codes, *biases;
     long long rows, lists;
     int dimension, pieces, width;
     auto held = std::make_unique<HeldClusters>();
-    if (!PyArg_ParseTuple(args, "LiLiiOOOOOOO", &rows, &dimension, &lists, &pieces, &width, &centroids, &squares, &codebook, &starts, &members,
-                          &codes, &biases))
+    if (!PyArg_ParseTuple(args, "LiLiiOOOOOOOO", &rows, &dimension, &lists, &pieces, &width, &origin, &centroids, &squares, &codebook,
+                          &starts, &members, &codes, &biases))
         return nullptr;
     if (pieces % kPieceStep || pieces > kMostPieces || int64_t{pieces} * width < dimension) return refuse("the pieces do not fit the kernel");
     Held means;
@@ -175,6 +175,7 @@ PyObject* make_clusters(PyObject*, PyObject* args) {
     for (int64_t list = 0; list < lists; list++)
         if (first[list] < 0 || first[list] > first[list + 1]) return refuse("lists are not in order");
     if (!held->members.take(members, first[lists] * kCoded * 4) || !held->codes.take(codes, first[lists] * pieces * 16)) return nullptr;
+    if (origin != Py_None && !held->origin.take(origin, int64_t{dimension} * 4)) return nullptr;
     if (squares != Py_None && !held->squares.take(squares, lists * 4)) return nullptr;
     if (biases != Py_None && !held->biases.take(biases, first[lists] * kCoded * 4)) return nullptr;
     try {
@@ -184,7 +185,8 @@ PyObject* make_clusters(PyObject*, PyObject* args) {
     }
     held->dimension = dimension;
     held->rows = rows;
-    held->clusters = {held->packed.data(),
+    held->clusters = {held->origin.as<const float>(),
+                      held->packed.data(),
                       held->squares.as<const float>(),
                       held->codebook.as<const float>(),
                       first,

@@ -110,11 +110,18 @@ inline float squared_difference(const float* a, const float* b, int dimension) {
     return sum(first + second);
 }
 
+inline Doubles wide(const float* eight) {
+#if defined(__AVX512F__)
+    return (Doubles)_mm512_cvtps_pd(_mm256_loadu_ps(eight));
+#else
+    return __builtin_convertvector(*reinterpret_cast<const Eight*>(eight), Doubles);
+#endif
+}
+
 // A sum over the dimensions in float64, in the same order wherever a vector lies; `term` makes it, of eight lanes or one.
 template <typename Term>
 inline double exact_sum(const float* a, const float* b, int dimension, Term term) {
     Doubles first = {}, second = {};
-    auto wide = [](const float* at) { return __builtin_convertvector(*reinterpret_cast<const Eight*>(at), Doubles); };
     int i = 0;
     for (; i + 16 <= dimension; i += 16) {
         first += term(wide(a + i), wide(b + i));
@@ -140,8 +147,7 @@ inline double exact_dot_and_squares(const float* a, const float* b, int dimensio
     Doubles dots = {}, own = {};
     int i = 0;
     for (; i + 8 <= dimension; i += 8) {
-        Doubles x = __builtin_convertvector(*reinterpret_cast<const Eight*>(a + i), Doubles);
-        Doubles y = __builtin_convertvector(*reinterpret_cast<const Eight*>(b + i), Doubles);
+        Doubles x = wide(a + i), y = wide(b + i);
         dots += x * y;
         own += y * y;
     }

@@ -145,7 +145,9 @@ def _clusters(job: _Job, old: Sequence[Old]) -> Iterator[Way]:
         way, new_row = base
         assert isinstance(way.index, ClusterIndex)
         assert way.calibration is not None
-        lists = extended_clusters(job.column, job.space, way.index.clusters, new_row, threads=job.threads)
+        lists = extended_clusters(
+            job.column, job.space, ~spared(job.column.ties), way.index.clusters, new_row, threads=job.threads
+        )
         found = _measured_clusters(ClusterIndex(lists, job.column, job.space), job)
         reference, needed = way.calibration.reference, _needed(found)
         if 0 < needed <= _DRIFT * reference:

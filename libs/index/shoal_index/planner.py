@@ -20,7 +20,7 @@ DEFAULT_RECALL = 0.95
 
 _SHARED = 8  # queries that share what they read
 _PAGED_ROW_COST = 20.0  # in rows of a scan that are in memory: a row somewhere that may not be
-_PAGED_SCAN_COST = 2.0  # the same for the next row of a scan
+_PAGED_SCAN_COST = 8.0  # the same for the next row of a scan
 _UNKNOWN = 0.35  # of what may be missed, kept in reserve where a filter leaves next to nothing: it may be worse than those measured
 _COMPARED_PER_EF = 24  # rows, of a graph that was not calibrated
 
@@ -124,6 +124,8 @@ def plan_segment(ask: Ask, *, rows: int, allowed: int, ways: Sequence[Way]) -> S
     assert chosen.point is not None
     others = [(option.strategy, option.against(chosen.cost)) for option in best if option is not chosen]
     others.append((Strategy.SCAN, f"comparing {allowed} rows costs more than what compares to {chosen.cost:.0f}"))
+    if asked is not None:
+        others = [(strategy, "an effort was asked for") for strategy, _ in others]
     recall = None if math.isnan(chosen.point.recall) else chosen.point.recall
     index = ways[chosen.way].index
     return SegmentPlan(

@@ -236,7 +236,7 @@ class Segment:
             return self.scan(queries, plan.k, allowed=allowed, threads=threads), plan
         index = self.ways[plan.way].index
         found, compared = index.search_counting(queries, plan.k, effort=plan.effort, allowed=allowed, threads=threads)
-        self.vectors.touch(len(queries) * index.touched(plan.k, float(compared.mean())))
+        self.vectors.touch(len(queries) * index.touched(plan.k, float(compared.sum()) / max(len(queries), 1)))
         return self._completed(found, queries, plan, allowed, threads), plan
 
     def scan(self, queries: Vectors, k: int, *, allowed: Mask | None, threads: int) -> Neighbours:
@@ -320,6 +320,8 @@ def _ways(
         graph = HnswIndex(Graph.of_tables(tables[GRAPH], vectors.count), vectors, space)
         ways.append(Way(graph, next((found for found in calibrations if found.engine == GRAPH), None)))
     if tables.get(CLUSTERS):
-        index = ClusterIndex(Clusters.of_tables(tables[CLUSTERS], vectors.count), vectors, space)
+        index = ClusterIndex(
+            Clusters.of_tables(tables[CLUSTERS], vectors.count, vectors.dimension, space), vectors, space
+        )
         ways += [Way(index.refining(found.refine), found) for found in calibrations if found.engine == CLUSTERS]
     return ways

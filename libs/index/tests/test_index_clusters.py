@@ -40,7 +40,7 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 def clusters_of(column: VectorColumn, space: str) -> Clusters:
     clusters = build_clusters(column, space, np.ones(column.count, dtype=bool), threads=2)
-    clusters.check(column.count)
+    clusters.check(column.count, column.dimension, space)
     return clusters
 
 
@@ -55,7 +55,7 @@ def owners(clusters: Clusters, rows: int) -> npt.NDArray[np.int64]:
 def scanned(clusters: Clusters, space: str, query: Floats, effort: int, allowed: Mask | None, rows: int) -> list[int]:
     """The lists that a search looks at, by the rule in words: the nearest, until as many allowed rows are in them as in so many lists
     of usual size, and one list more for each that had none before the first that had some."""
-    asked = unit_vectors(query[None, :])[0] if space == "cosine" else query
+    asked = unit_vectors(query[None, :])[0] if space == "cosine" else query - clusters.origin
     products = clusters.centroids.astype(np.float64) @ asked
     scores = (clusters.centroids.astype(np.float64) ** 2).sum(axis=1) - 2 * products if space == "l2" else -products
     order = np.argsort(scores, kind="stable").tolist()
@@ -142,9 +142,9 @@ def test_codes_tell_what_is_near(width: int, space: str, level: str) -> None:
         block, slot = np.divmod(np.flatnonzero(clusters.members.reshape(-1) != NONE), CODED)
         lengths = (decoded[clusters.members[block, slot]] ** 2).sum(axis=1)
         np.testing.assert_allclose(clusters.biases[block, slot], lengths, rtol=1e-4)
-    shown = unit_vectors(vectors) if space == "cosine" else vectors
+    shown = unit_vectors(vectors) if space == "cosine" else vectors - clusters.origin
     assert ((shown - decoded) ** 2).sum() < 0.6 * ((shown - clusters.centroids[owner]) ** 2).sum()
-    asked = unit_vectors(queries) if space == "cosine" else queries
+    asked = unit_vectors(queries) if space == "cosine" else queries - clusters.origin
     scores = -asked.astype(np.float64) @ decoded.T
     if space == "l2":
         scores = (decoded**2).sum(axis=1) + 2 * scores
@@ -196,14 +196,15 @@ def test_lists_are_read_as_they_were_written() -> None:
     vectors, _ = some(24)
     for space in SPACES:
         clusters = clusters_of(column_of(vectors), space)
-        again = Clusters.of_tables(clusters.to_tables(), ROWS)
-        for name in ("centroids", "codebook", "starts", "members", "codes", "biases"):
+        again = Clusters.of_tables(clusters.to_tables(), ROWS, 24, space)
+        for name in ("origin", "centroids", "codebook", "starts", "members", "codes", "biases"):
             one, other = getattr(clusters, name), getattr(again, name)
             assert (one is None and other is None) or np.array_equal(one, other)
         assert again.size_bytes == clusters.size_bytes
 
 
-def test_lists_that_lack_a_row_or_name_it_twice_are_corrupt() -> None:
+def test_lists_that_do_not_fit_are_corrupt() -> None:
+    """Whatever a kernel would follow into nowhere."""
     vectors, _ = some(24)
     clusters = clusters_of(column_of(vectors), "l2")
     assert clusters.biases is not None
@@ -211,15 +212,34 @@ def test_lists_that_lack_a_row_or_name_it_twice_are_corrupt() -> None:
     twice[0, 0] = twice[0, 1]
     beyond[0, 0] = ROWS
     more[-1] += 1
-    broken: list[dict[str, object]] = [{"members": twice}, {"members": beyond}, {"starts": more}]
+    back = clusters.starts.copy()
+    back[1], back[2] = back[2], back[1]
+    early = clusters.members.copy()
+    partial = int(np.flatnonzero((early == NONE).any(axis=1))[0])
+    early[partial] = early[partial][::-1]
+    broken: list[dict[str, object]] = [{"members": twice}, {"members": beyond}, {"members": early}, {"biases": None}]
+    broken += [{"starts": more}, {"starts": back}, {"starts": clusters.starts.astype(np.int32)}]
     broken += [{"centroids": clusters.centroids[:-1]}, {"codes": clusters.codes.astype(np.uint32)}]
+    broken += [{"codes": clusters.codes[:, :-4]}, {"origin": clusters.origin[:-1]}]
     for parts in broken:
         with pytest.raises(Corrupt):
-            Clusters.of_tables(replace(clusters, **parts).to_tables(), ROWS)  # type: ignore[arg-type]
+            Clusters.of_tables(replace(clusters, **parts).to_tables(), ROWS, 24, "l2")  # type: ignore[arg-type]
+    for rows, dimension, space in ((ROWS + 1, 24, "l2"), (ROWS, 23, "l2"), (ROWS, 24, "ip")):
+        with pytest.raises(Corrupt):
+            Clusters.of_tables(clusters.to_tables(), rows, dimension, space)
     with pytest.raises(Corrupt):
-        Clusters.of_tables(clusters.to_tables(), ROWS + 1)
-    with pytest.raises(Corrupt):
-        Clusters.of_tables(clusters.to_tables()[:3], ROWS)
+        Clusters.of_tables(clusters.to_tables()[:3], ROWS, 24, "l2")
+
+
+@pytest.mark.parametrize("offset", [100.0, 1000.0])
+def test_codes_do_not_suffer_from_a_far_origin(offset: float) -> None:
+    vectors, queries = some(24)
+    column = column_of(vectors + np.float32(offset))
+    index = ClusterIndex(clusters_of(column, "l2"), column, "l2", 8)
+    asked = queries + np.float32(offset)
+    true = search_exact(column, "l2", asked, K, allowed=None)
+    found = index.search(asked, K, effort=10**6, allowed=None, threads=1)
+    assert float(recalls_of(found, true, K).mean()) > 0.97
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -236,15 +256,16 @@ def test_lists_are_filled_up_under_one_codebook(space: str) -> None:
     following[order[:2_000]] = vectors[kept]
     following[order[2_000:]] = some(24, 600)[0] + np.float32(0.1)
     column = column_of(following)
-    extended = extended_clusters(column, space, clusters, new_row, threads=2)
-    extended.check(2_600)
+    every = np.ones(2_600, dtype=bool)
+    extended = extended_clusters(column, space, every, clusters, new_row, threads=2)
+    extended.check(2_600, 24, space)
     before = clusters.centroids[owners(clusters, ROWS)[kept]]
     after = extended.centroids[owners(extended, 2_600)[order[:2_000]]]
     stayed = (before == after).all(axis=1)
     assert np.mean(stayed) > 0.8, "but for lists that are too short by now"
     there, here = codes_of(clusters, ROWS)[kept], codes_of(extended, 2_600)[order[:2_000]]
     assert np.array_equal(here[stayed], there[stayed])
-    anew = extended_clusters(column, space, clusters, np.full(ROWS, -1), threads=2)
+    anew = extended_clusters(column, space, every, clusters, np.full(ROWS, -1), threads=2)
     for name in ("members", "codes", "biases"):
         one, other = getattr(extended, name), getattr(anew, name)
         assert (one is None and other is None) or np.array_equal(one, other), name
@@ -260,8 +281,8 @@ def test_lists_that_grew_too_long_are_split() -> None:
     few = column_of(vectors[:750])
     clusters = clusters_of(few, "l2")
     column = column_of(vectors)
-    grown = extended_clusters(column, "l2", clusters, np.arange(750), threads=2)
-    grown.check(12_000)
+    grown = extended_clusters(column, "l2", np.ones(12_000, dtype=bool), clusters, np.arange(750), threads=2)
+    grown.check(12_000, 24, "l2")
     sizes = np.bincount(owners(grown, 12_000), minlength=len(grown.centroids))
     usual = np.sqrt(12_000) / 3
     assert np.sort(sizes)[-2] <= 8 * usual, "lists that were split are not split again"
@@ -299,6 +320,7 @@ def test_a_merge_keeps_the_codebook_until_it_has_drifted(monkeypatch: pytest.Mon
     assert first.calibration is not None
     more = np.concatenate([vectors, mixture(600, 4)])
     again = lists_among(built(more, Old(ways, np.arange(3_000))))
+    assert again
     for way in again:
         assert isinstance(way.index, ClusterIndex)
         assert way.calibration is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
@@ -191,11 +192,12 @@ async def test_queries_that_a_graph_leads_nowhere_are_scanned(monkeypatch: pytes
     right = graph.search(queries, 5, effort=64, allowed=None, threads=1)
 
     class Torn:
-        def search(self, *args: object, **options: object) -> Neighbours:
+        def search(self, *args: object, **options: object) -> tuple[Neighbours, npt.NDArray[np.int64]]:
             keep = np.array([*range(5), *range(5, 7), *range(10, 15)])  # two of the second query's, none of the last's
-            return Neighbours(right.rows[keep], right.distances[keep], np.array([5, 2, 5, 0]))
+            found = Neighbours(right.rows[keep], right.distances[keep], np.array([5, 2, 5, 0]))
+            return found, np.zeros(4, dtype=np.int64)
 
-    monkeypatch.setattr(graph, "search", Torn().search)
+    monkeypatch.setattr(graph, "search_counting", Torn().search)
     found, _ = segment.search(queries, Ask(5, effort=64), allowed=None, threads=1)
     every = np.ones(3_000, dtype=bool)
     expected = [brute_force(table, "l2", query, 5, every) for query in queries]

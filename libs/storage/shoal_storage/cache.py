@@ -7,6 +7,8 @@ the caller is the object store's own errors and `Corrupt`, when the store itself
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import hashlib
 import mmap
 import os
@@ -14,6 +16,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -74,6 +77,7 @@ class MeteredReader(Protocol):
     async def get(self, ref: BlockRef, meter: ReadMeter | None = None) -> pa.Buffer: ...
     def mapped_bytes(self, refs: Iterable[BlockRef]) -> int: ...
     def release(self, refs: Iterable[BlockRef]) -> None: ...
+    def read_ahead(self, refs: Iterable[BlockRef]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,7 @@ class BlockCache:
         *,
         max_downloads: int = DEFAULT_DOWNLOADS,
         write_file: Callable[[Path, pa.Buffer], None] | None = None,
-        map_file: Callable[[Path], mmap.mmap | pa.Buffer] | None = None,
+        map_file: Callable[[Path], MappedFile | pa.Buffer] | None = None,
     ) -> None:
         self._directory = directory
         self._store = store
@@ -139,7 +143,7 @@ class BlockCache:
         self._downloads = asyncio.Semaphore(max_downloads)
         self._write_file = write_file or write_file_atomically
         self._map_file = map_file or map_file_read_only
-        self._maps: WeakValueDictionary[str, mmap.mmap] = WeakValueDictionary()
+        self._maps: WeakValueDictionary[str, MappedFile] = WeakValueDictionary()
         self._loading: dict[str, asyncio.Task[pa.Buffer]] = {}
         self._scan: asyncio.Task[None] | None = None
         self._count = _Counters()
@@ -153,7 +157,7 @@ class BlockCache:
         meter = meter or ReadMeter()
         buffer = self._memory.get(entry)
         if buffer is None and (mapping := self._maps.get(entry)) is not None:
-            buffer = pa.py_buffer(mapping)  # somebody holds it still: a second mapping would be memory of its own
+            buffer = mapping.buffer()  # somebody holds it still: a second mapping would be memory of its own
         if buffer is not None:
             self._count.memory_hits += 1
             self._count.memory_bytes_read += buffer.size
@@ -178,11 +182,21 @@ class BlockCache:
         return sum(ref.size_bytes for ref in refs if _entry_name(ref) in self._maps)
 
     def release(self, refs: Iterable[BlockRef]) -> None:
-        """Let go of the memory of those blocks that are mapped files; their buffers stay valid, and are read from the files again."""
-        for ref in refs:
-            mapping = self._maps.get(_entry_name(ref))
-            if mapping is not None:
-                _forget_pages(mapping)
+        """Let go of the memory of those blocks that are mapped files; their buffers stay valid, and are read from the files again: what
+        is asked for, and not what follows.
+        """
+        for mapping in self._mapped(refs):
+            mapping.forget()
+            mapping.advise(_RANDOM)
+
+    def read_ahead(self, refs: Iterable[BlockRef]) -> None:
+        """Of those blocks that are mapped files, read again what follows what is asked for."""
+        for mapping in self._mapped(refs):
+            mapping.advise(_NORMAL)
+
+    def _mapped(self, refs: Iterable[BlockRef]) -> list[MappedFile]:
+        found = (self._maps.get(_entry_name(ref)) for ref in refs)
+        return [mapping for mapping in found if mapping is not None]
 
     def stats(self) -> CacheStats:
         """Counts and sizes now."""
@@ -225,6 +239,8 @@ class BlockCache:
             buffer = self._known(entry, await asyncio.to_thread(self._map_verified, path, ref, verified))
         except (OSError, pa.ArrowException, Corrupt) as error:
             self._count.degraded += 1
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                return None  # nothing is wrong with the file
             self._count.corrupt += isinstance(error, Corrupt)
             self._disk.remove(entry)
             await asyncio.to_thread(_unlink_quietly, [path])
@@ -245,16 +261,19 @@ class BlockCache:
         except (OSError, pa.ArrowException, Corrupt):
             return None
 
-    def _known(self, entry: str, found: mmap.mmap | pa.Buffer) -> pa.Buffer:
-        if not isinstance(found, mmap.mmap):
+    def _known(self, entry: str, found: MappedFile | pa.Buffer) -> pa.Buffer:
+        if not isinstance(found, MappedFile):
             return found
         self._maps[entry] = found
-        return pa.py_buffer(found)
+        return found.buffer()
 
-    def _map_verified(self, path: Path, ref: BlockRef, verified: bool) -> mmap.mmap | pa.Buffer:
+    def _map_verified(self, path: Path, ref: BlockRef, verified: bool) -> MappedFile | pa.Buffer:
         found = self._map_file(path)
-        if not verified or len(memoryview(found)) != ref.size_bytes:
-            verify(memoryview(found), ref)
+        content = found.buffer() if isinstance(found, MappedFile) else found
+        if not verified or content.size != ref.size_bytes:
+            verify(content, ref)
+            if isinstance(found, MappedFile):
+                found.forget()  # all of it was read
         return found
 
     async def _from_store(self, ref: BlockRef) -> pa.Buffer:
@@ -386,19 +405,38 @@ def write_file_atomically(path: Path, buffer: pa.Buffer) -> None:
         raise
 
 
-def map_file_read_only(path: Path) -> mmap.mmap | pa.Buffer:
-    """The file's content; of an empty file, which cannot be mapped, nothing. Raises `OSError`."""
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return pa.py_buffer(b"")
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+_DONT_NEED, _RANDOM, _NORMAL = (getattr(mmap, f"MADV_{name}", None) for name in ("DONTNEED", "RANDOM", "NORMAL"))
 
 
-def _forget_pages(mapping: mmap.mmap) -> None:
-    """The process lets go of them; the system keeps them while it has room. From now on it reads no more than is asked for."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        mapping.madvise(mmap.MADV_DONTNEED)
-        mapping.madvise(mmap.MADV_RANDOM)
+class MappedFile:
+    """A file's content as a mapping that keeps no descriptor open, as long as this or a buffer of it is held."""
+
+    def __init__(self, path: Path) -> None:
+        with pa.memory_map(str(path)) as mapped:
+            self._whole: pa.Buffer = mapped.read_buffer()
+
+    def buffer(self) -> pa.Buffer:
+        """The content."""
+        return pa.foreign_buffer(self._whole.address, self._whole.size, base=self)
+
+    def forget(self) -> None:
+        """The process lets go of its pages; the system keeps them while it has room."""
+        self.advise(_DONT_NEED)
+
+    def advise(self, advice: int | None) -> None:
+        """Tell the system what to expect, where it knows the word."""
+        if advice is not None and self._whole.size:
+            _libc().madvise(ctypes.c_void_p(self._whole.address), ctypes.c_size_t(self._whole.size), advice)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def map_file_read_only(path: Path) -> MappedFile:
+    """The file's content. Raises `OSError`."""
+    return MappedFile(path)
 
 
 def _unlink_quietly(paths: Sequence[Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 from pathlib import Path
 
@@ -398,6 +399,7 @@ async def test_what_is_mapped_can_be_let_go_of_and_is_read_again(tmp_path: Path)
     assert (cache.stats().memory_hits, cache.stats().misses) == (1, 3)
     del held, again
     await asyncio.sleep(0)
+    gc.collect()
     assert cache.mapped_bytes(refs) == 0
     cache.release(refs)
     nowhere = BlockCache(None, 0, MIB, store)

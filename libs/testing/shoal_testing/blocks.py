@@ -32,3 +32,6 @@ class DirectBlocks:
 
     def release(self, refs: Iterable[BlockRef]) -> None:
         """Nothing is kept."""
+
+    def read_ahead(self, refs: Iterable[BlockRef]) -> None:
+        """Nothing is mapped."""

@@ -51,6 +51,7 @@ from shoal_query.shard import Services, Shard, View
 
 ShardKey = tuple[str, int, int]
 
+_IN_USE_S = 60.0  # since the last read of a shard
 _LOOKS = 16  # at the memory used, at least, while it grows from nothing to all that is allowed
 
 
@@ -260,8 +261,7 @@ class Node:
 
     def _corrected(self, shard: Shard, ask: Ask) -> Ask:
         shard.observed.fade(self.services.clock.monotonic())
-        paged = self._crowded or shard.vector_bytes > self.settings.loaded_bytes
-        return shard.observed.corrected(replace(ask, paged=paged) if paged else ask)
+        return shard.observed.corrected(replace(ask, paged=True) if self._crowded else ask)
 
     def _check_now_and_then(
         self, shard: Shard, snapshot: Snapshot, selection: Selection, hits: list[SegmentHits], vectors: Vectors
@@ -353,6 +353,7 @@ class Node:
             if shard is None:
                 shard = self._shards[key] = Shard(target, self.services)
             self._shards.move_to_end(key)
+            shard.read_at = self.services.clock.monotonic()
             try:
                 yield shard
             except NotFound:
@@ -369,16 +370,14 @@ class Node:
     async def _shrink(self, keep: ShardKey) -> None:
         """Adding up is not for every read, nor for shards that nobody read: sizes change slowly, and with reads."""
         self._reads_since_shrink += 1
-        grown = self._shards[keep].grown_bytes * _LOOKS > self.settings.loaded_bytes if keep in self._shards else False
-        if self._reads_since_shrink < self.settings.reads_per_shrink and not grown:
+        if self._reads_since_shrink < self.settings.reads_per_shrink and not self._has_grown(keep):
             return
         self._reads_since_shrink = 0
         self._touched &= self._shards.keys()
         self._sizes |= {key: self._shards[key].look() for key in self._touched}
         self._touched = {key for key in self._touched if self._shards[key].is_loading}
         total = sum(self._sizes.values())
-        unread = sum(shard.vector_bytes - shard.touched_bytes for shard in self._shards.values())
-        self._crowded = total + unread > self.settings.loaded_bytes
+        self._notice_crowding(total)
         for key, shard in self._shards.items():
             if total <= self.settings.loaded_bytes:
                 return
@@ -392,6 +391,24 @@ class Node:
             if not shard.is_loading:  # it would only be loaded again
                 total -= self._sizes.get(key, 0)
                 await self._drop(key, shard)
+
+    def _has_grown(self, key: ShardKey) -> bool:
+        """Whether a shard is new, or has more of its vectors in memory, by so much that it should be looked at."""
+        shard = self._shards.get(key)
+        if shard is None:
+            return False
+        grown = shard.grown_bytes if key in self._sizes else shard.touched_bytes + shard.unread_bytes
+        return grown * _LOOKS > self.settings.loaded_bytes
+
+    def _notice_crowding(self, total: int) -> None:
+        """Whether the shards in use would fit with all of their vectors. ``total``: what is in memory."""
+        since = self.services.clock.monotonic() - _IN_USE_S
+        unread = sum(shard.unread_bytes for shard in self._shards.values() if shard.read_at >= since)
+        crowded = total + unread > self.settings.loaded_bytes
+        if self._crowded and not crowded:
+            for shard in self._shards.values():
+                shard.read_ahead()
+        self._crowded = crowded
 
     async def _drop(self, key: ShardKey, shard: Shard) -> None:
         if self._shards.get(key) is not shard:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -129,6 +129,7 @@ class Shard:
         self.caught_up_at = float("-inf")  # when the tail was known to be complete
         self.looked_at = float("-inf")  # when the current version was known
         self._touched_then = 0
+        self.read_at = float("-inf")
         self._rounds: Rounds[Head] = Rounds(self._catch_up)
         self._loading: asyncio.Task[None] | None = None
         self._views: WeakSet[View] = WeakSet()
@@ -146,9 +147,9 @@ class Shard:
         return _SHARD_BYTES + stored + sum(view.tail_bytes for view in views)
 
     @property
-    def vector_bytes(self) -> int:
-        """Bytes of the newest version's vectors, in memory or not."""
-        return 0 if self.view is None else sum(held.segment.vectors.size_bytes for held in self.view.version.segments)
+    def unread_bytes(self) -> int:
+        """Bytes of the newest version's vectors that are mapped from local disk, and not in memory."""
+        return sum(self._mapped_bytes(held) - self._read_bytes(held) for held in self._newest())
 
     def look(self) -> int:
         """`size_bytes`, from which `grown_bytes` counts anew."""
@@ -157,28 +158,41 @@ class Shard:
 
     @property
     def grown_bytes(self) -> int:
-        """How much more of them was read since the last look."""
+        """How much more of the vectors was read since the last look."""
         return self.touched_bytes - self._touched_then
 
     @property
     def touched_bytes(self) -> int:
-        """Bytes of them that were read since the beginning, or since they were released."""
-        return (
-            0 if self.view is None else sum(held.segment.vectors.touched_bytes for held in self.view.version.segments)
-        )
+        """Bytes of the newest version's vectors that were read since the beginning, or since they were released."""
+        return sum(held.segment.vectors.touched_bytes for held in self._newest())
 
     def release(self) -> None:
         """Let go of the memory of vectors that can be read from local disk again."""
-        for view in [*self._views, *self._past.values()]:
-            for held in view.version.segments:
+        for held in self._all():
+            if self._mapped_bytes(held):
                 self.services.blocks.release(held.ref.blocks[_VECTORS])
                 held.segment.vectors.released()
 
+    def read_ahead(self) -> None:
+        """There is room for all vectors again."""
+        for held in self._all():
+            self.services.blocks.read_ahead(held.ref.blocks[_VECTORS])
+
+    def _newest(self) -> Sequence[SegmentView]:
+        return () if self.view is None else self.view.version.segments
+
+    def _all(self) -> list[SegmentView]:
+        return [held for view in [*self._views, *self._past.values()] for held in view.version.segments]
+
+    def _mapped_bytes(self, held: SegmentView) -> int:
+        return self.services.blocks.mapped_bytes(held.ref.blocks[_VECTORS])
+
+    def _read_bytes(self, held: SegmentView) -> int:
+        return min(self._mapped_bytes(held), held.segment.vectors.touched_bytes)
+
     def _held_bytes(self, held: SegmentView) -> int:
         """Of a segment in memory. Of its vectors, if they are mapped from local disk, what was read of them."""
-        mapped = self.services.blocks.mapped_bytes(held.ref.blocks[_VECTORS])
-        read = min(mapped, held.segment.vectors.touched_bytes)
-        return held.ref.size_bytes - mapped + read + held.segment.kept_bytes
+        return held.ref.size_bytes - self._mapped_bytes(held) + self._read_bytes(held) + held.segment.kept_bytes
 
     @property
     def is_loading(self) -> bool:

@@ -7,7 +7,7 @@ planner reads from it the least effort for a target. Recall@k is the share of th
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -113,12 +113,15 @@ class Calibration:
             raw = json.loads(data)
             curves = [
                 Curve(
-                    int(c["k"]), float(c["share"]), tuple(Point(**point) for point in c["points"]), bool(c["scattered"])
+                    int(c["k"]),
+                    float(c["share"]),
+                    tuple(Point(**point) for point in c["points"]),
+                    bool(c.get("scattered", False)),
                 )
                 for c in raw["curves"]
             ]
-            numbers = (int(raw[name]) for name in ("needed", "reference", "refine"))
-            return cls(str(raw["engine"]), int(raw["queries"]), tuple(curves), *numbers)
+            efforts = int(raw["needed"]), int(raw["reference"])
+            return cls(str(raw["engine"]), int(raw["queries"]), tuple(curves), *efforts, int(raw.get("refine", 1)))
         except (ValueError, KeyError, TypeError) as error:
             raise Corrupt(f"a calibration cannot be read: {error!r}") from error
 
@@ -128,7 +131,9 @@ def _least(curve: Curve | None, target: float, k: int) -> Point | None:
     for point in () if curve is None else curve.points:
         if _surely(point) >= target:
             found = _between(before, point, target)
-            return found if curve is None or k <= curve.k else _stretched(found, k / curve.k)
+            if curve is None or k <= curve.k:
+                return found
+            return replace(_stretched(found, k / curve.k), recall=np.nan)  # nobody measured that
         before = point
     return None
 
@@ -139,7 +144,7 @@ def _surely(point: Point) -> float:
 
 
 def _stretched(point: Point, factor: float) -> Point:
-    """More effort, which compares as many more rows, for the same recall."""
+    """More effort, which compares as many more rows."""
     return Point(int(np.ceil(point.effort * factor)), point.recall, point.error, point.compared * factor)
 
 

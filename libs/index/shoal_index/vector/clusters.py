@@ -7,6 +7,7 @@ Douze and Schmid 2011; André, Kermarrec and Le Scouarnec 2015). See native/clus
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,7 +24,8 @@ CLUSTERS = "clusters"  # the kind of its blocks
 CODED = 32  # vectors of a block of codes
 NONE = 0xFFFFFFFF  # fills up the last block of a list
 
-_SAMPLED_BLOCKS = 128
+_SAMPLED_BLOCKS = 128  # at least, where there are so many
+_FEWEST_BLOCKS = 32
 LEAST_REFINED = 10  # neighbours: where fewer are wanted, as many rows are measured as for these
 
 # In rows of a scan, by one query and by several that share what they read: a centroid, a row measured on its own, and a code of as many
@@ -41,6 +43,8 @@ class Clusters:
     """Posting lists.
 
     Attributes:
+        origin: (dim,) float32, for l2: centroids, codes and biases are of vectors less this, as a far origin would eat the codes' few
+            bits; else zeros.
         centroids: (lists, dim) float32.
         codebook: (pieces, width, 16) float32: 16 residuals of each piece, column by column.
         starts: (lists + 1,) int64, the first block of each list.
@@ -49,6 +53,7 @@ class Clusters:
         biases: (blocks, 32) float32 squared lengths of what the codes stand for, for l2; else None.
     """
 
+    origin: Floats
     centroids: Floats
     codebook: Floats
     starts: npt.NDArray[np.int64]
@@ -59,17 +64,18 @@ class Clusters:
     @property
     def size_bytes(self) -> int:
         """Of all of it."""
-        parts = (self.centroids, self.codebook, self.starts, self.members, self.codes)
+        parts = (self.origin, self.centroids, self.codebook, self.starts, self.members, self.codes)
         return sum(part.nbytes for part in parts) + (0 if self.biases is None else self.biases.nbytes)
 
     def to_tables(self) -> list[pa.Table]:
-        """The centroids, the codebook, where lists start, and the blocks."""
+        """The origin, the centroids, the codebook, where lists start, and the blocks."""
         pieces, width, _ = self.codebook.shape
         blocks = {"members": _rows(self.members), "codes": _rows(self.codes.reshape(len(self.codes), -1))}
         if self.biases is not None:
             blocks["biases"] = _rows(self.biases)
         head = {b"pieces": str(pieces).encode(), b"width": str(width).encode()}
         return [
+            pa.table({"origin": self.origin}),
             pa.table({"centroid": _rows(self.centroids)}).replace_schema_metadata(head),
             pa.table({"codebook": _rows(self.codebook.reshape(-1, 16))}),
             pa.table({"start": pa.array(self.starts)}),
@@ -77,14 +83,15 @@ class Clusters:
         ]
 
     @classmethod
-    def of_tables(cls, tables: Sequence[pa.Table], rows: int) -> Clusters:
-        """The inverse of `to_tables` for a segment of ``rows`` rows, without copying. Raises `Corrupt`."""
+    def of_tables(cls, tables: Sequence[pa.Table], rows: int, dimension: int, space: str) -> Clusters:
+        """The inverse of `to_tables` for a segment of so many vectors, without copying. Raises `Corrupt`."""
         try:
-            centroids, codebook, starts, blocks = tables
+            origin, centroids, codebook, starts, blocks = tables
             head = centroids.schema.metadata
             pieces, width = int(head[b"pieces"]), int(head[b"width"])
             codes = _matrix(blocks.column("codes"), np.uint8)
             clusters = cls(
+                origin.column("origin").combine_chunks().to_numpy(),
                 _matrix(centroids.column("centroid"), np.float32),
                 _matrix(codebook.column("codebook"), np.float32).reshape(pieces, width, 16),
                 starts.column("start").combine_chunks().to_numpy(),
@@ -92,20 +99,42 @@ class Clusters:
                 codes.reshape(len(codes), pieces, 16),
                 _matrix(blocks.column("biases"), np.float32) if "biases" in blocks.column_names else None,
             )
-            clusters.check(rows)
+            clusters.check(rows, dimension, space)
         except (ValueError, KeyError, TypeError) as error:
             raise Corrupt(f"clusters cannot be read: {error!r}") from error
         return clusters
 
-    def check(self, rows: int) -> None:
-        """Raise `ValueError` unless the lists have each row once: kernels follow them unasked."""
-        used = self.members[self.members != NONE]
-        if len(used) != rows or (rows and int(used.max()) >= rows):
-            raise ValueError("the lists' members are not the segment's rows")
-        if not bool(np.bincount(used, minlength=rows).all()):
-            raise ValueError("a row is in two lists")
-        if len(self.starts) != len(self.centroids) + 1 or self.starts[0] != 0 or self.starts[-1] != len(self.members):
+    def check(self, rows: int, dimension: int, space: str) -> None:
+        """Raise `ValueError` unless the lists have each row once and all parts fit: kernels follow them unasked."""
+        lists, pieces, width = len(self.centroids), *self.codebook.shape[:2]
+        blocks = len(self.members)
+        fits = (
+            self.origin.shape == (dimension,)
+            and self.centroids.shape == (lists, dimension)
+            and pieces * width >= dimension
+            and self.members.shape == (blocks, CODED)
+            and self.codes.shape == (blocks, pieces, 16)
+            and (self.biases is not None) == (space == "l2")
+            and (self.biases is None or self.biases.shape == (blocks, CODED))
+            and {self.origin.dtype, self.centroids.dtype} == {np.dtype(np.float32)}
+        )
+        if not fits:
+            raise ValueError("their parts are not of one size")
+        starts = self.starts
+        if starts.dtype != np.int64 or starts.shape != (lists + 1,) or starts[0] != 0 or starts[-1] != blocks:
             raise ValueError("the lists do not hold all blocks")
+        if bool((np.diff(starts) < 0).any()):
+            raise ValueError("the lists are not in order")
+        used = self.members != NONE
+        ends = np.zeros(blocks, dtype=bool)
+        ends[starts[1:][np.diff(starts) > 0] - 1] = True
+        if not used[~ends].all() or bool((used[:, 1:] > used[:, :-1]).any()):
+            raise ValueError("a list ends before its end")
+        members = self.members[used]
+        if len(members) != rows or (rows and int(members.max()) >= rows):
+            raise ValueError("the lists' members are not the segment's rows")
+        if not bool(np.bincount(members, minlength=rows).all()):
+            raise ValueError("a row is in two lists")
 
     def clumping(self, allowed: Mask) -> float:
         """How much more the share of allowed rows differs from one block to another than it would by lot (the index of dispersion):
@@ -113,8 +142,10 @@ class Clusters:
         """
         whole = np.flatnonzero(self.members[:, -1] != NONE)
         blocks = whole[:: max(1, len(whole) // _SAMPLED_BLOCKS)]
+        if len(blocks) < _FEWEST_BLOCKS:
+            return np.inf
         shares = allowed[self.members[blocks]].mean(axis=1)
-        share = float(shares.mean()) if len(blocks) else 0.0
+        share = float(shares.mean())
         return float(shares.var()) * CODED / (share * (1.0 - share)) if 0.0 < share < 1.0 else np.inf
 
     def list_of_block(self) -> npt.NDArray[np.int64]:
@@ -140,6 +171,7 @@ class ClusterIndex:
         squares = np.einsum("ij,ij->i", centroids, centroids) if space == "l2" else None
         self._handle = native.make_clusters(
             column.count,
+            clusters.origin if space == "l2" else None,
             centroids,
             squares,
             clusters.codebook,
@@ -151,8 +183,8 @@ class ClusterIndex:
 
     def refining(self, refine: int) -> ClusterIndex:
         """The same lists, of which more or fewer are measured."""
-        other = object.__new__(ClusterIndex)
-        other.__dict__ |= self.__dict__ | {"refine": refine}
+        other = copy(self)
+        other.refine = refine
         return other
 
     @property

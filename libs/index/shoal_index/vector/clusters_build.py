@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,6 +25,28 @@ _AT_ONCE = 16_384  # rows
 _SEED = 11
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Vectors as they are coded.
+
+    Attributes:
+        origin: (dim,) see `Clusters`.
+        trained: (n,) rows that anything may be made from.
+    """
+
+    column: VectorColumn
+    space: str
+    origin: Floats
+    trained: Mask
+    threads: int
+
+    def take(self, rows: Rows) -> Floats:
+        vectors = self.column.gather(rows)
+        if self.space == "l2":
+            return vectors - self.origin
+        return unit_vectors(vectors) if self.space == "cosine" else vectors
+
+
 def build_clusters(column: VectorColumn, space: str, trained: Mask, *, threads: int) -> Clusters:
     """Clusters over all vectors of a column.
 
@@ -31,32 +55,36 @@ def build_clusters(column: VectorColumn, space: str, trained: Mask, *, threads: 
     """
     random = np.random.default_rng(_SEED)
     lists = max(1, round(_LISTS * np.sqrt(column.count)))
-    sample = _taken(column, np.sort(random.permutation(np.flatnonzero(trained))[: _SAMPLED * lists]), space)
+    sampled = np.sort(random.permutation(np.flatnonzero(trained))[: _SAMPLED * lists])
+    origin = np.zeros(column.dimension, dtype=np.float32)
+    if space == "l2":
+        origin = column.gather(sampled).mean(axis=0, dtype=np.float64).astype(np.float32)
+    source = _Source(column, space, origin, trained, threads)
+    sample = source.take(sampled)
     centroids = _means(sample, lists, random, threads)
     sample = sample[random.permutation(len(sample))[:_CODED_SAMPLE]]
     residuals = sample - centroids[nearest_means(sample, centroids, threads)]
-    return _filled(column, space, centroids, _codebook(residuals, random, threads), None, threads)
+    return _filled(source, centroids, _codebook(residuals, random, threads), None)
 
 
-def extended_clusters(column: VectorColumn, space: str, old: Clusters, new_row: Rows, *, threads: int) -> Clusters:
+def extended_clusters(
+    column: VectorColumn, space: str, trained: Mask, old: Clusters, new_row: Rows, *, threads: int
+) -> Clusters:
     """The lists of another column with the vectors of this one, under the same codebook. Lists that have become far too long are split,
     very short ones are given up.
 
     Args:
+        trained: see `build_clusters`.
         new_row: (n,) for each row of the other its row here, or -1 for one that is gone: its code is kept as it is.
     """
-    return _filled(column, space, old.centroids, old.codebook, (old, new_row), threads)
+    source = _Source(column, space, old.origin, trained, threads)
+    return _filled(source, old.centroids, old.codebook, (old, new_row))
 
 
 def nearest_means(vectors: Floats, means: Floats, threads: int) -> npt.NDArray[np.int64]:
     """(n,) the nearest mean of each vector, by l2."""
     column = VectorColumn([VectorChunk(means)], np.arange(len(means), dtype=np.uint64))
     return native.scan(column.handle("l2"), vectors, 1, allowed=None, threads=threads).rows[:, 0]
-
-
-def _taken(column: VectorColumn, rows: Rows, space: str) -> Floats:
-    vectors = column.gather(rows)
-    return unit_vectors(vectors) if space == "cosine" else vectors
 
 
 def _means(vectors: Floats, count: int, random: np.random.Generator, threads: int) -> Floats:
@@ -98,65 +126,56 @@ def _codebook(residuals: Floats, random: np.random.Generator, threads: int) -> F
     return book
 
 
-def _filled(
-    column: VectorColumn,
-    space: str,
-    centroids: Floats,
-    codebook: Floats,
-    old: tuple[Clusters, Rows] | None,
-    threads: int,
-) -> Clusters:
+def _filled(source: _Source, centroids: Floats, codebook: Floats, old: tuple[Clusters, Rows] | None) -> Clusters:
     """The lists of these centroids with all rows, some of which are coded already."""
-    owner = np.full(column.count, -1, dtype=np.int64)
-    codes = np.zeros((column.count, len(codebook)), dtype=np.uint8)
-    squares = np.zeros(column.count, dtype=np.float32)
+    count = source.column.count
+    owner = np.full(count, -1, dtype=np.int64)
+    codes = np.zeros((count, len(codebook)), dtype=np.uint8)
+    squares = np.zeros(count, dtype=np.float32)
     if old is not None:
         _take_over(*old, owner, codes, squares)
     missing = np.flatnonzero(owner < 0)
-    _assign(column, space, missing, centroids, owner, threads)
+    _assign(source, missing, centroids, owner)
     if old is not None:
-        centroids, moved = _balanced(column, space, centroids, owner, threads)
+        centroids, moved = _balanced(source, centroids, owner)
         missing = np.union1d(missing, moved)
     for start in range(0, len(missing), _AT_ONCE):
         rows = missing[start : start + _AT_ONCE]
-        vectors = _taken(column, rows, space)
-        codes[rows], squares[rows] = native.code_vectors(vectors, owner[rows], centroids, codebook, threads=threads)
-    return _listed(centroids, codebook, owner, codes, squares if space == "l2" else None)
+        codes[rows], squares[rows] = native.code_vectors(
+            source.take(rows), owner[rows], centroids, codebook, threads=source.threads
+        )
+    return _listed(source.origin, centroids, codebook, owner, codes, squares if source.space == "l2" else None)
 
 
-def _assign(
-    column: VectorColumn, space: str, rows: Rows, centroids: Floats, owner: npt.NDArray[np.int64], threads: int
-) -> None:
+def _assign(source: _Source, rows: Rows, centroids: Floats, owner: npt.NDArray[np.int64]) -> None:
     for start in range(0, len(rows), _AT_ONCE):
         part = rows[start : start + _AT_ONCE]
-        owner[part] = nearest_means(_taken(column, part, space), centroids, threads)
+        owner[part] = nearest_means(source.take(part), centroids, source.threads)
 
 
-def _balanced(
-    column: VectorColumn, space: str, centroids: Floats, owner: npt.NDArray[np.int64], threads: int
-) -> tuple[Floats, Rows]:
+def _balanced(source: _Source, centroids: Floats, owner: npt.NDArray[np.int64]) -> tuple[Floats, Rows]:
     """Centroids of which none has far more or far fewer rows than usual, and the rows that changed their list. ``owner`` is updated.
 
     A list that is too long is divided by k-means of its own; whose list is gone goes to the nearest there is. Vectors that are alike
     stay together, however many.
     """
     sizes = np.bincount(owner, minlength=len(centroids))
-    usual = np.sqrt(column.count) / _LISTS
+    usual = np.sqrt(source.column.count) / _LISTS
     gone = (sizes > _LONG * usual) | (sizes < usual / _SHORT)
-    if not gone.any() or gone.all():
-        return centroids, np.empty(0, dtype=np.int64)
     random = np.random.default_rng(_SEED)
     parts = [centroids[~gone]]
     for number in np.flatnonzero(gone & (sizes > usual)):
-        rows = np.flatnonzero(owner == number)
-        count = round(len(rows) / usual)
-        some = _taken(column, np.sort(random.permutation(rows)[: _SAMPLED * count]), space)
-        parts.append(np.unique(_means(some, count, random, threads), axis=0))
+        rows = np.flatnonzero((owner == number) & source.trained)
+        count = min(round(sizes[number] / usual), len(rows))
+        some = source.take(np.sort(random.permutation(rows)[: _SAMPLED * count]))
+        parts.append(np.unique(_means(some, count, random, source.threads), axis=0) if count else centroids[[number]])
+    balanced = np.concatenate(parts)
+    if not gone.any() or not len(balanced):
+        return centroids, np.empty(0, dtype=np.int64)
     moved = np.flatnonzero(gone[owner])
     names = np.cumsum(~gone) - 1
     owner[:] = names[owner]
-    balanced = np.concatenate(parts)
-    _assign(column, space, moved, balanced, owner, threads)
+    _assign(source, moved, balanced, owner)
     return balanced, moved
 
 
@@ -177,6 +196,7 @@ def _take_over(
 
 
 def _listed(
+    origin: Floats,
     centroids: Floats,
     codebook: Floats,
     owner: npt.NDArray[np.int64],
@@ -200,4 +220,4 @@ def _listed(
     if squares is not None:
         biases = np.zeros((len(members) // CODED, CODED), dtype=np.float32)
         biases.reshape(-1)[place] = squares[order]
-    return Clusters(centroids, codebook, starts, members.reshape(-1, CODED), packed, biases)
+    return Clusters(origin, centroids, codebook, starts, members.reshape(-1, CODED), packed, biases)

@@ -21,6 +21,7 @@ class VectorChunk:
 
     def __init__(self, vectors: Vectors, lengths: tuple[Floats, Floats] | None = None) -> None:
         self.vectors: Vectors = native.contiguous(vectors, np.float32)
+        self.lengths_known = lengths is not None
         self._lengths = lengths
 
     def lengths(self) -> tuple[Floats, Floats]:
@@ -57,8 +58,9 @@ class VectorColumn:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the lengths that searches made and left here."""
-        return 4 * self.count * (2 + len(self._handles)) if self._handles else 0
+        """Bytes of the lengths that searches made and left here: of each row two, if they were not known, and one for each handle."""
+        made = 0 if all(chunk.lengths_known for chunk in self.chunks) else 2
+        return 4 * self.count * (made + len(self._handles)) if self._handles else 0
 
     @property
     def size_bytes(self) -> int:

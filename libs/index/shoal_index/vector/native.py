@@ -147,6 +147,7 @@ def search_graph(
 
 def make_clusters(
     rows: int,
+    origin: Floats | None,
     centroids: Floats,
     squares: Floats | None,
     codebook: Floats,
@@ -159,7 +160,7 @@ def make_clusters(
     lists, dimension = centroids.shape
     pieces, width, _ = codebook.shape
     return _loaded().clusters(
-        rows, dimension, lists, pieces, width, centroids, squares, codebook, starts, members, codes, biases
+        rows, dimension, lists, pieces, width, origin, centroids, squares, codebook, starts, members, codes, biases
     )
 
 
