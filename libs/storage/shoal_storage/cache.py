@@ -7,16 +7,13 @@ the caller is the object store's own errors and `Corrupt`, when the store itself
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import hashlib
-import mmap
 import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -26,6 +23,7 @@ import pyarrow as pa
 from shoal_core.errors import Corrupt
 from shoal_core.ports import ObjectStore
 from shoal_storage.blocks import BlockRef, verify
+from shoal_storage.mapped_file import MappedFile
 
 T = TypeVar("T")
 
@@ -142,7 +140,7 @@ class BlockCache:
         self._disk: _ByteLru[bool] = _ByteLru(capacity_bytes if directory else 0)  # value: verified by this process
         self._downloads = asyncio.Semaphore(max_downloads)
         self._write_file = write_file or write_file_atomically
-        self._map_file = map_file or map_file_read_only
+        self._map_file = map_file or MappedFile
         self._maps: WeakValueDictionary[str, MappedFile] = WeakValueDictionary()
         self._loading: dict[str, asyncio.Task[pa.Buffer]] = {}
         self._scan: asyncio.Task[None] | None = None
@@ -187,12 +185,12 @@ class BlockCache:
         """
         for mapping in self._mapped(refs):
             mapping.forget()
-            mapping.advise(_RANDOM)
+            mapping.expect_anywhere()
 
     def read_ahead(self, refs: Iterable[BlockRef]) -> None:
         """Of those blocks that are mapped files, read again what follows what is asked for."""
         for mapping in self._mapped(refs):
-            mapping.advise(_NORMAL)
+            mapping.expect_in_order()
 
     def _mapped(self, refs: Iterable[BlockRef]) -> list[MappedFile]:
         found = (self._maps.get(_entry_name(ref)) for ref in refs)
@@ -403,40 +401,6 @@ def write_file_atomically(path: Path, buffer: pa.Buffer) -> None:
     except OSError:
         _unlink_quietly([temp])
         raise
-
-
-_DONT_NEED, _RANDOM, _NORMAL = (getattr(mmap, f"MADV_{name}", None) for name in ("DONTNEED", "RANDOM", "NORMAL"))
-
-
-class MappedFile:
-    """A file's content as a mapping that keeps no descriptor open, as long as this or a buffer of it is held."""
-
-    def __init__(self, path: Path) -> None:
-        with pa.memory_map(str(path)) as mapped:
-            self._whole: pa.Buffer = mapped.read_buffer()
-
-    def buffer(self) -> pa.Buffer:
-        """The content."""
-        return pa.foreign_buffer(self._whole.address, self._whole.size, base=self)
-
-    def forget(self) -> None:
-        """The process lets go of its pages; the system keeps them while it has room."""
-        self.advise(_DONT_NEED)
-
-    def advise(self, advice: int | None) -> None:
-        """Tell the system what to expect, where it knows the word."""
-        if advice is not None and self._whole.size:
-            _libc().madvise(ctypes.c_void_p(self._whole.address), ctypes.c_size_t(self._whole.size), advice)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
-
-
-def map_file_read_only(path: Path) -> MappedFile:
-    """The file's content. Raises `OSError`."""
-    return MappedFile(path)
 
 
 def _unlink_quietly(paths: Sequence[Path]) -> None:
