@@ -407,3 +407,33 @@ async def test_what_is_mapped_can_be_let_go_of_and_is_read_again(tmp_path: Path)
     assert nowhere.mapped_bytes(refs) == 0, "it is in memory, and cannot be read again"
     nowhere.release(refs)
     assert bytes(kept) == before[0]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_mapped_blocks_hold_no_descriptors(tmp_path: Path) -> None:
+    store = MemoryObjectStore()
+    refs = await put_blocks(store, 20)
+    cache = BlockCache(tmp_path, MIB, 0, store)
+    before = descriptors()
+    held = [await cache.get(ref) for ref in refs]
+    assert cache.mapped_bytes(refs) == 20 * SIZE
+    assert descriptors() < before + 10
+    del held
+
+
+async def test_without_descriptors_a_file_is_a_miss_and_stays(tmp_path: Path) -> None:
+    store = MemoryObjectStore()
+    [ref] = await put_blocks(store, 1)
+    await BlockCache(tmp_path, MIB, 0, store).get(ref)
+    names = files_of(tmp_path)
+
+    def exhausted(path: Path) -> pa.Buffer:
+        raise OSError(errno.EMFILE, "too many open files", str(path))
+
+    cache = BlockCache(tmp_path, MIB, 0, store, map_file=exhausted, write_file=lambda *_: None)
+    assert (await cache.get(ref)).size == SIZE
+    assert (cache.stats().misses, cache.stats().degraded) == (1, 1)
+    assert files_of(tmp_path) == names
