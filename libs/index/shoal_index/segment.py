@@ -246,7 +246,7 @@ class Segment:
 
     def _looked_at(self, ask: Ask, allowed: Mask | None, count: int) -> Ask:
         """With how the allowed rows lie, where that may matter."""
-        clusters = next((way.index.clusters for way in self.ways if isinstance(way.index, ClusterIndex)), None)
+        clusters = next((way.index for way in self.ways if isinstance(way.index, ClusterIndex)), None)
         if clusters is None or allowed is None or ask.exact or count <= SCAN_ROWS or count == self.rows:
             return ask
         return replace(ask, scattered=clusters.clumping(allowed) < _SCATTERED)

@@ -368,17 +368,23 @@ def test_the_cheapest_way_is_taken() -> None:
 
 def test_rows_chosen_by_lot_are_told_from_rows_of_a_kind() -> None:
     vectors, _ = some(24, 20_000)
-    clusters = clusters_of(column_of(vectors), "l2")
+    column = column_of(vectors)
+    clusters = clusters_of(column, "l2")
+    index = ClusterIndex(clusters, column, "l2")
     random = np.random.default_rng(4)
     far = ((vectors - vectors[3]) ** 2).sum(axis=1)
     for share in (0.02, 0.1, 0.5, 0.98):
-        by_lot = [clusters.clumping(random.random(20_000) < share) for _ in range(20)]
+        by_lot = [index.clumping(random.random(20_000) < share) for _ in range(20)]
         assert min(by_lot) > 0.5
         assert max(by_lot) < 1.6
-        assert clusters.clumping(far <= np.quantile(far, share)) > 4
+        assert index.clumping(far <= np.quantile(far, share)) > 2.5
         lists = np.isin(owners(clusters, 20_000), random.permutation(424)[: round(share * 424)])
-        assert clusters.clumping(lists) > 10
-    assert clusters.clumping(np.ones(20_000, dtype=bool)) == np.inf
+        assert index.clumping(lists) > 2.5
+    assert index.clumping(np.ones(20_000, dtype=bool)) == np.inf
+    few = column_of(vectors[:600])
+    assert ClusterIndex(clusters_of(few, "l2"), few, "l2").clumping(random.random(600) < 0.5) == np.inf, (
+        "too few to tell"
+    )
 
 
 def test_a_filter_by_lot_needs_less_than_the_worst_one() -> None:

@@ -24,7 +24,7 @@ CLUSTERS = "clusters"  # the kind of its blocks
 CODED = 32  # vectors of a block of codes
 NONE = 0xFFFFFFFF  # fills up the last block of a list
 
-_SAMPLED_BLOCKS = 128  # at least, where there are so many
+_SAMPLED_BLOCKS = 128
 _FEWEST_BLOCKS = 32
 LEAST_REFINED = 10  # neighbours: where fewer are wanted, as many rows are measured as for these
 
@@ -136,17 +136,13 @@ class Clusters:
         if not bool(np.bincount(members, minlength=rows).all()):
             raise ValueError("a row is in two lists")
 
-    def clumping(self, allowed: Mask) -> float:
-        """How much more the share of allowed rows differs from one block to another than it would by lot (the index of dispersion):
-        about 1 for rows chosen at random, many times that where vectors of one kind are allowed. Of a sample of the blocks.
-        """
+    def some_members(self) -> npt.NDArray[np.uint32]:
+        """(m, 32) members of up to 128 full blocks, evenly chosen."""
         whole = np.flatnonzero(self.members[:, -1] != NONE)
-        blocks = whole[:: max(1, len(whole) // _SAMPLED_BLOCKS)]
-        if len(blocks) < _FEWEST_BLOCKS:
-            return np.inf
-        shares = allowed[self.members[blocks]].mean(axis=1)
-        share = float(shares.mean())
-        return float(shares.var()) * CODED / (share * (1.0 - share)) if 0.0 < share < 1.0 else np.inf
+        chosen = (
+            whole[np.unique(np.linspace(0, len(whole) - 1, _SAMPLED_BLOCKS).astype(np.int64))] if len(whole) else whole
+        )
+        return self.members[chosen]
 
     def list_of_block(self) -> npt.NDArray[np.int64]:
         """(blocks,) the list that each is of."""
@@ -167,6 +163,7 @@ class ClusterIndex:
         self.refine = refine
         self._column = column
         self._space = space
+        self._some_members = clusters.some_members()
         centroids = clusters.centroids
         squares = np.einsum("ij,ij->i", centroids, centroids) if space == "l2" else None
         self._handle = native.make_clusters(
@@ -191,6 +188,16 @@ class ClusterIndex:
     def size_bytes(self) -> int:
         """Bytes of lists and centroids."""
         return self.clusters.size_bytes
+
+    def clumping(self, allowed: Mask) -> float:
+        """How much more the share of allowed rows differs from one block to another than it would by lot (the index of dispersion):
+        about 1 for rows chosen at random, many times that where vectors of one kind are allowed. Of a sample of the blocks.
+        """
+        if len(self._some_members) < _FEWEST_BLOCKS:
+            return np.inf
+        counts = allowed.view(np.uint8)[self._some_members].sum(axis=1, dtype=np.int64)
+        share = float(counts.mean()) / CODED
+        return float(counts.var()) / (CODED * share * (1.0 - share)) if 0.0 < share < 1.0 else np.inf
 
     def cost(self, k: int, compared: float, *, shared: bool) -> float:
         """See `VectorIndex`."""
