@@ -35,7 +35,7 @@ every_sharding = pytest.mark.parametrize("shards", SHARDS)
 def graphs_from(patch: pytest.MonkeyPatch, rows: int) -> None:
     """Graphs are walked wherever there is one and more rows may be answered than these, whatever it costs."""
     patch.setattr(planner, "SCAN_ROWS", rows)
-    patch.setattr(hnsw, "WALK_COST", (0.0, 0.0))
+    patch.setattr(hnsw, "WALK_NS", (0.0, 0.0))
 
 
 def compactor_settings(graph_rows: int = 10**9, **others: Any) -> CompactorSettings:

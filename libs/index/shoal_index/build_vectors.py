@@ -133,7 +133,7 @@ def _extended_graph(job: _Job, base: HnswIndex, rows: Rows) -> tuple[HnswIndex, 
 
 
 def _measured_graph(index: HnswIndex, job: _Job) -> Calibration:
-    return _measured(Subject(index, _EFFORTS, [(1, 10, 100)], _enough(index), _LEAST_GRAPH_SHARE), job)
+    return _measured(Subject(index, _EFFORTS, [(1, 10, 100)], _enough(index, job), _LEAST_GRAPH_SHARE), job)
 
 
 # --- clusters
@@ -175,7 +175,7 @@ def _measured_clusters(index: ClusterIndex, job: _Job) -> list[Way]:
     found = []
     for refine in _refines(index, lists, job):
         variant = index.refining(refine)
-        subject = Subject(variant, efforts_between(1, lists, 2), [(10,), (100,)], _enough(variant))
+        subject = Subject(variant, efforts_between(1, lists, 2), [(10,), (100,)], _enough(variant, job))
         found.append(Way(variant, _measured(subject, job, refine)))
     return found
 
@@ -197,8 +197,8 @@ def _refines(index: ClusterIndex, lists: int, job: _Job) -> list[int]:
 # --- both
 
 
-def _enough(index: VectorIndex) -> Callable[..., bool]:
-    return lambda k, point, allowed: not worth(index, k, point, allowed)
+def _enough(index: VectorIndex, job: _Job) -> Callable[..., bool]:
+    return lambda k, point, allowed: not worth(index, k, point, allowed, job.column.dimension)
 
 
 def _measured(subject: Subject, job: _Job, refine: int = 1) -> Calibration:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from shoal_index.vector import costs
 from shoal_index.vector.calibration import Calibration, Point
 from shoal_index.vector.engine import VectorIndex
 
@@ -19,8 +20,8 @@ DEFAULT_EF = 64  # of a graph that was not calibrated
 DEFAULT_RECALL = 0.95
 
 _SHARED = 8  # queries that share what they read
-_PAGED_ROW_COST = 20.0  # in rows of a scan that are in memory: a row somewhere that may not be
-_PAGED_SCAN_COST = 8.0  # the same for the next row of a scan
+_PAGED_ROW_NS = 3_000.0  # a row somewhere that may not be in memory
+_PAGED_SCAN = 8.0  # times as long as in memory, a scan takes
 _UNKNOWN = 0.35  # of what may be missed, kept in reserve where a filter leaves next to nothing: it may be worse than those measured
 _COMPARED_PER_EF = 24  # rows, of a graph that was not calibrated
 
@@ -96,7 +97,7 @@ class SegmentPlan:
         return self.way >= 0
 
 
-def plan_segment(ask: Ask, *, rows: int, allowed: int, ways: Sequence[Way]) -> SegmentPlan:
+def plan_segment(ask: Ask, *, rows: int, dimension: int, allowed: int, ways: Sequence[Way]) -> SegmentPlan:
     """Choose for a segment of ``rows`` rows of which ``allowed`` may be answered: the cheapest way that reaches the recall."""
     wanted = min(ask.k, allowed)
     if wanted == 0:
@@ -113,17 +114,18 @@ def plan_segment(ask: Ask, *, rows: int, allowed: int, ways: Sequence[Way]) -> S
         return scan("an exact answer was asked for")
     if allowed <= SCAN_ROWS:
         return scan(f"only {allowed} rows may be answered, at most {SCAN_ROWS} are always compared one by one")
-    scanning = allowed * (_PAGED_SCAN_COST if ask.paged else 1.0)
+    row = costs.scan_row(dimension, shared=ask.queries >= _SHARED)
+    scanning = allowed * row * (_PAGED_SCAN if ask.paged else 1.0)
     options = [_option(ask, number, way, wanted, rows, allowed) for number, way in enumerate(ways)]
     best = [min((o for o in options if o.strategy is each), key=lambda option: option.cost) for each in strategies]
     chosen = min(best, key=lambda option: option.cost)
     asked = next((option for option in best if ask.effort and option.strategy is Strategy.GRAPH), None)
     if asked is None and chosen.cost >= scanning:
-        return scan(*(option.against(scanning) for option in best))
+        return scan(*(option.against(scanning, row) for option in best))
     chosen = asked or chosen
     assert chosen.point is not None
-    others = [(option.strategy, option.against(chosen.cost)) for option in best if option is not chosen]
-    others.append((Strategy.SCAN, f"comparing {allowed} rows costs more than what compares to {chosen.cost:.0f}"))
+    others = [(option.strategy, option.against(chosen.cost, row)) for option in best if option is not chosen]
+    others.append((Strategy.SCAN, f"comparing {allowed} rows costs more than what compares to {chosen.cost / row:.0f}"))
     if asked is not None:
         others = [(strategy, "an effort was asked for") for strategy, _ in others]
     recall = None if math.isnan(chosen.point.recall) else chosen.point.recall
@@ -135,7 +137,7 @@ def plan_segment(ask: Ask, *, rows: int, allowed: int, ways: Sequence[Way]) -> S
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """One way to go: ``cost`` in rows of a scan; without a point the target is out of its reach."""
+    """One way to go: ``cost`` in nanoseconds; without a point the target is out of its reach."""
 
     way: int
     strategy: Strategy
@@ -143,10 +145,11 @@ class _Option:
     cost: float
     target: float
 
-    def against(self, other: float) -> str:
+    def against(self, other: float, row: float) -> str:
+        """Why another was chosen, in rows of a scan, of which one takes ``row``."""
         if self.point is None:
             return f"no effort that was measured reaches a recall of {self.target:g} with so many rows allowed"
-        return f"costs as much as comparing {self.cost:.0f} rows one by one, not {other:.0f}"
+        return f"costs as much as comparing {self.cost / row:.0f} rows one by one, not {other / row:.0f}"
 
 
 def _option(ask: Ask, number: int, way: Way, wanted: int, rows: int, allowed: int) -> _Option:
@@ -158,7 +161,7 @@ def _option(ask: Ask, number: int, way: Way, wanted: int, rows: int, allowed: in
     compared = point.compared * effort / point.effort
     cost = way.index.cost(wanted, compared, shared=ask.queries >= _SHARED)
     if ask.paged:
-        cost += _PAGED_ROW_COST * way.index.touched(wanted, compared)
+        cost += _PAGED_ROW_NS * way.index.touched(wanted, compared)
     return _Option(number, way.strategy, Point(effort, point.recall, point.error, compared), cost, ask.recall)
 
 
@@ -174,6 +177,6 @@ def _point(ask: Ask, way: Way, wanted: int, share: float, effort: int) -> Point 
     return known or Point(effort, math.nan, 0.0, _COMPARED_PER_EF * effort / share)
 
 
-def worth(index: VectorIndex, k: int, point: Point, allowed: int) -> bool:
+def worth(index: VectorIndex, k: int, point: Point, allowed: int, dimension: int) -> bool:
     """Whether a search would spend so much, rather than compare the allowed rows: where calibration ends."""
-    return 2 * index.cost(k, point.compared, shared=False) < allowed
+    return 2 * index.cost(k, point.compared, shared=False) < allowed * costs.scan_row(dimension, shared=False)

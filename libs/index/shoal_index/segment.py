@@ -255,7 +255,7 @@ class Segment:
         """Made once for searches that want the same."""
         plan = self._plans.get((ask, allowed))
         if plan is None:
-            plan = plan_segment(ask, rows=self.rows, allowed=allowed, ways=self.ways)
+            plan = plan_segment(ask, rows=self.rows, dimension=self.vectors.dimension, allowed=allowed, ways=self.ways)
             if len(self._plans) >= _KEPT_PLANS:
                 self._plans.clear()
             self._plans[ask, allowed] = plan

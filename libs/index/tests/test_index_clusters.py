@@ -352,17 +352,17 @@ def test_the_cheapest_way_is_taken() -> None:
         Way(index.refining(4), curve(4, (0.9, 0.96), 2_000.0)),
         Way(index.refining(64), curve(64, (0.92, 0.97, 0.995), 2_000.0)),
     ]
-    plan = plan_segment(Ask(10, 0.95), rows=10**6, allowed=10**6, ways=ways)
+    plan = plan_segment(Ask(10, 0.95), rows=10**6, dimension=32, allowed=10**6, ways=ways)
     assert (plan.strategy, plan.way, plan.compared, plan.approximate) == (Strategy.CLUSTERS, 0, 40, True)
     assert [strategy for strategy, _ in plan.rejected] == [Strategy.SCAN]
-    more = plan_segment(Ask(10, 0.99), rows=10**6, allowed=10**6, ways=ways)
+    more = plan_segment(Ask(10, 0.99), rows=10**6, dimension=32, allowed=10**6, ways=ways)
     assert (more.way, more.compared) == (1, 640)
-    beyond = plan_segment(Ask(10, 0.999), rows=10**6, allowed=10**6, ways=ways)
+    beyond = plan_segment(Ask(10, 0.999), rows=10**6, dimension=32, allowed=10**6, ways=ways)
     assert (beyond.strategy, beyond.approximate, beyond.compared) == (Strategy.SCAN, False, 10**6)
     assert "no effort" in beyond.rejected[0][1]
-    few = plan_segment(Ask(10, 0.99), rows=1_500, allowed=1_500, ways=ways)
+    few = plan_segment(Ask(10, 0.99), rows=1_500, dimension=32, allowed=1_500, ways=ways)
     assert few.strategy is Strategy.SCAN
-    one = plan_segment(Ask(1, 0.95), rows=10**6, allowed=10**6, ways=ways)
+    one = plan_segment(Ask(1, 0.95), rows=10**6, dimension=32, allowed=10**6, ways=ways)
     assert one.compared == 40, "as many are measured as for the k of the curve"
 
 

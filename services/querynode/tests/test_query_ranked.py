@@ -277,7 +277,7 @@ def test_the_same_measures_in_segments_and_in_the_tail(space: str) -> None:
 
 def test_plans_of_dense_leaves_and_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "SCAN_ROWS", 100)
-    monkeypatch.setattr(hnsw, "WALK_COST", (0.0, 0.0))
+    monkeypatch.setattr(hnsw, "WALK_NS", (0.0, 0.0))
     ops = many(400)
     log = make([ops[:300], ops[300:350]], [ops[350:]], graph_rows=100)
     snapshot = snapshot_of(log, log.overlay())

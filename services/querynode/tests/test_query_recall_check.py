@@ -78,7 +78,7 @@ def test_corrections_fade_and_stay_within_what_curves_reach() -> None:
 
 
 async def system_of(monkeypatch: pytest.MonkeyPatch) -> tuple[DirectSystem, CollectionRef, np.ndarray]:
-    monkeypatch.setattr(hnsw, "WALK_COST", (0.1, 0.1))
+    monkeypatch.setattr(hnsw, "WALK_NS", (1.0, 0.0))
     monkeypatch.setattr(planner, "SCAN_ROWS", 100)
     system = DirectSystem(settings=CompactorSettings(flush=FlushSettings(threads=1, graph_rows=1_000)))
     made, _ = await system.database.create_collection(NewCollection(DEFAULT_TENANT, DEFAULT_DATABASE, "large"))

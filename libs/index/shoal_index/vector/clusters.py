@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shoal_core.errors import Corrupt
-from shoal_index.vector import native
+from shoal_index.vector import costs, native
 from shoal_index.vector.column import VectorColumn
 from shoal_index.vector.engine import Mask, Neighbours, Vectors, neighbours
 
@@ -27,12 +27,6 @@ NONE = 0xFFFFFFFF  # fills up the last block of a list
 _SAMPLED_BLOCKS = 128
 _FEWEST_BLOCKS = 32
 LEAST_REFINED = 10  # neighbours: where fewer are wanted, as many rows are measured as for these
-
-# In rows of a scan, by one query and by several that share what they read: a centroid, a row measured on its own, and a code of as many
-# pieces as there are dimensions.
-_CENTROID_COST = (0.6, 4.0)
-_REFINED_COST = (2.0, 20.0)
-_CODE_COST = (0.1, 0.5)
 
 Floats = npt.NDArray[np.float32]
 Number = TypeVar("Number", np.float32, np.uint8, np.uint32)
@@ -201,10 +195,11 @@ class ClusterIndex:
 
     def cost(self, k: int, compared: float, *, shared: bool) -> float:
         """See `VectorIndex`."""
-        centroids, dimension = self.clusters.centroids.shape
-        codes = compared * len(self.clusters.codebook) / dimension
+        lists, dimension = self.clusters.centroids.shape
         return (
-            centroids * _CENTROID_COST[shared] + codes * _CODE_COST[shared] + self.measured(k) * _REFINED_COST[shared]
+            lists * costs.rank_centroid(dimension, shared=shared)
+            + compared * costs.look_up_code(len(self.clusters.codebook), shared=shared)
+            + self.measured(k) * costs.measure_row(dimension)
         )
 
     def least_effort(self, k: int) -> int:

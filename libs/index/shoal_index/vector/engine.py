@@ -53,7 +53,7 @@ class VectorIndex(Protocol):
         ...
 
     def cost(self, k: int, compared: float, *, shared: bool) -> float:
-        """What a query for ``k`` that compares so much takes, in rows of a scan; ``shared``: of a scan by several queries."""
+        """What a query for ``k`` that compares so much takes, in nanoseconds; ``shared``: together with others (`costs`)."""
         ...
 
     def least_effort(self, k: int) -> int:
