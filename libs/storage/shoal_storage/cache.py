@@ -234,7 +234,7 @@ class BlockCache:
             return None
         path = self._directory / entry
         try:
-            buffer = self._known(entry, await asyncio.to_thread(self._map_verified, path, ref, verified))
+            buffer = await self._mapped_buffer(entry, path, ref, verified)
         except (OSError, pa.ArrowException, Corrupt) as error:
             self._count.degraded += 1
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
@@ -253,13 +253,15 @@ class BlockCache:
         if self._directory is None or entry not in self._disk:
             return None
         try:
-            return self._known(
-                entry, await asyncio.to_thread(self._map_verified, self._directory / entry, ref, verified=True)
-            )
+            return await self._mapped_buffer(entry, self._directory / entry, ref, verified=True)
         except (OSError, pa.ArrowException, Corrupt):
             return None
 
-    def _known(self, entry: str, found: MappedFile | pa.Buffer) -> pa.Buffer:
+    async def _mapped_buffer(self, entry: str, path: Path, ref: BlockRef, verified: bool) -> pa.Buffer:
+        # By way of a list: a thread that has returned something may hold on to it for a moment, and a mapping lives as long as that.
+        mapped: list[MappedFile | pa.Buffer] = []
+        await asyncio.to_thread(lambda: mapped.append(self._map_verified(path, ref, verified)))
+        found = mapped.pop()
         if not isinstance(found, MappedFile):
             return found
         self._maps[entry] = found
