@@ -34,6 +34,7 @@ from shoal_runtime.blas import one_blas_thread
 from shoal_storage.cache import BlockCache
 from shoal_testing.direct import DirectSystem
 from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
+from shoal_testing.resident import resident_bytes
 
 K = 10
 _PLACE = Path(__file__).resolve().parents[1] / ".cache"
@@ -55,18 +56,6 @@ def device_bytes() -> int:
     """That this process made the system read from a device."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
-
-
-def mapped_bytes(directory: Path) -> int:
-    """Of this process's mappings of files in a directory, what is in its memory."""
-    found, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        first = line.split(" ", 1)[0]
-        if "-" in first and not first.endswith(":"):
-            inside = str(directory) in line
-        elif inside and first == "Rss:":
-            found += int(line.split()[1]) << 10
-    return found
 
 
 def empty_system_cache(directory: Path) -> None:
@@ -91,7 +80,7 @@ async def ask(node: Node, target: Target, queries: npt.NDArray[np.float32], reca
             [shard] = answer.explain["shards"]
             strategies |= {segment["strategy"] for segment in shard["segments"]}
         if number % _LOOK == 0:
-            most = max(most, mapped_bytes(directory))
+            most = max(most, resident_bytes(directory))
     read = device_bytes() - before
     return Round(np.array(rows), 1e6 * seconds / len(queries), read / len(queries), most, strategies)
 
@@ -122,7 +111,7 @@ async def measure(data: EngineData, share: float, recall: float, count: int) -> 
             node = Node("node", replace(system.node.services, blocks=cache), settings)
             await node.query(QueryRequest(target, queries[:1], K))
             for shard in node._shards.values():
-                shard.release()
+                await shard.release()
             empty_system_cache(path)
             for temperature in ("cold", "warm"):
                 found = await ask(node, target, queries, recall, path)

@@ -30,10 +30,7 @@ _LEAST_SHARE = 0.5  # of the rows that an index must have to be extended
 _EFFORTS = efforts_between(8, 4096, 1.5)  # ef
 _LEAST_GRAPH_SHARE = 0.2  # of allowed rows: for fewer a walk visits too many that are not
 _REFINES = (2, 4, 8, 16, 32, 64, 128)
-_REFINED_RECALL = (
-    0.965,
-    0.995,
-)  # that codes must allow where all lists are scanned, with little and with much measured
+_REFINED_RECALL = (0.965, 0.995)  # with all lists scanned, and little or much of them measured
 
 
 @dataclass(frozen=True, slots=True)

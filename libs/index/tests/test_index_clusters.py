@@ -9,13 +9,12 @@ import numpy.typing as npt
 import pytest
 
 from libs.index.tests.test_index_calibration import mixture
-from libs.index.tests.test_index_kernels import column_of, levels
+from libs.index.tests.test_index_kernels import column_of
 from shoal_core.errors import Corrupt
 from shoal_core.schema import VectorConfig
 from shoal_index import build_vectors
 from shoal_index.build_vectors import Old, built_ways
 from shoal_index.planner import Ask, Strategy, Way, plan_segment
-from shoal_index.vector import native
 from shoal_index.vector.calibration import Calibration, Curve, Point, recalls_of
 from shoal_index.vector.clusters import CODED, NONE, ClusterIndex, Clusters
 from shoal_index.vector.clusters_build import build_clusters, extended_clusters
@@ -27,15 +26,6 @@ ROWS, K = 3_000, 10
 WHOLE = 10**6  # rows to measure for each wanted: all that are scanned
 
 Floats = npt.NDArray[np.float32]
-
-
-@pytest.fixture(params=levels())
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Kernels of this level are in use."""
-    name = str(request.param)
-    loaded = native.load(name)
-    monkeypatch.setattr(native, "_loaded", lambda: loaded)
-    return name
 
 
 def clusters_of(column: VectorColumn, space: str) -> Clusters:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,23 +23,6 @@ TAILS = (*range(2, 41), 127, 129, 383, 385)
 ROWS, QUERIES, K = 60, 7, 10
 
 Floats = npt.NDArray[np.float64]
-
-
-def levels() -> list[str]:
-    """Of the kernels that this CPU can run."""
-    names = [
-        path.name.split(".")[0].removeprefix("_kernels_") for path in Path(native.__file__).parent.glob("_kernels_*.so")
-    ]
-    return sorted(name for name in names if name != "cpu" and name <= native.level())
-
-
-@pytest.fixture(params=levels())
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Kernels of this level are in use."""
-    name = str(request.param)
-    loaded = native.load(name)
-    monkeypatch.setattr(native, "_loaded", lambda: loaded)
-    return name
 
 
 def column_of(vectors: Vectors, *, even: bool = False) -> VectorColumn:

@@ -160,11 +160,11 @@ class Node:
         """See `QueryNode`. The segments are searched while the read index and the tail are fetched."""
         selection = _selection(request.where, request.ids)
         async with self._reading(request.target) as shard:
+            ask = self._corrected(shard, _ask(request, k=request.k, queries=len(request.vectors)))
+            search = Search(request.vectors, ask, self.settings.threads)
             reading = self._begin(shard)
             for _ in range(self.settings.attempts):
                 view = await shard.loaded()
-                ask = self._corrected(shard, _ask(request, k=request.k, queries=len(request.vectors)))
-                search = Search(request.vectors, ask, self.settings.threads)
                 _check_dimension(request.vectors.shape[1], view, shard)
                 try:
                     return await self._search(shard, view, request, selection, search, reading)
@@ -378,13 +378,14 @@ class Node:
         self._touched = {key for key in self._touched if self._shards[key].is_loading}
         total = sum(self._sizes.values())
         self._notice_crowding(total)
-        for key, shard in self._shards.items():
+        for key, shard in list(self._shards.items()):
             if total <= self.settings.loaded_bytes:
                 return
-            shard.release()
-            total -= self._sizes.get(key, 0)
-            self._sizes[key] = shard.look()
-            total += self._sizes[key]
+            await shard.release()
+            if self._shards.get(key) is shard:
+                total -= self._sizes.get(key, 0)
+                self._sizes[key] = shard.look()
+                total += self._sizes[key]
         for key, shard in list(self._shards.items()):
             if total <= self.settings.loaded_bytes or key == keep:
                 return

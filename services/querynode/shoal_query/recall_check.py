@@ -24,9 +24,7 @@ _FEWEST = 20.0  # checks before anything is corrected
 _PRIOR = 0.05 * _FEWEST  # rows missed, both as expected and as found, that keep few checks from swaying much
 _SMALLEST_FACTOR = 0.1
 _BURST_S = 1.0  # of a core, saved up while idle
-_FADING_S = (
-    600.0  # in which what was found counts for a third: where it made everything a scan, nothing else would change it
-)
+_FADING_S = 600.0  # until what was found counts a third: where it made all a scan, nothing else would change it
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from shoal_core.contracts import Catalog, Head, Log, Tail, TailRequest, Target, VersionInfo
 from shoal_core.errors import (
@@ -28,6 +28,7 @@ from shoal_core.errors import (
     Unavailable,
 )
 from shoal_core.ports import Clock, ObjectStore
+from shoal_index.segment import Segment
 from shoal_index.version import SegmentView, ShardVersion, open_shard
 from shoal_query.execute import LiveMasks, Snapshot
 from shoal_query.recall_check import ObservedRecall
@@ -129,6 +130,7 @@ class Shard:
         self.caught_up_at = float("-inf")  # when the tail was known to be complete
         self.looked_at = float("-inf")  # when the current version was known
         self._touched_then = 0
+        self._mapped: WeakKeyDictionary[Segment, int] = WeakKeyDictionary()
         self.read_at = float("-inf")
         self._rounds: Rounds[Head] = Rounds(self._catch_up)
         self._loading: asyncio.Task[None] | None = None
@@ -166,12 +168,14 @@ class Shard:
         """Bytes of the newest version's vectors that were read since the beginning, or since they were released."""
         return sum(held.segment.vectors.touched_bytes for held in self._newest())
 
-    def release(self) -> None:
+    async def release(self) -> None:
         """Let go of the memory of vectors that can be read from local disk again."""
-        for held in self._all():
-            if self._mapped_bytes(held):
-                self.services.blocks.release(held.ref.blocks[_VECTORS])
-                held.segment.vectors.released()
+        held = [each for each in self._all() if self._mapped_bytes(each)]
+        blocks = [block for each in held for block in each.ref.blocks[_VECTORS]]
+        if blocks:
+            await self.services.compute(lambda: self.services.blocks.release(blocks))  # takes the system milliseconds
+        for each in held:
+            each.segment.vectors.released()
 
     def read_ahead(self) -> None:
         """There is room for all vectors again."""
@@ -182,10 +186,15 @@ class Shard:
         return () if self.view is None else self.view.version.segments
 
     def _all(self) -> list[SegmentView]:
-        return [held for view in [*self._views, *self._past.values()] for held in view.version.segments]
+        views = [*self._views, *self._past.values()]
+        return list({id(held.segment): held for view in views for held in view.version.segments}.values())
 
     def _mapped_bytes(self, held: SegmentView) -> int:
-        return self.services.blocks.mapped_bytes(held.ref.blocks[_VECTORS])
+        """Of the vectors of a segment: as long as it is open, they are mapped or not."""
+        known = self._mapped.get(held.segment)
+        if known is None:
+            known = self._mapped[held.segment] = self.services.blocks.mapped_bytes(held.ref.blocks[_VECTORS])
+        return known
 
     def _read_bytes(self, held: SegmentView) -> int:
         return min(self._mapped_bytes(held), held.segment.vectors.touched_bytes)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from shoal_index.vector.calibration import Calibration, Curve, Point, recalls_of
 from shoal_index.vector.column import VectorColumn
 from shoal_index.vector.engine import Mask, Neighbours, Rows, VectorIndex, Vectors, exact_distances
-from shoal_index.vector.exact import search_exact
+from shoal_index.vector.exact import nearest_means, search_exact
 
 SHARES = (1.0, 0.5, 0.2)
 SMALL_SHARES = (0.08, 0.03, 0.01)  # where that is so many rows that an index may be faster than a scan
@@ -30,10 +30,7 @@ _LEVEL = 0.002  # recall: where a step brings less, and much is found already, m
 _MUCH = 0.9
 _CELLS = (24, 256)
 _FEWEST_IN_CELL = 20  # rows, on average
-_AT_ONCE = 8_192  # rows
-_ODD = np.uint64(
-    0x9E3779B97F4A7C15
-)  # 2 to the 64th by the golden ratio (Knuth): its multiples' upper bits are spread evenly
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 by the golden ratio (Knuth): upper bits of its multiples are spread evenly
 _SEED = 5
 
 
@@ -118,7 +115,7 @@ def trials(column: VectorColumn, space: str, asked: Rows, *, threads: int) -> li
     present = np.ones(column.count, dtype=bool)
     present[asked] = False
     found = []
-    regions = _regions(column)
+    regions = _regions(column, threads)
     for share in (*SHARES, *(share for share in SMALL_SHARES if share * column.count >= SMALL_SHARE_ROWS)):
         some = queries if share == 1.0 else queries[::2]
         cases = tuple(
@@ -144,12 +141,15 @@ class _Regions:
     cells: Sequence[npt.NDArray[np.int64]]
 
 
-def _regions(column: VectorColumn) -> _Regions:
+def _regions(column: VectorColumn, threads: int) -> _Regions:
     random = np.random.default_rng(_SEED)
     middle = column.gather(random.integers(column.count, size=1))[0]
     far = np.concatenate([exact_distances("l2", middle, chunk.vectors) for chunk in column.chunks])
-    counts = [min(cells, column.count // _FEWEST_IN_CELL) for cells in _CELLS]
-    return _Regions(far, [_cells(column, column.gather(random.permutation(column.count)[:count])) for count in counts])
+    cells = []
+    for count in _CELLS:
+        centres = column.gather(random.permutation(column.count)[: min(count, column.count // _FEWEST_IN_CELL)])
+        cells.append(np.concatenate([nearest_means(chunk.vectors, centres, threads) for chunk in column.chunks]))
+    return _Regions(far, cells)
 
 
 def _masks(share: float, present: Mask, regions: _Regions) -> Iterator[Mask]:
@@ -166,18 +166,6 @@ def _masks(share: float, present: Mask, regions: _Regions) -> Iterator[Mask]:
         order = random.permutation(len(sizes))
         chosen = order[: 1 + int(np.searchsorted(np.cumsum(sizes[order]), share * rows))]
         yield present & np.isin(cell, chosen)
-
-
-def _cells(column: VectorColumn, centres: Vectors) -> npt.NDArray[np.int64]:
-    """(n,) the nearest centre of each vector, by l2."""
-    squares = np.einsum("ij,ij->i", centres, centres)
-    return np.concatenate(
-        [
-            np.argmin(squares - 2 * (c.vectors[at : at + _AT_ONCE] @ centres.T), axis=1)
-            for c in column.chunks
-            for at in range(0, len(c.vectors), _AT_ONCE)
-        ]
-    )
 
 
 def _curves(subject: Subject, trial: Trial, ks: Sequence[int], threads: int) -> list[Curve]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from shoal_core.errors import Corrupt
 from shoal_index.vector import costs, native
 from shoal_index.vector.column import VectorColumn
 from shoal_index.vector.engine import Mask, Neighbours, Vectors, neighbours
+from shoal_index.vector.matrices import lists_of, matrix_of
 
 CLUSTERS = "clusters"  # the kind of its blocks
 CODED = 32  # vectors of a block of codes
@@ -29,7 +29,6 @@ _FEWEST_BLOCKS = 32
 LEAST_REFINED = 10  # neighbours: where fewer are wanted, as many rows are measured as for these
 
 Floats = npt.NDArray[np.float32]
-Number = TypeVar("Number", np.float32, np.uint8, np.uint32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +63,14 @@ class Clusters:
     def to_tables(self) -> list[pa.Table]:
         """The origin, the centroids, the codebook, where lists start, and the blocks."""
         pieces, width, _ = self.codebook.shape
-        blocks = {"members": _rows(self.members), "codes": _rows(self.codes.reshape(len(self.codes), -1))}
+        blocks = {"members": lists_of(self.members), "codes": lists_of(self.codes.reshape(len(self.codes), -1))}
         if self.biases is not None:
-            blocks["biases"] = _rows(self.biases)
+            blocks["biases"] = lists_of(self.biases)
         head = {b"pieces": str(pieces).encode(), b"width": str(width).encode()}
         return [
             pa.table({"origin": self.origin}),
-            pa.table({"centroid": _rows(self.centroids)}).replace_schema_metadata(head),
-            pa.table({"codebook": _rows(self.codebook.reshape(-1, 16))}),
+            pa.table({"centroid": lists_of(self.centroids)}).replace_schema_metadata(head),
+            pa.table({"codebook": lists_of(self.codebook.reshape(-1, 16))}),
             pa.table({"start": pa.array(self.starts)}),
             pa.table(blocks),
         ]
@@ -83,15 +82,15 @@ class Clusters:
             origin, centroids, codebook, starts, blocks = tables
             head = centroids.schema.metadata
             pieces, width = int(head[b"pieces"]), int(head[b"width"])
-            codes = _matrix(blocks.column("codes"), np.uint8)
+            codes = matrix_of(blocks.column("codes"), np.uint8)
             clusters = cls(
                 origin.column("origin").combine_chunks().to_numpy(),
-                _matrix(centroids.column("centroid"), np.float32),
-                _matrix(codebook.column("codebook"), np.float32).reshape(pieces, width, 16),
+                matrix_of(centroids.column("centroid"), np.float32),
+                matrix_of(codebook.column("codebook"), np.float32).reshape(pieces, width, 16),
                 starts.column("start").combine_chunks().to_numpy(),
-                _matrix(blocks.column("members"), np.uint32),
+                matrix_of(blocks.column("members"), np.uint32),
                 codes.reshape(len(codes), pieces, 16),
-                _matrix(blocks.column("biases"), np.float32) if "biases" in blocks.column_names else None,
+                matrix_of(blocks.column("biases"), np.float32) if "biases" in blocks.column_names else None,
             )
             clusters.check(rows, dimension, space)
         except (ValueError, KeyError, TypeError) as error:
@@ -240,16 +239,3 @@ class ClusterIndex:
     def to_tables(self) -> Mapping[str, Sequence[pa.Table]]:
         """The lists."""
         return {CLUSTERS: self.clusters.to_tables()}
-
-
-def _rows(matrix: npt.NDArray[np.generic]) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
-
-
-def _matrix(column: pa.ChunkedArray, dtype: type[Number]) -> npt.NDArray[Number]:
-    (array,) = column.chunks
-    width = array.type.list_size
-    flat: npt.NDArray[Number] = array.values.slice(array.offset * width, len(array) * width).to_numpy()
-    if flat.dtype != dtype:
-        raise ValueError(f"expected numbers of type {dtype.__name__}, found {flat.dtype}")
-    return flat.reshape(-1, width)

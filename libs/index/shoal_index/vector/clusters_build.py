@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from shoal_index.vector import native
 from shoal_index.vector.clusters import CODED, NONE, Clusters, Floats
-from shoal_index.vector.column import VectorChunk, VectorColumn
+from shoal_index.vector.column import VectorColumn
 from shoal_index.vector.engine import Mask, Rows, unit_vectors
+from shoal_index.vector.exact import nearest_means
 
 _LISTS = 3.0  # times the square root of the number of vectors
 _SAMPLED = 48  # vectors a list to train on
@@ -79,12 +80,6 @@ def extended_clusters(
     """
     source = _Source(column, space, old.origin, trained, threads)
     return _filled(source, old.centroids, old.codebook, (old, new_row))
-
-
-def nearest_means(vectors: Floats, means: Floats, threads: int) -> npt.NDArray[np.int64]:
-    """(n,) the nearest mean of each vector, by l2."""
-    column = VectorColumn([VectorChunk(means)], np.arange(len(means), dtype=np.uint64))
-    return native.scan(column.handle("l2"), vectors, 1, allowed=None, threads=threads).rows[:, 0]
 
 
 def _means(vectors: Floats, count: int, random: np.random.Generator, threads: int) -> Floats:

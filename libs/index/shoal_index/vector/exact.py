@@ -4,9 +4,11 @@ k-th best is measured in float64, and that decides. Vectors so long that squares
 
 from __future__ import annotations
 
+import numpy as np
+
 from shoal_index.vector import native
-from shoal_index.vector.column import VectorColumn
-from shoal_index.vector.engine import Mask, Neighbours, Vectors, neighbours
+from shoal_index.vector.column import VectorChunk, VectorColumn
+from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, neighbours
 
 
 def search_exact(
@@ -20,3 +22,9 @@ def search_exact(
     """
     found = native.scan(column.handle(space), queries, min(k, column.count), allowed=allowed, threads=threads)
     return neighbours(found)
+
+
+def nearest_means(vectors: Vectors, means: Vectors, threads: int) -> Rows:
+    """(n,) the nearest of the means (m, dim) to each vector, by l2."""
+    column = VectorColumn([VectorChunk(means)], np.arange(len(means), dtype=np.uint64))
+    return native.scan(column.handle("l2"), vectors, 1, allowed=None, threads=threads).rows[:, 0]

@@ -17,6 +17,7 @@ from shoal_core.errors import Corrupt
 from shoal_index.vector import native
 from shoal_index.vector.column import VectorColumn
 from shoal_index.vector.engine import Mask, Neighbours, Vectors, neighbours
+from shoal_index.vector.matrices import lists_of, matrix_of
 
 GRAPH = "graph"  # the kind of its blocks
 NONE = 0xFFFFFFFF  # ends a list of links that is not full
@@ -56,9 +57,9 @@ class Graph:
         """The lowest level, the slots, and the lists of the upper levels."""
         head = {b"levels": str(self.levels).encode(), b"entry": str(self.entry).encode()}
         return [
-            pa.table({"links": _lists(self.links)}).replace_schema_metadata(head),
+            pa.table({"links": lists_of(self.links)}).replace_schema_metadata(head),
             pa.table({"row": pa.array(self.upper_rows), "start": pa.array(self.upper_starts)}),
-            pa.table({"links": _lists(self.upper_links)}),
+            pa.table({"links": lists_of(self.upper_links)}),
         ]
 
     @classmethod
@@ -68,7 +69,7 @@ class Graph:
             lowest, slots, upper = tables
             head = lowest.schema.metadata
             upper_rows, starts = (slots.column(name).combine_chunks().to_numpy() for name in ("row", "start"))
-            links, lists = _matrix(lowest.column("links")), _matrix(upper.column("links"))
+            links, lists = (matrix_of(table.column("links"), np.uint32) for table in (lowest, upper))
             graph = cls(links, upper_rows, starts, lists, int(head[b"levels"]), int(head[b"entry"]))
             graph.check(rows)
         except (ValueError, KeyError, TypeError) as error:
@@ -161,17 +162,6 @@ class HnswIndex:
     def to_tables(self) -> Mapping[str, Sequence[pa.Table]]:
         """The links."""
         return {GRAPH: self.graph.to_tables()}
-
-
-def _lists(links: Links) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(links.reshape(-1)), links.shape[1])
-
-
-def _matrix(column: pa.ChunkedArray) -> Links:
-    (array,) = column.chunks or [pa.array([], column.type)]
-    width = array.type.list_size
-    flat = array.values.slice(array.offset * width, len(array) * width).to_numpy()
-    return flat.reshape(-1, width)
 
 
 def _within(links: Links, bound: int) -> bool:
