@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shoal_core.audit import Audit, no_audit
 from shoal_core.contracts import Access
 from shoal_core.limits import Limits
 from shoal_core.ports import Clock, Random
@@ -35,14 +36,20 @@ def check_addresses(section: FrontendSection, **addresses: str) -> None:
 
 
 def make_entrance(
-    section: FrontendSection, api: Api, access: Access, clock: Clock, random: Random, limits: Limits
+    section: FrontendSection,
+    api: Api,
+    access: Access,
+    clock: Clock,
+    random: Random,
+    limits: Limits,
+    audit: Audit = no_audit,
 ) -> Entrance:
     """The one way to ``api``. Raises `InvalidArgument` for settings that cannot work."""
     settings = settings_of(
         AuthenticatorSettings, section.access, root_token=section.access.root_token.get_secret_value()
     )
     authenticator = Authenticator(access, clock, random, settings) if authenticates(section.access) else None
-    return Entrance(api, Gate(clock, gate_settings(section)), authenticator, limits)
+    return Entrance(api, Gate(clock, gate_settings(section)), authenticator, limits, audit)
 
 
 def embedding_settings(section: EmbeddingSection) -> EmbeddingSettings | None:

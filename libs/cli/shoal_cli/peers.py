@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shoal_cli.security import PLAIN, Security
 from shoal_cluster.assignment import AssignmentPolicy, RendezvousPolicy, compaction_key
 from shoal_cluster.calls import RetryPolicy
 from shoal_cluster.channels import ChannelPool, ChannelSettings
@@ -19,6 +20,7 @@ from shoal_core.ports import Member
 from shoal_runtime.config import Config
 from shoal_runtime.sections import settings_of
 from shoal_runtime.system import SystemClock, SystemRandom
+from shoal_runtime.tls import channel_credentials
 from shoal_wire.clients.access import AccessClient
 from shoal_wire.clients.catalog import CatalogClient
 from shoal_wire.clients.functions import FunctionsClient
@@ -64,14 +66,21 @@ def channel_settings(config: Config) -> ChannelSettings:
     )
 
 
-def find_peers(config: Config) -> Peers:
+def find_peers(config: Config, security: Security = PLAIN) -> Peers:
     """Connect to nothing yet: everything opens at `Peers.start` or on first use."""
     if not config.etcd.endpoints:
         raise InvalidArgument("name at least one etcd server, host:port", field="etcd.endpoints")
     clock, random = SystemClock(), SystemRandom()
-    etcd = EtcdClient(config.etcd.endpoints)
+    etcd = EtcdClient(
+        config.etcd.endpoints,
+        credentials=None if security.etcd is None else channel_credentials(security.etcd),
+        server_name=config.etcd.server_name,
+    )
     registry = EtcdRegistry(etcd, config.etcd.cluster, clock=clock, random=random, lease_ttl_s=config.etcd.lease_ttl_s)
-    channels = ChannelPool(channel_settings(config), clock=clock, close_grace_ms=config.rpc.close_grace_ms)
+    channels = ChannelPool(
+        channel_settings(config), clock=clock, security=security.callers, close_grace_ms=config.rpc.close_grace_ms
+    )
+    security.follow(channels, etcd)
     policy = RendezvousPolicy()
     routing = RoutingSettings(
         timeout_ms=config.frontend.timeout_ms,
@@ -85,19 +94,19 @@ def find_peers(config: Config) -> Peers:
     timeout_ms = config.rpc.timeout_ms
 
     def catalog_of(member: Member) -> Catalog:
-        return CatalogClient(channels.get(member.address), timeout_ms)
+        return CatalogClient(channels.get(member.address, member.role), timeout_ms)
 
     def functions_of(member: Member) -> Functions:
-        return FunctionsClient(channels.get(member.address), timeout_ms)
+        return FunctionsClient(channels.get(member.address, member.role), timeout_ms)
 
     def log_of(member: Member) -> Log:
-        return LogClient(channels.get(member.address), timeout_ms)
+        return LogClient(channels.get(member.address, member.role), timeout_ms)
 
     def node_of(member: Member) -> QueryNode:
-        return QueryClient(channels.get(member.address), timeout_ms)
+        return QueryClient(channels.get(member.address, member.role), timeout_ms)
 
     def access_of(member: Member) -> Access:
-        return AccessClient(channels.get(member.address), timeout_ms)
+        return AccessClient(channels.get(member.address, member.role), timeout_ms)
 
     return Peers(
         registry,

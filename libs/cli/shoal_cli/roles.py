@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 from shoal_cli.entry import check_addresses, embedding_settings, make_entrance
 from shoal_cli.peers import Peers, channel_settings, find_peers
+from shoal_cli.security import Security, open_security
 from shoal_compactor.compactor import Compactor, CompactorSettings
 from shoal_compactor.functions import FunctionRunner
 from shoal_compactor.garbage import Sweeper
@@ -41,6 +42,7 @@ from shoal_runtime.sections import settings_of
 from shoal_runtime.server import GrpcServer, split_address
 from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_runtime.telemetry import METRICS_CONTENT_TYPE, Telemetry
+from shoal_runtime.tls import ServerContext
 from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore, S3Config, S3ObjectStore, ensure_bucket
 from shoal_storage.postgres import open_pool
@@ -74,6 +76,7 @@ class Context:
     peers: Peers
     server: GrpcServer
     telemetry: Telemetry
+    security: Security
     background: Background
     stack: AsyncExitStack
 
@@ -89,23 +92,27 @@ async def serve(role: str, config: Config, *, ready: Callable[[int], None] = lam
     telemetry = Telemetry(role, instance=member_id, settings=config.telemetry)
     telemetry.install()
     clock = SystemClock()
-    server = GrpcServer(
-        _SERVICES[role],
-        clock,
-        options=channel_settings(config).server_options(),
-        interceptors=[RpcMetrics(telemetry, clock)],
-    )
     async with AsyncExitStack() as stack:
         stack.callback(telemetry.close)
-        peers = find_peers(config)
+        security = open_security(role, config, clock, telemetry, stack.enter_context(ExitStack()))
+        server = GrpcServer(
+            _SERVICES[role],
+            clock,
+            options=channel_settings(config).server_options(),
+            interceptors=[RpcMetrics(telemetry, clock), *security.interceptors(role, config.tls.domain)],
+            credentials=security.server_credentials(role),
+        )
+        peers = find_peers(config, security)
         stack.push_async_callback(peers.close)
         await peers.start()
         background = await stack.enter_async_context(Background())
-        await _BUILDERS[role](Context(config, member_id, peers, server, telemetry, background, stack))
+        security.watch(background, config.tls.reload_interval_ms)
+        await _BUILDERS[role](Context(config, member_id, peers, server, telemetry, security, background, stack))
         host, port = split_address(section.listen, f"{role}.listen")
         bound = await server.start(host, port)
         address = section.advertise or f"{host}:{bound}"
-        await _serve_pages(section.metrics, role, telemetry, server, stack)
+        context = security.pages_context(config.tls.metrics)
+        await _serve_pages(section.metrics, role, telemetry, server, stack, context)
         await peers.registry.register(Member(role, member_id, address, section.weight))
         _log.info("%s serves on %s", member_id, address)
         ready(bound)
@@ -117,15 +124,29 @@ async def serve(role: str, config: Config, *, ready: Callable[[int], None] = lam
 
 
 async def _serve_pages(
-    address: str, role: str, telemetry: Telemetry, server: GrpcServer, stack: AsyncExitStack
+    address: str,
+    role: str,
+    telemetry: Telemetry,
+    server: GrpcServer,
+    stack: AsyncExitStack,
+    context: ServerContext | None,
 ) -> None:
+    """Metrics, and what the probes of an orchestrator ask that does not speak gRPC over TLS."""
     if not address:
         return
 
-    def health() -> Page:
-        return Page(b"draining\n", 503) if server.draining else Page(b"ok\n")
+    def ready() -> Page:
+        return Page(b"ok\n") if server.serving else Page(b"not serving\n", 503)
 
-    pages = Pages({"/metrics": lambda: Page(telemetry.render(), content_type=METRICS_CONTENT_TYPE), "/health": health})
+    pages = Pages(
+        {
+            "/metrics": lambda: Page(telemetry.render(), content_type=METRICS_CONTENT_TYPE),
+            "/live": lambda: Page(b"ok\n"),
+            "/ready": ready,
+            "/health": ready,
+        },
+        tls=None if context is None else context.context,
+    )
     await pages.start(*split_address(address, f"{role}.metrics"))
     stack.push_async_callback(pages.close)
 
@@ -239,7 +260,9 @@ async def _build_frontend(context: Context) -> None:
         embedding=offered(embedding_settings(config.frontend.embedding), SystemClock()),
     )
     limits = _limits(config)
-    entrance = make_entrance(config.frontend, database, peers.access, SystemClock(), SystemRandom(), limits)
+    entrance = make_entrance(
+        config.frontend, database, peers.access, SystemClock(), SystemRandom(), limits, context.security.audit
+    )
     ShoalServicer(entrance).add_to(context.server.grpc_server)
     AccessAdminServicer(entrance, peers.access, SystemRandom(), limits).add_to(context.server.grpc_server)
     if config.frontend.http:
@@ -253,7 +276,10 @@ async def _build_frontend(context: Context) -> None:
             embeds=database.embedding is not None,
         )
         host, port = split_address(config.frontend.http, "frontend.http")
-        await context.stack.enter_async_context(serve_http(create_app(gateway), host, port))
+        tls = context.security.public_context()
+        await context.stack.enter_async_context(
+            serve_http(create_app(gateway), host, port, tls=None if tls is None else tls.context)
+        )
 
 
 def _readiness(registry: Registry) -> Readiness:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 import grpc.aio
@@ -59,12 +60,24 @@ class ChannelSettings:
         )
 
 
+class ChannelSecurity(Protocol):
+    """TLS towards members."""
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Of channels opened now."""
+        ...
+
+    def server_name(self, role: str) -> str:
+        """What the certificate of a member of this role must name: addresses come and go."""
+        ...
+
+
 class ChannelPool:
     """Channels by address. Ask with `get` for every call: a channel that was kept may be closed.
 
     Args:
         clock: for the grace time.
-        credentials: for TLS; None speaks plain text.
+        security: for TLS; None speaks plain text. Call `renew` when its certificates change.
         close_grace_ms: how long calls in flight may go on when their member has left the view.
     """
 
@@ -73,24 +86,24 @@ class ChannelPool:
         settings: ChannelSettings | None = None,
         *,
         clock: Clock,
-        credentials: grpc.ChannelCredentials | None = None,
+        security: ChannelSecurity | None = None,
         close_grace_ms: float = 30_000.0,
     ) -> None:
         self._options = (settings or ChannelSettings()).client_options()
         self._clock = clock
-        self._credentials = credentials
+        self._security = security
         self._close_grace_s = close_grace_ms / 1_000
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._leaving: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         self._closed = False
 
-    def get(self, address: str) -> grpc.aio.Channel:
-        """The channel to ``host:port``; connects at its first call. Raises `Unavailable` after `close`."""
+    def get(self, address: str, role: str = "") -> grpc.aio.Channel:
+        """The channel to a member of ``role`` at ``host:port``; connects at its first call. Raises `Unavailable` after `close`."""
         if self._closed:
             raise Unavailable("this process is shutting down; call another one")
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = self._open(address)
+            channel = self._channels[address] = self._open(address, role)
         return channel
 
     def addresses(self) -> frozenset[str]:
@@ -103,7 +116,14 @@ class ChannelPool:
 
     def retain(self, addresses: Collection[str]) -> None:
         """Drop the channels to all other addresses, and close them when the grace time is over."""
-        for address in self._channels.keys() - set(addresses):
+        self._drop(self._channels.keys() - set(addresses))
+
+    def renew(self) -> None:
+        """Open all channels anew, with the credentials of now; calls under way end on the old ones within the grace time."""
+        self._drop(set(self._channels))
+
+    def _drop(self, addresses: Collection[str]) -> None:
+        for address in addresses:
             channel = self._channels.pop(address)
             task = asyncio.get_running_loop().create_task(self._close_later(channel), name=f"close-channel-{address}")
             self._leaving[task] = channel
@@ -124,7 +144,8 @@ class ChannelPool:
         await self._clock.sleep(self._close_grace_s)
         await channel.close()
 
-    def _open(self, address: str) -> grpc.aio.Channel:
-        if self._credentials is None:
+    def _open(self, address: str, role: str) -> grpc.aio.Channel:
+        if self._security is None:
             return grpc.aio.insecure_channel(address, options=self._options)
-        return grpc.aio.secure_channel(address, self._credentials, options=self._options)
+        options = (*self._options, ("grpc.ssl_target_name_override", self._security.server_name(role)))
+        return grpc.aio.secure_channel(address, self._security.credentials(), options=options)

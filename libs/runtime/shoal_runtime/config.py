@@ -25,6 +25,7 @@ from pydantic_settings import (
 
 from shoal_core.errors import InvalidArgument
 from shoal_runtime.sections import (
+    AuditSection,
     CacheSection,
     EtcdSection,
     LimitsSection,
@@ -33,6 +34,7 @@ from shoal_runtime.sections import (
     RpcSection,
     Section,
     TelemetrySection,
+    TlsSection,
 )
 from shoal_runtime.service_sections import (
     CompactorSection,
@@ -60,10 +62,12 @@ class Config(BaseSettings):
     postgres: PostgresSection = PostgresSection()
     objects: ObjectsSection = ObjectsSection()
     etcd: EtcdSection = EtcdSection()
+    tls: TlsSection = TlsSection()
     rpc: RpcSection = RpcSection()
     cache: CacheSection = CacheSection()
     limits: LimitsSection = LimitsSection()
     telemetry: TelemetrySection = TelemetrySection()
+    audit: AuditSection = AuditSection()
     sysdb: SysdbSection = SysdbSection()
     logservice: LogSection = LogSection()
     querynode: QuerySection = QuerySection()

@@ -24,7 +24,7 @@ def configure_logging(
         service: a member of every line, if given.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.addFilter(_add_trace)
+    handler.addFilter(add_trace)
     handler.setFormatter(JsonFormatter(service) if as_json else logging.Formatter(_TEXT_FORMAT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
@@ -62,7 +62,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
-def _add_trace(record: logging.LogRecord) -> bool:
+def add_trace(record: logging.LogRecord) -> bool:
     context = trace.get_current_span().get_span_context()
     record.trace_id = trace.format_trace_id(context.trace_id) if context.is_valid else ""
     record.span_id = trace.format_span_id(context.span_id) if context.is_valid else ""

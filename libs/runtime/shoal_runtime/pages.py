@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -36,8 +37,15 @@ class Page:
 class Pages:
     """Serves ``pages``: path → what makes the page. A maker runs on the event loop and must be quick."""
 
-    def __init__(self, pages: Mapping[str, Callable[[], Page]], *, max_connections: int = 64) -> None:
+    def __init__(
+        self,
+        pages: Mapping[str, Callable[[], Page]],
+        *,
+        max_connections: int = 64,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._pages = dict(pages)
+        self._tls = tls
         self._slots = asyncio.Semaphore(max_connections)
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -45,7 +53,7 @@ class Pages:
     async def start(self, host: str, port: int) -> int:
         """Listen; the port, also when 0 was asked for. Raises `Unavailable` when the address cannot be had."""
         try:
-            self._server = await asyncio.start_server(self._accept, host, port, limit=_MAX_HEAD_BYTES)
+            self._server = await asyncio.start_server(self._accept, host, port, limit=_MAX_HEAD_BYTES, ssl=self._tls)
         except OSError as error:
             raise Unavailable(
                 f"cannot listen on {host}:{port}: {error.strerror or error}; choose another address"

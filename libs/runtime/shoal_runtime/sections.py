@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import NoDecode
@@ -87,6 +87,8 @@ class S3Section(Section):
     """Put before every key, without slash at its end."""
     allow_http: bool = False
     """Whether an endpoint without TLS is acceptable."""
+    ca_file: Path | None = None
+    """Who signs the certificate of the endpoint (PEM), besides the authorities that everybody trusts. Read at start."""
     connect_timeout_ms: TimeMs = 1_000
     """For one connection."""
     request_timeout_ms: TimeMs = 10_000
@@ -115,6 +117,46 @@ class EtcdSection(Section):
     """Clusters of different names share an etcd without seeing each other."""
     lease_ttl_s: Annotated[int, Field(ge=2)] = 5
     """A member that is silent for so long leaves the registry."""
+    ca_file: Path | None = None
+    """Who signs the certificates of the etcd servers (PEM). None: plain text."""
+    cert_file: Path | None = None
+    """A certificate to show to them."""
+    key_file: Path | None = None
+    """Its private key."""
+    server_name: str = ""
+    """The name in their certificates; needed where several endpoints are given."""
+
+
+class TlsSection(Section):
+    """Certificates of this process for everything between Shoal's processes, which is mutual TLS where they are given. Files are
+    PEM, and are read again when they change.
+    """
+
+    cert_file: Path | None = None
+    """The certificate with its chain; it names ROLE.DOMAIN, see `tls.domain`. None: plain text."""
+    key_file: Path | None = None
+    """Its private key."""
+    ca_file: Path | None = None
+    """Who signs the certificates of the others."""
+    domain: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")] = "shoal.internal"
+    """A process with the certificate of querynode.DOMAIN is a query node, to callers and to those it calls."""
+    reload_interval_ms: Count = 10_000
+    """Between two looks at the files."""
+    metrics: Literal["plain", "tls", "mutual"] = "tls"
+    """How the pages with metrics and health are served where there are certificates; mutual: callers must have one too."""
+
+
+class AuditSection(Section):
+    """The log of administrative verbs and refusals, see docs/security.md."""
+
+    enabled: bool = True
+    """Whether there is one."""
+    file: Path | None = None
+    """Appended to, one JSON object per line; none: lines of the logger shoal.audit among the other logs."""
+    refusals_per_s: Annotated[float, Field(gt=0)] = 20.0
+    """Refusals written on average; what is beyond is counted, and the next line says how many."""
+    refusal_burst: Count = 200
+    """Refusals written at once."""
 
 
 class RpcSection(Section):

@@ -55,6 +55,7 @@ class GrpcServer:
         self._credentials = credentials
         self._health = health.aio.HealthServicer()
         self._draining: asyncio.Task[None] | None = None
+        self._started = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc_server)
         names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self.grpc_server)
@@ -63,6 +64,11 @@ class GrpcServer:
     def draining(self) -> bool:
         """Whether `drain` has begun."""
         return self._draining is not None
+
+    @property
+    def serving(self) -> bool:
+        """What health says of the server as a whole."""
+        return self._started and not self.draining
 
     async def start(self, host: str, port: int) -> int:
         """Listen and report healthy; the port, also when 0 was asked for. Raises `Unavailable` when it cannot be had."""
@@ -78,6 +84,7 @@ class GrpcServer:
             ) from error
         await self.grpc_server.start()
         await self._set_health(serving=True)
+        self._started = True
         return bound
 
     async def set_serving(self, service: str, serving: bool) -> None:

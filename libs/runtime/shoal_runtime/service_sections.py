@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr
 
@@ -393,6 +394,19 @@ class EmbeddingSection(Section):
     """Tenants whose account is remembered."""
 
 
+class FrontendTlsSection(Section):
+    """What callers of the frontend see, over gRPC and HTTP alike. Files are PEM and are read again when they change."""
+
+    cert_file: Path | None = None
+    """The certificate with its chain; none: that of `tls.cert_file`."""
+    key_file: Path | None = None
+    """Its private key."""
+    client_ca_file: Path | None = None
+    """Who signs the certificates of callers; none: `tls.ca_file`."""
+    client_certificates: Literal["none", "required"] = "none"
+    """Whether callers must have a certificate. What they may do is a matter of their credentials all the same."""
+
+
 class FrontendSection(ServiceSection):
     """The frontend."""
 
@@ -416,6 +430,7 @@ class FrontendSection(ServiceSection):
     """Collections whose name is remembered; a stale one is noticed and looked up again."""
     cors_allow_origins: Texts = ()
     """Origins whose web pages may call the HTTP side, such as https://app.example.com; *: all. Several are separated by commas."""
+    tls: FrontendTlsSection = FrontendTlsSection()
     access: AccessSection = AccessSection()
     tenant: TenantSection = TenantSection()
     tenants: dict[str, TenantSection] = Field(default={})

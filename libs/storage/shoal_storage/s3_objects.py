@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import obstore
@@ -62,6 +63,7 @@ class S3Config:
         access_key, secret_key: empty for the credentials of the environment.
         prefix: put before every key, without slash at its end.
         allow_http: whether an endpoint without TLS is acceptable.
+        ca_file: who signs the endpoint's certificate (PEM), besides the authorities that everybody trusts.
         connect_timeout_ms: for one connection.
         request_timeout_ms: for one request with its retries, besides one second for each 4 MiB moved.
         retries: of one request that was refused, dropped or answered by a 5xx.
@@ -75,6 +77,7 @@ class S3Config:
     region: str = "us-east-1"
     prefix: str = ""
     allow_http: bool = False
+    ca_file: Path | None = None
     connect_timeout_ms: int = 1_000
     request_timeout_ms: int = 10_000
     retries: int = 3
@@ -188,6 +191,11 @@ def _open_store(config: S3Config) -> S3Store:
         "connect_timeout": timedelta(milliseconds=config.connect_timeout_ms),
         "timeout": timedelta(hours=1),  # `_request` bounds each call by its size instead
     }
+    if config.ca_file is not None:
+        try:
+            client["root_certificate"] = config.ca_file.read_bytes()
+        except OSError as error:
+            raise InvalidArgument(f"{config.ca_file} cannot be read: {error.strerror}", field="s3.ca_file") from error
     retry: RetryConfig = {
         "max_retries": config.retries,
         "retry_timeout": timedelta(seconds=1),
@@ -256,6 +264,7 @@ def ensure_bucket(config: S3Config) -> None:
         aws_secret_access_key=config.secret_key or None,
         region_name=config.region,
         config=timeouts,
+        verify=str(config.ca_file) if config.ca_file is not None else None,
     )
     try:
         _create_if_absent(client, config)

@@ -25,13 +25,13 @@ from shoal_wire.messages import sized
 from shoal_wire.status import status_of
 
 Behaviour = Callable[[Any], Awaitable[Message | bytes]]
-Admit = Callable[[Iterable[tuple[str, str | bytes]]], Awaitable[None]]
+Admit = Callable[[Iterable[tuple[str, str | bytes]], str], Awaitable[None]]
 Handler = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
 
 _log = logging.getLogger(__name__)
 
 
-async def everybody(metadata: Iterable[tuple[str, str | bytes]]) -> None:
+async def everybody(metadata: Iterable[tuple[str, str | bytes]], peer: str) -> None:
     """Admits every call."""
 
 
@@ -43,8 +43,8 @@ def add_service(
     Args:
         file: the generated module's ``DESCRIPTOR``.
         service: the service's name in it.
-        admit: called with a call's metadata before its message is read; raises a `ShoalError` to refuse it. Context variables
-            that it sets are seen by the call's coroutine, and by no other.
+        admit: called with a call's metadata and the address it comes from before its message is read; raises a `ShoalError` to
+            refuse it. Context variables that it sets are seen by the call's coroutine, and by no other.
 
     Raises:
         AttributeError: the servicer lacks a method.
@@ -72,7 +72,7 @@ def _handler(method: MethodDescriptor, behaviour: Behaviour, tracer: trace.Trace
     async def handle(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         with tracing.server_span(tracer, service, method.name, context.invocation_metadata()) as span:
             try:
-                await admit(context.invocation_metadata() or ())
+                await admit(context.invocation_metadata() or (), context.peer() or "")
                 response = await behaviour(await _parse(request_type, data))
                 encoded = response if isinstance(response, bytes) else response.SerializeToString()
             except ShoalError as error:

@@ -136,17 +136,30 @@ class EtcdClient:
         endpoints: see `channel_target`.
         timeout_ms: bound of one request.
         credentials: for TLS; None speaks plain text.
+        server_name: that the servers' certificates must have; empty for the host of the endpoint.
     """
 
     def __init__(
-        self, endpoints: Sequence[str], *, timeout_ms: int = 2_000, credentials: grpc.ChannelCredentials | None = None
+        self,
+        endpoints: Sequence[str],
+        *,
+        timeout_ms: int = 2_000,
+        credentials: grpc.ChannelCredentials | None = None,
+        server_name: str = "",
     ) -> None:
-        target, options = channel_target(endpoints), channel_options(timeout_ms)
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, options=options)
-        else:
-            self._channel = grpc.aio.secure_channel(target, credentials, options=options)
+        named = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
+        self._target, self._options = channel_target(endpoints), (*channel_options(timeout_ms), *named)
+        self._channel = self._open(credentials)
         self._timeout_s = timeout_ms / 1_000
+
+    def _open(self, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+        if credentials is None:
+            return grpc.aio.insecure_channel(self._target, options=self._options)
+        return grpc.aio.secure_channel(self._target, credentials, options=self._options)
+
+    def renew(self, credentials: grpc.ChannelCredentials) -> None:
+        """Use other credentials for what begins from now on. A watch under way keeps its connection until that ends."""
+        self._channel = self._open(credentials)
 
     async def get_prefix(self, prefix: bytes) -> Snapshot:
         """All keys under ``prefix`` at the newest revision, linearizable."""

@@ -7,15 +7,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from shoal_core.audit import Audit, AuditEvent, Outcome
 from shoal_core.contracts import CollectionRef
-from shoal_core.errors import NotFound, PermissionDenied
+from shoal_core.errors import NotFound, PermissionDenied, ShoalError
 from shoal_core.limits import Limits
 from shoal_frontend.access.gate import Gate
 from shoal_frontend.access.principal import Principal
-from shoal_frontend.access.verbs import VERBS, Permission
+from shoal_frontend.access.verbs import VERBS, Permission, is_administrative
 from shoal_frontend.api import Api
 
 T = TypeVar("T")
+E = TypeVar("E", bound=ShoalError)
 
 _FUNCTION = "function"  # the field of errors about attached functions
 
@@ -50,7 +52,8 @@ class KnownNames:
 class Checks:
     """Of one principal. They raise `NotFound` for what it may not see, `PermissionDenied` for what it may not do.
 
-    ``names`` are shared by all principals of a process.
+    ``names`` are shared by all principals of a process. ``audit`` hears of every refusal, and of administrative verbs how they ended;
+    ``peer`` is where the request came from.
     """
 
     api: Api
@@ -58,70 +61,96 @@ class Checks:
     gate: Gate
     names: KnownNames
     limits: Limits
+    audit: Audit
+    peer: str = ""
 
-    async def on(self, verb: str, ref: CollectionRef, call: Callable[[CollectionRef], Awaitable[T]]) -> T:
+    async def on(
+        self, verb: str, ref: CollectionRef, call: Callable[[CollectionRef], Awaitable[T]], *, detail: str = ""
+    ) -> T:
         """``call`` with the collection, if the principal may do ``verb`` with it. Raises `NotFound`, `PermissionDenied`."""
         permission = VERBS[verb].permission
         if not self.principal.sees_database(ref.tenant, ref.database):
-            raise no_collection(ref)
+            raise self.refused(verb, ref, no_collection(ref))
 
         async def checked() -> T:
             if ref.id and not self.principal.may_all(permission, ref.tenant, ref.database):
                 return await self._by_id(verb, ref, call)
-            if not ref.id:
-                self._check_name(verb, ref, ref.name)
+            if not ref.id and (error := self._refusal(verb, ref, ref.name)) is not None:
+                raise self.refused(verb, ref, error)
             return await call(ref)
 
-        return await self.passed(verb, ref.tenant, checked, lambda: no_collection(ref))
+        return await self.passed(verb, ref, checked, lambda: no_collection(ref), detail=detail)
 
     async def _by_id(self, verb: str, ref: CollectionRef, call: Callable[[CollectionRef], Awaitable[T]]) -> T:
         """``call`` with id and name. `NotFound` means that nothing was done yet, see `Names`: then the name is looked up again."""
         name = self.names.get(ref)
-        if name is not None:
+        if name is not None and self._refusal(verb, ref, name) is None:
             try:
-                self._check_name(verb, ref, name)
                 return await call(replace(ref, name=name))
             except (NotFound, PermissionDenied):
                 self.names.forget(ref)
         found = await self.api.get_collection(ref)
-        self._check_name(verb, ref, found.name)
+        if (error := self._refusal(verb, ref, found.name)) is not None:
+            self.names.forget(ref)
+            raise self.refused(verb, replace(ref, name=found.name), error)
         self.names.learn(ref, found.name)
         return await call(replace(ref, name=found.name))
 
-    def _check_name(self, verb: str, ref: CollectionRef, name: str) -> None:
+    def _refusal(self, verb: str, ref: CollectionRef, name: str) -> ShoalError | None:
         if self.principal.may(VERBS[verb].permission, ref.tenant, ref.database, name):
-            return
+            return None
         if self.principal.may(Permission.READ, ref.tenant, ref.database, name):
-            raise not_allowed(verb)
-        raise no_collection(ref)
+            return not_allowed(verb)
+        return no_collection(ref)
 
     def new_name(self, verb: str, ref: CollectionRef, name: str | None) -> None:
         """A collection may only get a name with which the principal could have made it."""
         if name is not None and not self.principal.may(Permission.EDIT, ref.tenant, ref.database, name):
-            raise not_allowed(verb)
+            raise self.refused(verb, ref, not_allowed(verb), detail=name)
 
     def tenant(self, verb: str, tenant: str) -> None:
         """Raise unless the principal may do ``verb`` with all of a tenant."""
+        where = CollectionRef(tenant, "")
         if not self.principal.sees_tenant(tenant):
-            raise no_tenant(tenant)
+            raise self.refused(verb, where, no_tenant(tenant))
         if not self.principal.may_tenant(VERBS[verb].permission, tenant):
-            raise not_allowed(verb)
+            raise self.refused(verb, where, not_allowed(verb))
 
-    def owner(self, verb: str) -> None:
+    def owner(self, verb: str, tenant: str = "") -> None:
         """Raise unless the principal owns the system."""
         if not self.principal.owns():
-            raise not_allowed(verb)
+            raise self.refused(verb, CollectionRef(tenant, ""), not_allowed(verb))
 
     async def passed(
-        self, verb: str, tenant: str, call: Callable[[], Awaitable[T]], missing: Callable[[], NotFound] | None = None
+        self,
+        verb: str,
+        where: CollectionRef,
+        call: Callable[[], Awaitable[T]],
+        missing: Callable[[], NotFound] | None = None,
+        *,
+        detail: str = "",
     ) -> T:
         """``call()`` through the gate; what is not found is ``missing()``, whatever the reason, but for functions of what is."""
         try:
-            return await self.gate.passed(self.principal.id, tenant, VERBS[verb].load, call)
-        except NotFound as error:
-            if missing is None or error.field == _FUNCTION:
+            result = await self.gate.passed(self.principal.id, where.tenant, VERBS[verb].load, call)
+        except BaseException as error:
+            if is_administrative(verb) and not isinstance(error, PermissionDenied):
+                self._record(verb, Outcome.FAILED, where, detail, type(error).__name__)
+            if not isinstance(error, NotFound) or missing is None or error.field == _FUNCTION:
                 raise
             raise missing() from None
+        if is_administrative(verb):
+            self._record(verb, Outcome.DONE, where, detail)
+        return result
+
+    def refused(self, verb: str, where: CollectionRef, error: E, *, detail: str = "") -> E:
+        """``error``, which the audit log has heard of."""
+        self._record(verb, Outcome.REFUSED, where, detail, type(error).__name__)
+        return error
+
+    def _record(self, verb: str, outcome: Outcome, where: CollectionRef, detail: str, reason: str = "") -> None:
+        who, peer, what = self.principal.id, self.peer, where.name or where.id
+        self.audit(AuditEvent(verb, outcome, who, peer, where.tenant, where.database, what, detail, reason))
 
     async def visible(
         self,

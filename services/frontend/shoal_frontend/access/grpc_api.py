@@ -27,10 +27,10 @@ class Door:
     def __init__(self, entrance: Entrance) -> None:
         self._entrance = entrance
 
-    async def admit(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+    async def admit(self, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> None:
         """For ``admit`` of `add_service`."""
         texts = {key: value for key, value in metadata if isinstance(value, str)}
-        _SESSION.set(await self._entrance.admit(texts.get))
+        _SESSION.set(await self._entrance.admit(texts.get, peer))
 
     @property
     def session(self) -> Session:
@@ -63,7 +63,10 @@ class AccessAdminServicer:
             raise FailedPrecondition(
                 "this frontend does not ask who calls; start it with a root token first (frontend.access.root_token)"
             )
-        return Admin(self._access, self._door.session.principal, self._random, self._limits)
+        session = self._door.session
+        return Admin(
+            self._access, session.principal, self._random, self._limits, audit=self._entrance.audit, peer=session.peer
+        )
 
     async def create_token(self, request: pb.CreateTokenRequest) -> pb.CreateTokenResponse:
         credential, token = await self._admin.create_token(

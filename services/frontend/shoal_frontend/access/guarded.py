@@ -62,17 +62,23 @@ class Guarded:
     # --- tenants and databases
 
     async def create_tenant(self, name: str) -> None:
-        self.checks.owner("create_tenant")
-        await self.checks.passed("create_tenant", name, lambda: self.api.create_tenant(name))
+        self.checks.owner("create_tenant", name)
+        await self.checks.passed("create_tenant", CollectionRef(name, ""), lambda: self.api.create_tenant(name))
 
     async def get_tenant(self, name: str) -> Tenant:
+        where = CollectionRef(name, "")
         if not self.principal.sees_tenant(name):
-            raise no_tenant(name)
-        return await self.checks.passed("get_tenant", name, lambda: self.api.get_tenant(name), lambda: no_tenant(name))
+            raise self.checks.refused("get_tenant", where, no_tenant(name))
+        return await self.checks.passed("get_tenant", where, lambda: self.api.get_tenant(name), lambda: no_tenant(name))
 
     async def name_tenant(self, name: str, resource_name: str) -> None:
-        self.checks.owner("name_tenant")
-        await self.checks.passed("name_tenant", name, lambda: self.api.name_tenant(name, resource_name))
+        self.checks.owner("name_tenant", name)
+        await self.checks.passed(
+            "name_tenant",
+            CollectionRef(name, ""),
+            lambda: self.api.name_tenant(name, resource_name),
+            detail=resource_name,
+        )
 
     async def create_database(self, tenant: str, name: str) -> Database:
         self.checks.tenant("create_database", tenant)
@@ -81,18 +87,23 @@ class Guarded:
             await self.gate.check_new_database(self.api, tenant)
             return await self.api.create_database(tenant, name)
 
-        return await self.checks.passed("create_database", tenant, create, lambda: no_tenant(tenant))
+        return await self.checks.passed(
+            "create_database", CollectionRef(tenant, name), create, lambda: no_tenant(tenant)
+        )
 
     async def get_database(self, tenant: str, name: str) -> Database:
+        where = CollectionRef(tenant, name)
         if not self.principal.sees_database(tenant, name):
-            raise no_database(tenant, name)
+            raise self.checks.refused("get_database", where, no_database(tenant, name))
         return await self.checks.passed(
-            "get_database", tenant, lambda: self.api.get_database(tenant, name), lambda: no_database(tenant, name)
+            "get_database", where, lambda: self.api.get_database(tenant, name), lambda: no_database(tenant, name)
         )
 
     async def list_databases(self, tenant: str, *, limit: int = 100, offset: int = 0) -> list[Database]:
         check_page(limit, offset, self.checks.limits.page_size)
+        where = CollectionRef(tenant, "")
         if not self.principal.sees_tenant(tenant):
+            self.checks.refused("list_databases", where, no_tenant(tenant))
             return []
 
         async def visible() -> list[Database]:
@@ -105,15 +116,16 @@ class Guarded:
                 offset,
             )
 
-        return await self.checks.passed("list_databases", tenant, visible)
+        return await self.checks.passed("list_databases", where, visible)
 
     async def delete_database(self, tenant: str, name: str) -> None:
+        where = CollectionRef(tenant, name)
         if not self.principal.sees_database(tenant, name):
-            raise no_database(tenant, name)
+            raise self.checks.refused("delete_database", where, no_database(tenant, name))
         self.checks.tenant("delete_database", tenant)
         await self.checks.passed(
             "delete_database",
-            tenant,
+            where,
             lambda: self.api.delete_database(tenant, name),
             lambda: no_database(tenant, name),
         )
@@ -123,18 +135,19 @@ class Guarded:
     async def create_collection(self, new: NewCollection, *, get_or_create: bool = False) -> tuple[Collection, bool]:
         """Who may only read gets a collection that is there, too, where that will do."""
         tenant, database = new.tenant, new.database
+        ref = CollectionRef(tenant, database, new.name)
         if not self.principal.sees_database(tenant, database):
-            raise no_database(tenant, database)
+            raise self.checks.refused("create_collection", ref, no_database(tenant, database))
         if not self.principal.may(_EDIT, tenant, database, new.name):
             if not (get_or_create and self.principal.may(_READ, tenant, database, new.name)):
-                raise not_allowed("create_collection")
+                raise self.checks.refused("create_collection", ref, not_allowed("create_collection"))
             try:
-                return await self.get_collection(CollectionRef(tenant, database, new.name)), False
+                return await self.get_collection(ref), False
             except NotFound:
-                raise not_allowed("create_collection") from None
+                raise self.checks.refused("create_collection", ref, not_allowed("create_collection")) from None
         return await self.checks.passed(
             "create_collection",
-            tenant,
+            ref,
             lambda: self._create(new, get_or_create),
             lambda: no_database(tenant, database),
         )
@@ -161,23 +174,30 @@ class Guarded:
         def missing() -> NotFound:
             return NotFound(f"no collection {resource_name}:{database}:{name}", field="name")
 
-        found = await self.checks.passed("get_collection_by_resource_name", self.principal.tenant(), find, missing)
+        found = await self.checks.passed(
+            "get_collection_by_resource_name", CollectionRef(self.principal.tenant(), database, name), find, missing
+        )
         if found is None:
-            raise missing()
+            where = CollectionRef(resource_name, database, name)
+            raise self.checks.refused("get_collection_by_resource_name", where, missing())
         return found
 
     async def list_collections(
         self, tenant: str, database: str, *, limit: int = 100, offset: int = 0
     ) -> list[Collection]:
         check_page(limit, offset, self.checks.limits.page_size)
+        where = CollectionRef(tenant, database)
         if not self.principal.sees_database(tenant, database):
+            self.checks.refused("list_collections", where, no_database(tenant, database))
             return []
         return await self.checks.passed(
-            "list_collections", tenant, lambda: self._list_collections(tenant, database, limit, offset)
+            "list_collections", where, lambda: self._list_collections(tenant, database, limit, offset)
         )
 
     async def count_collections(self, tenant: str, database: str) -> int:
+        where = CollectionRef(tenant, database)
         if not self.principal.sees_database(tenant, database):
+            self.checks.refused("count_collections", where, no_database(tenant, database))
             return 0
 
         async def count() -> int:
@@ -185,7 +205,7 @@ class Guarded:
                 return await self.api.count_collections(tenant, database)
             return len(await self._list_collections(tenant, database, None, 0))
 
-        return await self.checks.passed("count_collections", tenant, count)
+        return await self.checks.passed("count_collections", where, count)
 
     async def _list_collections(self, tenant: str, database: str, limit: int | None, offset: int) -> list[Collection]:
         if limit is not None and self.principal.may_all(_READ, tenant, database):
@@ -214,7 +234,7 @@ class Guarded:
             self.checks.names.forget(ref)
             return changed
 
-        return await self.checks.on("modify_collection", ref, modify)
+        return await self.checks.on("modify_collection", ref, modify, detail=name or "")
 
     async def delete_collection(self, ref: CollectionRef) -> None:
         await self.checks.on("delete_collection", ref, lambda found: self.api.delete_collection(found))
@@ -227,7 +247,7 @@ class Guarded:
             await self.gate.check_new_collection(self.api, NewCollection(ref.tenant, ref.database, name))
             return await self.api.fork_collection(found, name)
 
-        return await self.checks.on("fork_collection", ref, fork)
+        return await self.checks.on("fork_collection", ref, fork, detail=name)
 
     async def count_forks(self, ref: CollectionRef) -> int:
         return await self.checks.on("count_forks", ref, lambda found: self.api.count_forks(found))
@@ -244,7 +264,7 @@ class Guarded:
             )
             return await self.api.attach_function(found, new)
 
-        return await self.checks.on("attach_function", ref, attach)
+        return await self.checks.on("attach_function", ref, attach, detail=new.name)
 
     async def get_function(self, ref: CollectionRef, name: str) -> AttachedFunction:
         return await self.checks.on("get_function", ref, lambda found: self.api.get_function(found, name))
@@ -256,7 +276,7 @@ class Guarded:
                 self.checks.new_name("detach_function", ref, function.output_collection)
             await self.api.detach_function(found, name, delete_output=delete_output)
 
-        await self.checks.on("detach_function", ref, detach)
+        await self.checks.on("detach_function", ref, detach, detail=name)
 
     # --- writes
 
@@ -480,7 +500,7 @@ class Guarded:
 
     async def reset(self) -> None:
         self.checks.owner("reset")
-        await self.api.reset()
+        await self.checks.passed("reset", CollectionRef("", ""), self.api.reset)
 
     async def status(self) -> Json:
         self.checks.owner("status")

@@ -76,3 +76,9 @@ VERBS: Mapping[str, Verb] = {
     "reset": Verb(Permission.OWN, Load.WRITE),
     "status": Verb(Permission.OWN, Load.READ),
 }
+
+
+def is_administrative(verb: str) -> bool:
+    """Whether a verb changes something other than records: the audit log has these."""
+    what = VERBS[verb]
+    return what.load is Load.WRITE and what.permission is not Permission.WRITE

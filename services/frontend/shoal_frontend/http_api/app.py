@@ -85,7 +85,8 @@ def _add(app: FastAPI, gateway: Gateway, route: Route) -> Answers:
     async def answered(request: Request) -> Response:
         try:
             if not route.is_open:  # before anything of the body is read
-                request.scope[SESSION] = await gateway.entrance.admit(request.headers.get)
+                peer = f"{request.client.host}:{request.client.port}" if request.client else ""
+                request.scope[SESSION] = await gateway.entrance.admit(request.headers.get, peer)
             if route.method in _WITH_BODY and not _may_be_json(request.headers, gateway.cors_allow_origins):
                 return json_response(_NOT_JSON, 415)
             return await route.answer(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -16,8 +17,10 @@ _BACKLOG = 2048
 
 
 @asynccontextmanager
-async def serve(app: Application, host: str, port: int, *, drain_s: int = 5) -> AsyncIterator[int]:
-    """Serve while the context is open; gives the port, also when 0 was asked for.
+async def serve(
+    app: Application, host: str, port: int, *, drain_s: int = 5, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
+    """Serve while the context is open; gives the port, also when 0 was asked for. Without ``tls`` it is plain text.
 
     On leaving, requests under way have ``drain_s`` seconds to end. Signals are left to the process.
 
@@ -34,6 +37,7 @@ async def serve(app: Application, host: str, port: int, *, drain_s: int = 5) -> 
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=drain_s,
+        ssl_context_factory=None if tls is None else lambda config, default: tls,
     )
     server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[listener]))
