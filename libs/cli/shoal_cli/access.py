@@ -8,13 +8,18 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shoal_cli.reach import credentials_of_command
 from shoal_core.contracts import ANY, AccessAdmin, Credential, CredentialKind, Grant, Role
 from shoal_core.contracts.access import position_of
 from shoal_core.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    import grpc
+    import grpc.aio
 
 Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
@@ -75,12 +80,18 @@ def shown(grant: Grant) -> str:
 @asynccontextmanager
 async def admin_of(address: str, token: str) -> AsyncIterator[AccessAdmin]:
     """The credentials of a running system."""
-    import grpc.aio
-
     from shoal_wire.clients.access import AccessAdminClient
 
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with _channel(address, credentials_of_command()) as channel:
         yield AccessAdminClient(channel, token=token)
+
+
+def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    import grpc.aio
+
+    if credentials is None:
+        return grpc.aio.insecure_channel(address)
+    return grpc.aio.secure_channel(address, credentials)
 
 
 def make_app(run: Run) -> typer.Typer:

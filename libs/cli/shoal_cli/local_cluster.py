@@ -43,6 +43,7 @@ class ClusterPlan:
     Attributes:
         grpc, http: host:port of the first frontend; the others take free ports. Without http none serves it.
         environment: more settings of every role, as ``SHOAL_SECTION__NAME``.
+        certificates: a directory as `shoal_cli.certificates.make` fills it: TLS between the roles, and to their callers.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class ClusterPlan:
     grpc: str = "127.0.0.1:0"
     http: str = "127.0.0.1:0"
     environment: dict[str, str] = field(default_factory=dict)
+    certificates: Path | None = None
 
     def counts(self) -> dict[str, int]:
         """How many processes of each role, in the order they are started."""
@@ -208,6 +210,12 @@ class LocalCluster:
             "objects.s3.allow_http": "true",
             "cache.directory": str(home / "cache"),
         }
+        if (certificates := self._plan.certificates) is not None:
+            settings |= {
+                "tls.ca_file": str(certificates.absolute() / "ca.crt"),
+                "tls.cert_file": str(certificates.absolute() / f"{role}.crt"),
+                "tls.key_file": str(certificates.absolute() / f"{role}.key"),
+            }
         environment = {f"SHOAL_{key.replace('.', '__').upper()}": value for key, value in settings.items()}
         inherited = {
             key: os.environ[key] for key in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME") if key in os.environ

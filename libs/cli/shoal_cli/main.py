@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from shoal_cli.reach import Reach
 from shoal_core.errors import ShoalError
 
 app = typer.Typer(
@@ -59,6 +62,22 @@ TokenOption = Annotated[
 ]
 
 
+@app.callback()
+def reach(
+    context: typer.Context,
+    tls: Annotated[bool, typer.Option("--tls", help="Frontends are reached over TLS; implied by the files.")] = False,
+    ca_file: Annotated[
+        Path | None, typer.Option(envvar="SHOAL_CA_FILE", help="Who signs their certificates (PEM).")
+    ] = None,
+    cert_file: Annotated[
+        Path | None, typer.Option(envvar="SHOAL_CERT_FILE", help="A certificate to show to them (PEM).")
+    ] = None,
+    key_file: Annotated[Path | None, typer.Option(envvar="SHOAL_KEY_FILE", help="Its private key (PEM).")] = None,
+) -> None:
+    """How commands that ask a frontend reach it."""
+    context.obj = Reach(tls, ca_file, cert_file, key_file)
+
+
 @app.command()
 def up(
     path: PathOption = DEFAULT_PATH,
@@ -66,6 +85,9 @@ def up(
     http: HttpOption = DEFAULT_HTTP,
     cluster: ClusterOption = 0,
     allow_reset: Annotated[bool, typer.Option("--allow-reset", help="Let clients delete everything.")] = False,
+    certificates: Annotated[
+        Path | None, typer.Option(help="TLS: a directory that `shoal certificates` made. None: plain text.")
+    ] = None,
 ) -> None:
     """Serve a data directory in the foreground until Ctrl-C or SIGTERM, then stop all that was started.
 
@@ -77,9 +99,9 @@ def up(
 
     _run(
         lambda: (
-            serving.serve_cluster(path, grpc, http, cluster, allow_reset=allow_reset)
+            serving.serve_cluster(path, grpc, http, cluster, allow_reset=allow_reset, certificates=certificates)
             if cluster
-            else serving.serve_embedded(path, grpc, http, allow_reset=allow_reset)
+            else serving.serve_embedded(path, grpc, http, allow_reset=allow_reset, certificates=certificates)
         )
     )
 
@@ -102,6 +124,22 @@ def serve(
     from shoal_runtime.config import load, parse_flags
 
     _run(lambda: roles.serve(role, load(parse_flags(settings or []), path=config)))
+
+
+@app.command()
+def certificates(
+    directory: Annotated[Path, typer.Argument(help="Made if it is missing. An authority in it is used again.")],
+    host: Annotated[
+        list[str] | None, typer.Option(help="A name or address of the frontends; may be given many times.")
+    ] = None,
+    domain: Annotated[str, typer.Option(help="As in `tls.domain`.")] = "shoal.internal",
+    days: Annotated[int, typer.Option(help="How long the certificates are good.")] = 90,
+) -> None:
+    """Make an authority and certificates for all roles, where there is no other source of them. Run it again to renew them."""
+    from shoal_cli import certificates as making
+
+    with errors_shown():
+        making.make(directory, domain, host or [], days)
 
 
 @app.command()
@@ -159,8 +197,15 @@ def _run(make: Any) -> None:
     """Run a coroutine on uvloop; a typed error becomes one line and exit code 1."""
     from shoal_runtime.lifecycle import run
 
-    try:
+    with errors_shown():
         run(make)
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """A typed error becomes one line and exit code 1."""
+    try:
+        yield
     except ShoalError as error:
         typer.secho(f"shoal: {type(error).__name__}: {error}", fg="red", err=True)
         raise typer.Exit(1) from None

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from shoal import aio
 from shoal.aio_collection import AsyncCollection
+from shoal_cli.reach import credentials_of_command
 from shoal_core.errors import FailedPrecondition
 
 TARGETS = (0.9, 0.95, 0.99)
@@ -53,7 +54,10 @@ async def show(
     address: str, name: str, *, tenant: str, database: str, token: str = "", sample: int = 100, as_json: bool = False
 ) -> None:
     """Ask a frontend and print. Raises `FailedPrecondition` for a collection without vectors."""
-    async with await aio.connect(address, tenant=tenant, database=database, token=token) as client:
+    credentials = credentials_of_command()
+    async with await aio.connect(
+        address, tenant=tenant, database=database, token=token, credentials=credentials
+    ) as client:
         report = await look(await client.get_collection(name), sample)
     if as_json:
         print(json.dumps(asdict(report), indent=2))

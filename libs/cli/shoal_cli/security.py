@@ -103,7 +103,7 @@ def open_security(role: str, config: Config, clock: Clock, telemetry: Telemetry,
     """
     audit = _open_audit(role, config, clock, telemetry)
     own = _own(role, config.tls, clock)
-    public, clients = _public(config.frontend.tls, own, clock) if role == FRONTEND else (None, None)
+    public, clients = public_certificates(config.frontend.tls, own, clock) if role == FRONTEND else (None, None)
     security = Security(
         own, public, clients, _etcd(config, clock), None if own is None else Callers(own, config.tls.domain), audit
     )
@@ -138,9 +138,13 @@ def _own(role: str, section: TlsSection, clock: Clock) -> Certificates | None:
     return Certificates(CertificateFiles(section.cert_file, section.key_file, section.ca_file, name), clock)
 
 
-def _public(
+def public_certificates(
     section: FrontendTlsSection, own: Certificates | None, clock: Clock
 ) -> tuple[Certificates | None, Certificates | None]:
+    """What callers of a frontend see, and who signs theirs if they must have any; ``own`` stands in for what is not given.
+
+    Raises `InvalidArgument` naming a setting that cannot be used.
+    """
     where = "frontend.tls"
     public = own
     if section.cert_file is not None or section.key_file is not None:

@@ -8,11 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from shoal import aio
+from shoal_cli.reach import credentials_of_command
 
 
 async def show(address: str, *, as_json: bool, token: str = "") -> None:
     """Ask a frontend and print."""
-    async with await aio.connect(address, timeout_ms=10_000, token=token) as client:
+    async with await aio.connect(
+        address, timeout_ms=10_000, token=token, credentials=credentials_of_command()
+    ) as client:
         status = await client.status()
     if as_json:
         print(json.dumps(status, indent=2, sort_keys=True))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from shoal_cli.embedded import EmbeddedSettings, EmbeddedSystem
 from shoal_cli.entry import check_addresses, embedding_settings, make_entrance
 from shoal_cli.local_cluster import ClusterPlan, LocalCluster
+from shoal_cli.security import FRONTEND, Security, public_certificates
 from shoal_cluster.channels import ChannelSettings
 from shoal_core.limits import Limits
 from shoal_frontend.access.grpc_api import AccessAdminServicer
@@ -20,8 +23,9 @@ from shoal_frontend.http_api.app import create_app
 from shoal_frontend.http_api.gateway import Gateway
 from shoal_frontend.http_api.serving import serve
 from shoal_runtime.config import load
-from shoal_runtime.lifecycle import stop_signals
+from shoal_runtime.lifecycle import Background, stop_signals
 from shoal_runtime.logs import configure_logging
+from shoal_runtime.sections import TlsSection
 from shoal_runtime.server import GrpcServer, split_address
 from shoal_runtime.servers.ports import free_ports
 from shoal_runtime.service_sections import FrontendSection
@@ -50,7 +54,10 @@ async def embedded_server(
         stack.push_async_callback(system.close)
         options = ChannelSettings(Limits().message_size_bytes).server_options()
         services = ["shoal.v1.ShoalService", "shoal.v1.AccessAdminService"]
-        server = GrpcServer(services, clock, options=options)
+        public, clients = public_certificates(section.tls, None, clock)
+        security = Security(public=public, clients=clients)
+        security.watch(await stack.enter_async_context(Background()), TlsSection().reload_interval_ms)
+        server = GrpcServer(services, clock, options=options, credentials=security.server_credentials(FRONTEND))
         entrance = make_entrance(section, system.api, system.access, clock, random, Limits())
         ShoalServicer(entrance).add_to(server.grpc_server)
         AccessAdminServicer(entrance, system.access, random).add_to(server.grpc_server)
@@ -64,20 +71,35 @@ async def embedded_server(
             cors_allow_origins=section.cors_allow_origins,
             embeds=system.api.embedding is not None,
         )
-        yield f"{host}:{bound}", await _serve_http(gateway, http, stack)
+        tls = security.public_context()
+        yield f"{host}:{bound}", await _serve_http(gateway, http, stack, None if tls is None else tls.context)
 
 
-async def serve_embedded(path: Path, grpc: str, http: str, *, allow_reset: bool = False) -> None:
+async def serve_embedded(
+    path: Path, grpc: str, http: str, *, allow_reset: bool = False, certificates: Path | None = None
+) -> None:
     """Everything in this process until a signal."""
     configure_logging("WARNING", as_json=False)
-    section = load({"frontend": {"allow_reset": True}} if allow_reset else None).frontend
+    flags: dict[str, Any] = {"allow_reset": True} if allow_reset else {}
+    if certificates is not None:
+        flags["tls"] = {"cert_file": certificates / "frontend.crt", "key_file": certificates / "frontend.key"}
+        flags["tls"]["client_ca_file"] = certificates / "ca.crt"
+    section = load({"frontend": flags}).frontend
     async with stop_signals() as stop, embedded_server(path, grpc, http, section=section) as (address, gateway):
         _say(path, address, gateway, "everything in this process")
         await stop.wait()
         typer.echo("Stopping.")
 
 
-async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int, *, allow_reset: bool = False) -> None:
+async def serve_cluster(
+    path: Path,
+    grpc: str,
+    http: str,
+    querynodes: int,
+    *,
+    allow_reset: bool = False,
+    certificates: Path | None = None,
+) -> None:
     """A local cluster."""
     configure_logging("WARNING", as_json=False)
     split_address(grpc, "grpc")
@@ -87,7 +109,9 @@ async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int, *, al
         http = f"{http.rpartition(':')[0]}:{port or free_ports(1)[0]}"
     async with stop_signals() as stop:
         environment = _settings_of_frontends() | ({"SHOAL_FRONTEND__ALLOW_RESET": "true"} if allow_reset else {})
-        plan = ClusterPlan(path, querynodes=querynodes, grpc=grpc, http=http, environment=environment)
+        plan = ClusterPlan(
+            path, querynodes=querynodes, grpc=grpc, http=http, environment=environment, certificates=certificates
+        )
         cluster = LocalCluster(plan)
         await cluster.start()
         try:
@@ -99,12 +123,12 @@ async def serve_cluster(path: Path, grpc: str, http: str, querynodes: int, *, al
             await cluster.stop()
 
 
-async def _serve_http(gateway: Gateway, http: str, stack: AsyncExitStack) -> str:
+async def _serve_http(gateway: Gateway, http: str, stack: AsyncExitStack, tls: ssl.SSLContext | None = None) -> str:
     """Serve the HTTP gateway; the address it is on, empty for none."""
     if not http:
         return ""
     host, port = split_address(http, "http")
-    bound = await stack.enter_async_context(serve(create_app(gateway), host, port))
+    bound = await stack.enter_async_context(serve(create_app(gateway), host, port, tls=tls))
     return f"{http.rpartition(':')[0]}:{bound}"
 
 

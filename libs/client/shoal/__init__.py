@@ -34,7 +34,7 @@ Errors form one tree, `shoal.errors`; each names the field at fault and what to 
 
 from shoal import aio, embedding
 from shoal._conditional import AsyncConditionalWrite, ConditionalWrite
-from shoal._connect import EmbeddedSystem
+from shoal._connect import EmbeddedSystem, tls_credentials
 from shoal._consistency import INDEX_ONLY, AsOf, Session, as_of, bounded, session, unless_written_since
 from shoal._results import GetResult, LoadResult, QueryResult, Record
 from shoal._search import GroupBy, Knn, MaxK, MinK, Rank, Search, Val, rrf
@@ -96,5 +96,6 @@ __all__ = [
     "errors",
     "rrf",
     "session",
+    "tls_credentials",
     "unless_written_since",
 ]

@@ -74,6 +74,36 @@ def parse_addresses(text: str) -> tuple[str, ...]:
     return addresses
 
 
+def tls_credentials(
+    ca_file: str | Path | None = None, cert_file: str | Path | None = None, key_file: str | Path | None = None
+) -> grpc.ChannelCredentials:
+    """For ``credentials`` of `connect`: TLS, with a certificate of one's own where the frontend wants one. Files are PEM.
+
+    Args:
+        ca_file: who signs the frontends' certificates; None for the authorities that come with gRPC.
+        cert_file, key_file: a certificate with its chain, and its private key; both or neither.
+
+    Raises:
+        InvalidArgument: a file cannot be read, or only one of certificate and key is given.
+    """
+    import grpc
+
+    if (cert_file is None) != (key_file is None):
+        missing = "cert_file" if cert_file is None else "key_file"
+        raise InvalidArgument("give both a certificate and its key", field=missing)
+    roots = _pem(ca_file, "ca_file")
+    return grpc.ssl_channel_credentials(roots, _pem(key_file, "key_file"), _pem(cert_file, "cert_file"))
+
+
+def _pem(path: str | Path | None, field: str) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror or error}", field=field) from error
+
+
 async def connect_frontends(
     addresses: tuple[str, ...], timeout_ms: int, credentials: grpc.ChannelCredentials | None, token: str = ""
 ) -> Connection:

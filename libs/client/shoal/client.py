@@ -48,7 +48,7 @@ def connect(
         embedding_function: for collections of this client that name no other.
         embedding_hosts: ``host`` or ``host:port`` of services that get texts, and keys from the environment, when the stored
             function of a collection names them. The public address of a function's own service needs no mention.
-        credentials: for TLS; without them the connection is plain text.
+        credentials: for TLS, see `tls_credentials`; without them the connection is plain text.
         token: says who calls, where the frontend wants to know (docs/access.md).
         options: for the embedded system.
 

@@ -15,6 +15,8 @@ from shoal_core.audit import Audit, AuditEvent, Outcome
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+OPERATOR: Final = "operator"
+
 CALLERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
         "shoal.v1.CatalogService": frozenset({"frontend", "querynode", "compactor"}),
@@ -22,7 +24,7 @@ CALLERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "shoal.v1.FunctionsService": frozenset({"frontend", "compactor"}),
         "shoal.v1.LogService": frozenset({"frontend", "querynode", "compactor"}),
         "shoal.v1.QueryService": frozenset({"frontend"}),
-        "shoal.v1.CompactorService": frozenset({"operator"}),
+        "shoal.v1.CompactorService": frozenset({OPERATOR}),
     }
 )
 """Roles by the service that they may call. A service that is not here is called by nobody."""

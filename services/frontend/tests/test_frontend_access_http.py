@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.frontend.tests.frontend_http_support import Answered, Http
+from shoal_core.audit import AuditEvent
 from shoal_core.contracts import CollectionRef, Grant, NewCollection, Role
 from shoal_frontend.access.admin import Admin
 from shoal_frontend.access.authenticator import Authenticator, AuthenticatorSettings
@@ -39,7 +40,9 @@ class Site:
         self.access = MemoryAccess(clock)
         self.admin = Admin(self.access, EVERYBODY, random, cost=CHEAP)
         authenticator = Authenticator(self.access, clock, random, AuthenticatorSettings(ROOT), CHEAP)
-        entrance = Entrance(self.system.database, Gate(clock, settings), authenticator if closed else None)
+        self.events: list[AuditEvent] = []
+        gate = Gate(clock, settings)
+        entrance = Entrance(self.system.database, gate, authenticator if closed else None, audit=self.events.append)
         self.http = Http(create_app(Gateway(entrance, clock, random, **more)))
         self.ids: dict[str, str] = {}
 
