@@ -28,8 +28,8 @@ def make(directory: Path, domain: str, hosts: Sequence[str], days: int) -> None:
         raise InvalidArgument(f"{days}; certificates are good for a day at least", field="--days")
     authority = open_authority(directory, days * 10)
     for role in (*ROLES, OPERATOR):
-        names = (role_name(role, domain), *(dict.fromkeys((*LOOPBACK, *hosts)) if role == "frontend" else ()))
-        issue_into(directory, authority, role, names, days)
+        names = dict.fromkeys((role_name(role, domain), *LOOPBACK, *(hosts if role == "frontend" else ())))
+        issue_into(directory, authority, role, [*names], days)
     issue_into(directory, authority, CLIENT, (CLIENT,), days)
     typer.echo(f"{directory}: ca.crt, and ROLE.crt and ROLE.key of {', '.join((*ROLES, OPERATOR, CLIENT))}.")
     typer.echo("Keep ca.key away from the cluster: who has it can be any of its roles.")

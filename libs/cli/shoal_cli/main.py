@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal_cli.reach import Reach
+from shoal_cli.reach import Reach, reach_by
 from shoal_core.errors import ShoalError
 
 app = typer.Typer(
@@ -64,7 +64,6 @@ TokenOption = Annotated[
 
 @app.callback()
 def reach(
-    context: typer.Context,
     tls: Annotated[bool, typer.Option("--tls", help="Frontends are reached over TLS; implied by the files.")] = False,
     ca_file: Annotated[
         Path | None, typer.Option(envvar="SHOAL_CA_FILE", help="Who signs their certificates (PEM).")
@@ -75,7 +74,7 @@ def reach(
     key_file: Annotated[Path | None, typer.Option(envvar="SHOAL_KEY_FILE", help="Its private key (PEM).")] = None,
 ) -> None:
     """How commands that ask a frontend reach it."""
-    context.obj = Reach(tls, ca_file, cert_file, key_file)
+    reach_by(Reach(tls, ca_file, cert_file, key_file))
 
 
 @app.command()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import click
 
 if TYPE_CHECKING:
     import grpc
@@ -30,8 +29,14 @@ class Reach:
         return tls_credentials(self.ca_file, self.cert_file, self.key_file)
 
 
+def reach_by(options: Reach) -> None:
+    """From now on commands of this context reach frontends so."""
+    _REACH.set(options)
+
+
 def credentials_of_command() -> grpc.ChannelCredentials | None:
-    """Those of the command line that runs; None outside of one."""
-    context = click.get_current_context(silent=True)
-    found = context.find_root().obj if context is not None else None
-    return found.credentials() if isinstance(found, Reach) else None
+    """Those of the command line that runs; None for plain text."""
+    return (_REACH.get() or Reach()).credentials()
+
+
+_REACH: ContextVar[Reach | None] = ContextVar("shoal_reach", default=None)

@@ -75,7 +75,7 @@ async def serving(
     async def echo(request: bytes, context: Any) -> bytes:
         return request
 
-    handlers = {"Append": grpc.unary_unary_rpc_method_handler(echo)}
+    handlers: dict[str, Any] = {"Append": grpc.unary_unary_rpc_method_handler(echo)}
     server.grpc_server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(LOG_SERVICE, handlers),))
     port = await server.start("127.0.0.1", 0)
     try:
@@ -87,7 +87,8 @@ async def serving(
 async def code_of(channel: grpc.aio.Channel) -> grpc.StatusCode:
     """How a call on the channel ends."""
     try:
-        assert await channel.unary_unary(f"/{LOG_SERVICE}/Append")(b"x", timeout=5) == b"x"
+        call: Any = channel.unary_unary(f"/{LOG_SERVICE}/Append")
+        assert await call(b"x", timeout=5) == b"x"
     except grpc.aio.AioRpcError as error:
         return error.code()
     return grpc.StatusCode.OK
@@ -147,7 +148,8 @@ async def test_health_is_for_every_member(site: Site) -> None:
     async with serving(site.issue("logservice"), interceptors=(check,)) as address:
         credentials = channel_credentials(site.issue(OPERATOR))
         async with grpc.aio.secure_channel(address, credentials, options=named) as channel:
-            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
