@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import struct
+import sys
 import urllib.parse
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
@@ -124,7 +125,9 @@ async def meets_itself(config: Config) -> bool:
     async with AsyncExitStack() as stack:
         telemetry = Telemetry("sysdb")
         stack.callback(telemetry.close)
-        security = open_security("sysdb", config, SystemClock(), telemetry, stack.enter_context(ExitStack()))
+        security = open_security(
+            "sysdb", config, SystemClock(), telemetry, stack.enter_context(ExitStack()), sys.stderr
+        )
         peers = find_peers(config, security)
         stack.push_async_callback(peers.close)
         try:

@@ -26,10 +26,17 @@ def make(directory: Path, domain: str, hosts: Sequence[str], days: int) -> None:
     """
     if days < 1:
         raise InvalidArgument(f"{days}; certificates are good for a day at least", field="--days")
+    try:
+        _make(directory, domain, hosts, days)
+    except OSError as error:
+        raise InvalidArgument(f"{directory} cannot be used: {error.strerror or error}", field="directory") from error
+    typer.echo(f"{directory}: ca.crt, and ROLE.crt and ROLE.key of {', '.join((*ROLES, OPERATOR, CLIENT))}.")
+    typer.echo("Keep ca.key away from the cluster: who has it can be any of its roles.")
+
+
+def _make(directory: Path, domain: str, hosts: Sequence[str], days: int) -> None:
     authority = open_authority(directory, days * 10)
     for role in (*ROLES, OPERATOR):
         names = dict.fromkeys((role_name(role, domain), *LOOPBACK, *(hosts if role == "frontend" else ())))
         issue_into(directory, authority, role, [*names], days)
     issue_into(directory, authority, CLIENT, (CLIENT,), days)
-    typer.echo(f"{directory}: ca.crt, and ROLE.crt and ROLE.key of {', '.join((*ROLES, OPERATOR, CLIENT))}.")
-    typer.echo("Keep ca.key away from the cluster: who has it can be any of its roles.")

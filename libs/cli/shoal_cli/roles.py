@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ from shoal_query.service import QueryServicer
 from shoal_query.shard import Services
 from shoal_runtime.config import Config
 from shoal_runtime.lifecycle import Background
-from shoal_runtime.logs import configure_logging
+from shoal_runtime.logs import configure_logging, standard_error
 from shoal_runtime.pages import Page, Pages
 from shoal_runtime.rpc_metrics import RpcMetrics
 from shoal_runtime.sections import settings_of
@@ -88,13 +89,15 @@ async def serve(role: str, config: Config, *, ready: Callable[[int], None] = lam
     """
     section = config.service(role)
     member_id = f"{role}-{SystemRandom().token().hex()[:12]}"
-    configure_logging(config.telemetry.log_level, as_json=config.telemetry.log_json, service=role)
+    stream = standard_error()
+    configure_logging(config.telemetry.log_level, as_json=config.telemetry.log_json, service=role, stream=stream)
+    faulthandler.enable(stream)
     telemetry = Telemetry(role, instance=member_id, settings=config.telemetry)
     telemetry.install()
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         stack.callback(telemetry.close)
-        security = open_security(role, config, clock, telemetry, stack.enter_context(ExitStack()))
+        security = open_security(role, config, clock, telemetry, stack.enter_context(ExitStack()), stream)
         server = GrpcServer(
             _SERVICES[role],
             clock,

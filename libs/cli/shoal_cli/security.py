@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TextIO
 
 import grpc
 import grpc.aio
@@ -20,7 +21,7 @@ from shoal_runtime.certificates import CertificateFiles, Certificates
 from shoal_runtime.config import Config
 from shoal_runtime.handshakes import refused_handshakes
 from shoal_runtime.lifecycle import Background
-from shoal_runtime.sections import TlsSection, settings_of
+from shoal_runtime.sections import AuditSection, TlsSection, settings_of
 from shoal_runtime.service_sections import FrontendTlsSection
 from shoal_runtime.telemetry import Telemetry
 from shoal_runtime.tls import Callers, Refused, ServerContext, channel_credentials, grpc_server_credentials, role_name
@@ -96,12 +97,14 @@ class Security:
 PLAIN = Security()
 
 
-def open_security(role: str, config: Config, clock: Clock, telemetry: Telemetry, stack: ExitStack) -> Security:
-    """Read the certificates and open the audit log; ``stack`` undoes it.
+def open_security(
+    role: str, config: Config, clock: Clock, telemetry: Telemetry, stack: ExitStack, stream: TextIO
+) -> Security:
+    """Read the certificates and open the audit log; ``stack`` undoes it. ``stream``: where logs go, see `standard_error`.
 
     Raises `InvalidArgument` naming a setting that cannot be used.
     """
-    audit = _open_audit(role, config, clock, telemetry)
+    audit = open_audit(role, config.audit, clock, telemetry, stream)
     own = _own(role, config.tls, clock)
     public, clients = public_certificates(config.frontend.tls, own, clock) if role == FRONTEND else (None, None)
     security = Security(
@@ -113,11 +116,12 @@ def open_security(role: str, config: Config, clock: Clock, telemetry: Telemetry,
     return security
 
 
-def _open_audit(role: str, config: Config, clock: Clock, telemetry: Telemetry) -> Audit:
-    if not config.audit.enabled:
+def open_audit(role: str, section: AuditSection, clock: Clock, telemetry: Telemetry, stream: TextIO) -> Audit:
+    """The audit log, as lines on ``stream`` if no file is set. Raises `InvalidArgument` for a file that cannot be used."""
+    if not section.enabled:
         return no_audit
-    configure_audit(config.audit.file, service=role)
-    log = AuditLog(clock, settings_of(AuditSettings, config.audit))
+    configure_audit(section.file, service=role, stream=stream)
+    log = AuditLog(clock, settings_of(AuditSettings, section))
     for outcome in Outcome:
         telemetry.total(
             "shoal_audit_events",
@@ -153,6 +157,8 @@ def public_certificates(
     if section.client_ca_file is not None:
         clients = Certificates(CertificateFiles(None, None, section.client_ca_file, section=where), clock)
     if section.client_certificates == "none":
+        if section.client_ca_file is not None:
+            raise InvalidArgument("is for frontend.tls.client_certificates=required", field=f"{where}.client_ca_file")
         return public, None
     if public is None or clients is None:
         raise InvalidArgument("needs a certificate and an authority", field=f"{where}.client_certificates")
@@ -168,11 +174,15 @@ def _etcd(config: Config, clock: Clock) -> Certificates | None:
 
 
 def _measure(security: Security, telemetry: Telemetry) -> None:
-    for use, certificates in (("internal", security.own), ("public", security.public), ("etcd", security.etcd)):
-        if certificates is None or not certificates.material.chain:
+    uses = {"internal": security.own, "public": security.public, "clients": security.clients, "etcd": security.etcd}
+    for use, certificates in uses.items():
+        if certificates is None:
             continue
         label = {"use": use}
-        telemetry.gauge("shoal_certificate_expires_s", "Until a certificate expires.", certificates.expires_in_s, label)
+        if certificates.material.chain:
+            telemetry.gauge(
+                "shoal_certificate_expires_s", "Until a certificate expires.", certificates.expires_in_s, label
+            )
         telemetry.total(
             "shoal_certificate_failures",
             "Looks at certificate files that could not be used.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,24 +13,24 @@ from typing import Any
 import typer
 
 from shoal_cli.embedded import EmbeddedSettings, EmbeddedSystem
-from shoal_cli.entry import check_addresses, embedding_settings, make_entrance
+from shoal_cli.entry import authenticates, check_addresses, embedding_settings, make_entrance
 from shoal_cli.local_cluster import ClusterPlan, LocalCluster
-from shoal_cli.security import FRONTEND, Security, public_certificates
+from shoal_cli.security import FRONTEND, Security, open_audit, public_certificates
 from shoal_cluster.channels import ChannelSettings
+from shoal_core.audit import Audit, no_audit
 from shoal_core.limits import Limits
 from shoal_frontend.access.grpc_api import AccessAdminServicer
 from shoal_frontend.grpc_api import ShoalServicer
 from shoal_frontend.http_api.app import create_app
 from shoal_frontend.http_api.gateway import Gateway
 from shoal_frontend.http_api.serving import serve
-from shoal_runtime.config import load
+from shoal_runtime.config import Config, load
 from shoal_runtime.lifecycle import Background, stop_signals
 from shoal_runtime.logs import configure_logging
-from shoal_runtime.sections import TlsSection
 from shoal_runtime.server import GrpcServer, split_address
 from shoal_runtime.servers.ports import free_ports
-from shoal_runtime.service_sections import FrontendSection
 from shoal_runtime.system import SystemClock, SystemRandom
+from shoal_runtime.telemetry import Telemetry
 
 _DRAIN_S = 5.0
 _FRONTEND_VARIABLES = "SHOAL_FRONTEND__"
@@ -38,13 +39,15 @@ _ADDRESS_VARIABLES = ("__LISTEN", "__ADVERTISE", "__METRICS", "__HTTP")
 
 @asynccontextmanager
 async def embedded_server(
-    path: Path, grpc: str, http: str = "", *, section: FrontendSection | None = None
+    path: Path, grpc: str, http: str = "", *, config: Config | None = None
 ) -> AsyncIterator[tuple[str, str]]:
     """Everything in this process, with a gRPC and, if asked for, an HTTP face; the addresses they listen on.
 
-    ``section``: who may come in, how much it may use, and what is embedded for it.
+    ``config``: of its frontend: who may come in, over what, how much it may use, and what is embedded for it. There is an audit log
+    if it asks for credentials, or if a file is named for it.
     """
-    section = section or FrontendSection()
+    config = config or Config()
+    section = config.frontend
     check_addresses(section, grpc=grpc, http=http)
     clock, random = SystemClock(), SystemRandom()
     async with AsyncExitStack() as stack:
@@ -55,10 +58,15 @@ async def embedded_server(
         options = ChannelSettings(Limits().message_size_bytes).server_options()
         services = ["shoal.v1.ShoalService", "shoal.v1.AccessAdminService"]
         public, clients = public_certificates(section.tls, None, clock)
-        security = Security(public=public, clients=clients)
-        security.watch(await stack.enter_async_context(Background()), TlsSection().reload_interval_ms)
+        audit: Audit = no_audit
+        if authenticates(section.access) or config.audit.file is not None:
+            telemetry = Telemetry("up")
+            stack.callback(telemetry.close)
+            audit = open_audit(FRONTEND, config.audit, clock, telemetry, sys.stderr)
+        security = Security(public=public, clients=clients, audit=audit)
+        security.watch(await stack.enter_async_context(Background()), config.tls.reload_interval_ms)
         server = GrpcServer(services, clock, options=options, credentials=security.server_credentials(FRONTEND))
-        entrance = make_entrance(section, system.api, system.access, clock, random, Limits())
+        entrance = make_entrance(section, system.api, system.access, clock, random, Limits(), audit)
         ShoalServicer(entrance).add_to(server.grpc_server)
         AccessAdminServicer(entrance, system.access, random).add_to(server.grpc_server)
         host, port = split_address(grpc, "grpc")
@@ -83,10 +91,12 @@ async def serve_embedded(
     flags: dict[str, Any] = {"allow_reset": True} if allow_reset else {}
     if certificates is not None:
         flags["tls"] = {"cert_file": certificates / "frontend.crt", "key_file": certificates / "frontend.key"}
-        flags["tls"]["client_ca_file"] = certificates / "ca.crt"
-    section = load({"frontend": flags}).frontend
-    async with stop_signals() as stop, embedded_server(path, grpc, http, section=section) as (address, gateway):
-        _say(path, address, gateway, "everything in this process")
+        if load().frontend.tls.client_certificates == "required":
+            flags["tls"]["client_ca_file"] = certificates / "ca.crt"
+    config = load({"frontend": flags})
+    secure = config.frontend.tls.cert_file is not None
+    async with stop_signals() as stop, embedded_server(path, grpc, http, config=config) as (address, gateway):
+        _say(path, address, gateway, "everything in this process", secure=secure)
         await stop.wait()
         typer.echo("Stopping.")
 
@@ -116,7 +126,8 @@ async def serve_cluster(
         await cluster.start()
         try:
             roles = ", ".join(f"{count} {role}" for role, count in ClusterPlan(path, querynodes).counts().items())
-            _say(path, " and ".join(cluster.frontends), http, f"{roles}, Postgres, etcd and S3")
+            what = f"{roles}, Postgres, etcd and S3"
+            _say(path, " and ".join(cluster.frontends), http, what, secure=certificates is not None)
             await stop.wait()
             typer.echo("Stopping.")
         finally:
@@ -141,8 +152,8 @@ def _settings_of_frontends() -> dict[str, str]:
     }
 
 
-def _say(path: Path, grpc: str, http: str, what: str) -> None:
-    typer.echo(f"Shoal serves {path} on {grpc}: {what}.")
+def _say(path: Path, grpc: str, http: str, what: str, *, secure: bool) -> None:
+    typer.echo(f"Shoal serves {path} on {grpc}{' over TLS' if secure else ''}: {what}.")
     if http:
-        typer.echo(f"HTTP, for Chroma clients: http://{http}")
+        typer.echo(f"HTTP, for Chroma clients: http{'s' if secure else ''}://{http}")
     typer.echo("Ready. Stop with Ctrl-C.")

@@ -19,7 +19,7 @@ from shoal_core.errors import FailedPrecondition, InvalidArgument, NotFound, Per
 from shoal_frontend.access.gate import GateSettings, TenantLimits
 from shoal_frontend.access.limiter import Rates
 from shoal_frontend.access.quotas import Quotas
-from shoal_runtime.config import load
+from shoal_runtime.config import Config, load
 from shoal_runtime.service_sections import AccessSection, FrontendSection
 from shoal_wire.clients import PublicClient
 
@@ -77,7 +77,7 @@ def test_tenants_have_what_they_do_not_say_from_all(monkeypatch: pytest.MonkeyPa
 @pytest.mark.integration
 async def test_from_the_root_token_to_a_revoked_one(tmp_path: Path) -> None:
     section = load({"frontend": {"access": {"root_token": ROOT, "cache_ttl_ms": 0}}}).frontend
-    async with embedded_server(tmp_path / "data", "127.0.0.1:0", section=section) as (address, _):
+    async with embedded_server(tmp_path / "data", "127.0.0.1:0", config=Config(frontend=section)) as (address, _):
         for nobody in ("", "wrong", "x" * 32):
             async with await aio.connect(address, token=nobody) as client:
                 with pytest.raises(Unauthenticated):
@@ -140,7 +140,7 @@ async def test_nobody_makes_credentials_before_callers_are_known(tmp_path: Path)
 @pytest.mark.integration
 async def test_the_commands(tmp_path: Path) -> None:
     section = load({"frontend": {"access": {"root_token": ROOT}}}).frontend
-    async with embedded_server(tmp_path / "data", "127.0.0.1:0", section=section) as (address, _):
+    async with embedded_server(tmp_path / "data", "127.0.0.1:0", config=Config(frontend=section)) as (address, _):
 
         async def shoal(*arguments: str, token: str = ROOT) -> tuple[int, str]:
             environment = {"SHOAL_TOKEN": token, "SHOAL_PASSWORD": "correct horse battery"}

@@ -93,7 +93,7 @@ class ChannelPool:
         self._clock = clock
         self._security = security
         self._close_grace_s = close_grace_ms / 1_000
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
         self._leaving: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         self._closed = False
 
@@ -101,14 +101,15 @@ class ChannelPool:
         """The channel to a member of ``role`` at ``host:port``; connects at its first call. Raises `Unavailable` after `close`."""
         if self._closed:
             raise Unavailable("this process is shutting down; call another one")
-        channel = self._channels.get(address)
+        # An address may pass to a member of another role, whose certificate has another name.
+        channel = self._channels.get((address, role))
         if channel is None:
-            channel = self._channels[address] = self._open(address, role)
+            channel = self._channels[address, role] = self._open(address, role)
         return channel
 
     def addresses(self) -> frozenset[str]:
         """Addresses with a channel."""
-        return frozenset(self._channels)
+        return frozenset(address for address, _ in self._channels)
 
     def follow(self, view: MembershipView) -> None:
         """A listener for `Registry.subscribe`: drop the channels to addresses that are in no member of ``view``."""
@@ -116,16 +117,17 @@ class ChannelPool:
 
     def retain(self, addresses: Collection[str]) -> None:
         """Drop the channels to all other addresses, and close them when the grace time is over."""
-        self._drop(self._channels.keys() - set(addresses))
+        kept = set(addresses)
+        self._drop([key for key in self._channels if key[0] not in kept])
 
     def renew(self) -> None:
         """Open all channels anew, with the credentials of now; calls under way end on the old ones within the grace time."""
-        self._drop(set(self._channels))
+        self._drop([*self._channels])
 
-    def _drop(self, addresses: Collection[str]) -> None:
-        for address in addresses:
-            channel = self._channels.pop(address)
-            task = asyncio.get_running_loop().create_task(self._close_later(channel), name=f"close-channel-{address}")
+    def _drop(self, keys: Collection[tuple[str, str]]) -> None:
+        for key in keys:
+            channel = self._channels.pop(key)
+            task = asyncio.get_running_loop().create_task(self._close_later(channel), name=f"close-channel-{key[0]}")
             self._leaving[task] = channel
             task.add_done_callback(lambda done: self._leaving.pop(done, None))
 

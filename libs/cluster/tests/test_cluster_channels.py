@@ -92,6 +92,16 @@ async def test_a_member_that_left_loses_its_channel_after_the_grace_time(echo: E
     await pool.close()
 
 
+async def test_an_address_that_passes_to_another_role_gets_a_channel_of_its_own(echo: EchoServer) -> None:
+    """Its certificate has another name."""
+    pool = ChannelPool(clock=VirtualClock())
+    assert pool.get(echo.address, "sysdb") is not pool.get(echo.address, "querynode")
+    assert pool.get(echo.address, "sysdb") is pool.get(echo.address, "sysdb")
+    pool.retain({echo.address})
+    assert pool.addresses() == {echo.address}
+    await pool.close()
+
+
 async def test_close_cancels_what_runs_and_ends_the_pool(echo: EchoServer) -> None:
     pool = ChannelPool(clock=VirtualClock())
     leaving = asyncio.ensure_future(call(pool, echo.address, b"wait"))

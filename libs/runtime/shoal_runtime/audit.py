@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
+from typing import TextIO
 
 from shoal_core.audit import AuditEvent, Outcome
 from shoal_core.errors import InvalidArgument
@@ -12,6 +14,7 @@ from shoal_core.ports import Clock
 from shoal_runtime.logs import JsonFormatter, add_trace
 
 LOGGER = "shoal.audit"
+MAX_FIELD_CHARACTERS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,8 @@ class AuditSettings:
 
 
 class AuditLog:
-    """Writes events. Refusals are what strangers can cause at will, so their number in a second is bounded; none is dropped unseen.
+    """Writes events. What was not done is what anybody can cause at will, so the number of such lines in a second is bounded; none is
+    left out unseen.
 
     `record` may be called in any thread.
     """
@@ -35,22 +39,23 @@ class AuditLog:
         self._allowed = float(self._settings.refusal_burst)
         self._counted_at_s = clock.monotonic()
         self._left_out = 0
+        self._lock = Lock()
         self.counts = dict.fromkeys(Outcome, 0)
 
     def record(self, event: AuditEvent) -> None:
         """For `shoal_core.audit.Audit`."""
-        self.counts[event.outcome] += 1
-        fields = {name: value for name, value in asdict(event).items() if value}
-        if event.outcome is not Outcome.REFUSED:
-            self._logger.info("%s %s", event.verb, event.outcome, extra=fields)
-            return
-        if not self._may_write():
-            self._left_out += 1
-            return
-        if self._left_out:
-            fields["left_out"] = self._left_out
-            self._left_out = 0
-        self._logger.warning("%s %s", event.verb, event.outcome, extra=fields)
+        fields: dict[str, str | int] = {name: _cut(value) for name, value in asdict(event).items() if value}
+        level = logging.INFO if event.outcome is Outcome.DONE else logging.WARNING
+        with self._lock:
+            self.counts[event.outcome] += 1
+            if event.outcome is not Outcome.DONE:
+                if not self._may_write():
+                    self._left_out += 1
+                    return
+                if self._left_out:
+                    fields["left_out"] = self._left_out
+                    self._left_out = 0
+        self._logger.log(level, "%s %s", fields["verb"], event.outcome, extra=fields)
 
     def _may_write(self) -> bool:
         now_s = self._clock.monotonic()
@@ -63,8 +68,13 @@ class AuditLog:
         return True
 
 
-def configure_audit(file: Path | None, *, service: str = "") -> None:
-    """Let audit lines be written whatever the level of other logs: to ``file`` alone, or where those go.
+def _cut(value: str) -> str:
+    """What comes from a request may be as long as a message."""
+    return value if len(value) <= MAX_FIELD_CHARACTERS else f"{value[:MAX_FIELD_CHARACTERS]}…"
+
+
+def configure_audit(file: Path | None, *, service: str = "", stream: TextIO | None = None) -> None:
+    """Let audit lines be written, as JSON and whatever the level of other logs: to ``file``, or else to ``stream`` (standard error).
 
     Raises `InvalidArgument` for a file that cannot be appended to.
     """
@@ -73,13 +83,15 @@ def configure_audit(file: Path | None, *, service: str = "") -> None:
     for old in logger.handlers:
         old.close()
     logger.handlers = []
-    logger.propagate = file is None
-    if file is None:
-        return
-    try:
-        handler = logging.FileHandler(file, encoding="utf-8")
-    except OSError as error:
-        raise InvalidArgument(f"{file} cannot be appended to: {error.strerror or error}", field="audit.file") from error
+    logger.propagate = False
+    handler = logging.StreamHandler(stream) if file is None else _file_handler(file)
     handler.addFilter(add_trace)
     handler.setFormatter(JsonFormatter(service))
     logger.addHandler(handler)
+
+
+def _file_handler(file: Path) -> logging.Handler:
+    try:
+        return logging.FileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise InvalidArgument(f"{file} cannot be appended to: {error.strerror or error}", field="audit.file") from error

@@ -34,22 +34,34 @@ class Pair:
         """Put them into files; the key is for their owner alone. Each file is replaced as a whole."""
         for path, data, mode in ((key, self.key, 0o600), (certificate, self.certificate, 0o644)):
             fresh = path.with_name(f".{path.name}.new")
-            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            fresh.unlink(missing_ok=True)  # one that was left behind has another mode
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with open(descriptor, "wb") as file:
                 file.write(data)
             fresh.replace(path)
 
 
 class Authority:
-    """Signs certificates. ``now`` is the time of making, in UTC."""
+    """Signs certificates. ``now`` is the time of making, in UTC.
+
+    Raises `InvalidArgument` for a key that belongs to none of the certificates, and for what cannot be read.
+    """
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
-        self._certificate = x509.load_pem_x509_certificate(pair.certificate)
-        key = serialization.load_pem_private_key(pair.key, password=None)
+        try:
+            certificates = x509.load_pem_x509_certificates(pair.certificate)
+            key = serialization.load_pem_private_key(pair.key, password=None)
+        except (ValueError, TypeError) as error:
+            raise InvalidArgument("expected PEM, and a key without a password", field="ca.crt, ca.key") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise InvalidArgument("expected a key on an elliptic curve, as this command makes", field="ca.key")
+        found = [item for item in certificates if item.public_key() == key.public_key()]
+        if not found:
+            raise InvalidArgument("it is not the key of any certificate in ca.crt", field="ca.key")
         self._key = key
+        self._certificate = found[0]
+        self.not_after = found[0].not_valid_after_utc
 
     @classmethod
     def make(cls, name: str, days: int, now: datetime) -> Authority:
@@ -88,14 +100,20 @@ class Authority:
 
 
 def open_authority(directory: Path, days: int) -> Authority:
-    """That of ``ca.crt`` and ``ca.key`` in the directory, made if neither is there. Raises `AlreadyExists` if only one is."""
+    """That of ``ca.crt`` and ``ca.key`` in the directory, made if neither is there.
+
+    Raises `AlreadyExists` if only one is, `InvalidArgument` if they are no good or no longer.
+    """
     certificate, key = directory / "ca.crt", directory / "ca.key"
     if certificate.exists() != key.exists():
         raise AlreadyExists(
             f"{directory} has only one of ca.crt and ca.key; give a directory with both, or with neither"
         )
     if certificate.exists():
-        return Authority(Pair(certificate.read_bytes(), key.read_bytes()))
+        found = Authority(Pair(certificate.read_bytes(), key.read_bytes()))
+        if found.not_after <= datetime.now(UTC):
+            raise InvalidArgument(f"the authority expired at {found.not_after}; make another one", field="ca.crt")
+        return found
     directory.mkdir(parents=True, exist_ok=True)
     authority = Authority.make("Shoal authority", days, datetime.now(UTC))
     authority.pair.write(certificate, key)
@@ -126,7 +144,11 @@ def _name(text: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(text))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{text!r} is no DNS name; write one in its ASCII form (xn--…)", field="host") from error
 
 
 def _pair(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Pair:

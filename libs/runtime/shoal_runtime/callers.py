@@ -12,6 +12,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from shoal_core.audit import Audit, AuditEvent, Outcome
+from shoal_wire.server import peer_address
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -34,7 +35,7 @@ OPEN: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
 
 
 class RoleCheck(grpc.aio.ServerInterceptor):
-    """Refuses calls that `CALLERS` does not have, before anything of them is read, and audits that.
+    """Refuses calls that `CALLERS` does not have, before their message is parsed, and audits that.
 
     Args:
         domain: see `TlsSection.domain`.
@@ -71,14 +72,14 @@ class RoleCheck(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
     def _roles(self, context: Context) -> frozenset[str]:
-        names = context.auth_context().get("x509_subject_alternative_name", ())
+        names = context.auth_context().get("peer_dns", ())  # not the other kinds of names
         texts = (name.decode("ascii", "replace") for name in names)
         return frozenset(text.removesuffix(self._suffix) for text in texts if text.endswith(self._suffix))
 
     async def _refuse(self, context: Context, method: str, roles: frozenset[str]) -> None:
         who = ",".join(sorted(roles))
         reason = f"a certificate of {who or 'no role'} does not allow this"
-        self._audit(AuditEvent(method, Outcome.REFUSED, principal=who, peer=context.peer() or "", reason=reason))
+        self._audit(AuditEvent(method, Outcome.REFUSED, principal=who, peer=peer_address(context), reason=reason))
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{reason}; {method} is between services of the cluster")
 
 

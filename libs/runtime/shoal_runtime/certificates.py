@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from shoal_core.errors import InvalidArgument, ShoalError
 from shoal_core.ports import Clock
@@ -95,7 +96,10 @@ class Certificates:
             return False
         self.material = found
         for changed in self._listeners:
-            changed()
+            try:
+                changed()
+            except Exception:
+                _log.exception("somebody cannot use the new certificates, and keeps the old ones")
         return True
 
     def expires_in_s(self) -> float:
@@ -108,9 +112,7 @@ def read_material(files: CertificateFiles, now_ns: int) -> Material:
     if (files.cert_file is None) != (files.key_file is None):
         missing = "cert_file" if files.cert_file is None else "key_file"
         raise InvalidArgument("give both a certificate and its key", field=f"{files.section}.{missing}")
-    roots = b"" if files.ca_file is None else _read(files.ca_file, f"{files.section}.ca_file")
-    if roots:
-        _parse(roots, f"{files.section}.ca_file")
+    roots = b"" if files.ca_file is None else _roots(files.ca_file, f"{files.section}.ca_file")
     if files.cert_file is None or files.key_file is None:
         return Material(roots=roots)
     setting = f"{files.section}.cert_file"
@@ -132,7 +134,8 @@ def load_pair(context: ssl.SSLContext, chain: bytes, key: bytes) -> None:
     try:
         with open(descriptor, "wb", closefd=False) as file:
             file.write(key + b"\n" + chain)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+        # Without a password given, OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")
     finally:
         os.close(descriptor)
 
@@ -146,6 +149,12 @@ def _read(path: Path, setting: str) -> bytes:
     if len(data) > _MAX_FILE_BYTES:
         raise InvalidArgument(f"{path} has more than {_MAX_FILE_BYTES} bytes", field=setting)
     return data
+
+
+def _roots(path: Path, setting: str) -> bytes:
+    """The certificates in the file, without what stands between them: not everybody who reads them later can."""
+    found = _parse(_read(path, setting), setting)
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in found)
 
 
 def _parse(data: bytes, setting: str) -> list[x509.Certificate]:

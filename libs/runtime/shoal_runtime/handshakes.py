@@ -2,6 +2,9 @@
 
 gRPC tells nobody of them but standard error, and an audit log must know. So standard error goes through a pipe, from which every line
 goes on to where it went before; those about handshakes are told besides. gRPC does not say who it was.
+
+Whoever is told may write logs, and must not write them into this pipe, whose only reader it holds up: logs have a standard error of
+their own (`shoal_runtime.logs.standard_error`). What native code writes in the moment of a crash may stay in the pipe.
 """
 
 from __future__ import annotations
@@ -15,14 +18,15 @@ from contextlib import contextmanager
 _STDERR = 2
 _CHUNK_BYTES = 64 << 10
 _LINE_BYTES = 16 << 10
+_EXIT_S = 1.0
 _FAILED = re.compile(
-    rb"ssl_transport_security\S* Handshake failed with error \w+: (?:error:\w+:[^:]*:[^:]*:)?([A-Za-z_]+)"
+    rb"[IWE]\d{4} [\d:.]+ +\d+ ssl_transport_security\S* Handshake failed with error \w+: (?:error:\w+:[^:]*:[^:]*:)?([A-Za-z_]+)"
 )
 
 
 def failed_handshake(line: bytes) -> str | None:
     """Why, if the line is about a handshake that failed: ``peer did not return a certificate``."""
-    found = _FAILED.search(line)
+    found = _FAILED.match(line)
     return found[1].decode().lower().replace("_", " ") if found else None
 
 
@@ -38,10 +42,13 @@ def refused_handshakes(refused: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        os.dup2(before, _STDERR)  # the last writing end, so the reader comes to the end
-        reader.join()
-        os.close(reading)
-        os.close(before)
+        os.dup2(
+            before, _STDERR
+        )  # the last writing end, unless a child process has another: the reader comes to the end
+        reader.join(_EXIT_S)
+        if not reader.is_alive():
+            os.close(reading)
+            os.close(before)
 
 
 def _read(reading: int, before: int, refused: Callable[[str], None]) -> None:

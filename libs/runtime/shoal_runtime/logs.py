@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -28,6 +29,11 @@ def configure_logging(
     handler.setFormatter(JsonFormatter(service) if as_json else logging.Formatter(_TEXT_FORMAT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
+
+
+def standard_error() -> TextIO:
+    """Standard error by a descriptor of its own, which stays what it is when descriptor 2 becomes another file."""
+    return os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
 
 
 _TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s %(message)s"

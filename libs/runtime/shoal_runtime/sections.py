@@ -88,7 +88,7 @@ class S3Section(Section):
     allow_http: bool = False
     """Whether an endpoint without TLS is acceptable."""
     ca_file: Path | None = None
-    """Who signs the certificate of the endpoint (PEM), besides the authorities that everybody trusts. Read at start."""
+    """Who signs the certificate of the endpoint (PEM), where it is nobody whom everybody trusts. Read at start."""
     connect_timeout_ms: TimeMs = 1_000
     """For one connection."""
     request_timeout_ms: TimeMs = 10_000
@@ -152,11 +152,11 @@ class AuditSection(Section):
     enabled: bool = True
     """Whether there is one."""
     file: Path | None = None
-    """Appended to, one JSON object per line; none: lines of the logger shoal.audit among the other logs."""
+    """Appended to, one JSON object per line; none: standard error, between the other logs."""
     refusals_per_s: Annotated[float, Field(gt=0)] = 20.0
-    """Refusals written on average; what is beyond is counted, and the next line says how many."""
+    """Refusals and failures written on average; what is beyond is counted, and the next line says how many."""
     refusal_burst: Count = 200
-    """Refusals written at once."""
+    """Refusals and failures written at once."""
 
 
 class RpcSection(Section):

@@ -94,7 +94,8 @@ class ServerContext:
         if self._clients is not None:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(cadata=self._clients.material.roots.decode("ascii"))
-            context.options |= ssl.OP_NO_TICKET  # a session that is resumed would outlive an authority that was removed
+            # A session that is resumed would outlive an authority that was removed; TLS 1.2 cannot be told not to resume any.
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
             context.num_tickets = 0
         return context
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ def as_before() -> Iterator[None]:
     logger = logging.getLogger(LOGGER)
     before = (logger.level, list(logger.handlers), logger.propagate)
     yield
-    configure_audit(None)
+    configure_audit(None)  # closes what a test opened
     logger.level, logger.handlers, logger.propagate = before
 
 
@@ -59,16 +61,26 @@ def test_a_line_is_one_object_with_what_is_known(tmp_path: Path) -> None:
     assert "collection" not in second
 
 
-def test_lines_go_where_other_logs_go_without_a_file_whatever_their_level(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_file_lines_go_to_the_stream_as_json_whatever_other_logs_look_like() -> None:
+    stream = io.StringIO()
+    configure_audit(None, stream=stream)
     others = logging.getLogger("shoal")
     before = others.level
     others.setLevel(logging.ERROR)
     try:
-        configure_audit(None)
         AuditLog(VirtualClock()).record(DONE)
     finally:
         others.setLevel(before)
-    assert [record.getMessage() for record in caplog.records] == ["delete_collection done"]
+    assert json.loads(stream.getvalue())["collection"] == "docs"
+
+
+def test_what_comes_from_a_request_is_cut() -> None:
+    stream = io.StringIO()
+    configure_audit(None, stream=stream)
+    AuditLog(VirtualClock()).record(replace(REFUSED, tenant="t" * 1_000_000, detail="x\ny"))
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line)["tenant"] == "t" * 256 + "…"
+    assert json.loads(line)["detail"] == "x\ny"
 
 
 def test_a_file_that_cannot_be_written_is_an_error_of_the_setting(tmp_path: Path) -> None:
@@ -77,18 +89,19 @@ def test_a_file_that_cannot_be_written_is_an_error_of_the_setting(tmp_path: Path
     assert caught.value.field == "audit.file"
 
 
-async def test_refusals_are_bounded_and_those_left_out_are_counted(caplog: pytest.LogCaptureFixture) -> None:
-    clock = VirtualClock()
-    configure_audit(None)
+async def test_what_was_not_done_is_bounded_and_what_is_left_out_is_counted() -> None:
+    clock, stream = VirtualClock(), io.StringIO()
+    configure_audit(None, stream=stream)
     log = AuditLog(clock, AuditSettings(refusals_per_s=2.0, refusal_burst=3))
-    for _ in range(10):
-        log.record(REFUSED)
+    for number in range(10):
+        log.record(replace(REFUSED, outcome=Outcome.FAILED) if number % 2 else REFUSED)
     log.record(DONE)  # what was done is always written
-    assert [record.getMessage() for record in caplog.records] == ["get refused"] * 3 + ["delete_collection done"]
+    first = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["outcome"] for line in first] == ["refused", "failed", "refused", "done"]
     await clock.advance(1.0)
+    stream.truncate(0)
     for _ in range(10):
         log.record(REFUSED)
-    written = caplog.records[4:]
-    assert len(written) == 2
-    assert [getattr(record, "left_out", 0) for record in written] == [7, 0]
-    assert log.counts == {Outcome.DONE: 1, Outcome.FAILED: 0, Outcome.REFUSED: 20}
+    written = [json.loads(line.lstrip("\0")) for line in stream.getvalue().splitlines()]
+    assert [line.get("left_out", 0) for line in written] == [7, 0]
+    assert log.counts == {Outcome.DONE: 1, Outcome.FAILED: 5, Outcome.REFUSED: 15}

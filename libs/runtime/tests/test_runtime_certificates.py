@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from shoal_core.errors import AlreadyExists, InvalidArgument
 from shoal_runtime.authority import Authority, Pair, open_authority
@@ -61,9 +63,15 @@ def test_what_is_no_good_is_refused_by_the_setting_at_fault(place: Place, tmp_pa
     assert refused(cert_file=tmp_path / "missing").field == "tls.cert_file"
     assert refused(cert_file=empty).field == "tls.cert_file"
     assert refused(ca_file=empty.with_name("missing")).field == "tls.ca_file"
+    assert refused(ca_file=empty).field == "tls.ca_file"
     assert refused(key_file=None).field == "tls.key_file"
     assert refused(cert_file=None, section="etcd").field == "etcd.cert_file"
     assert refused(key_file=empty).field == "tls.key_file"
+    locked = tmp_path / "locked.key"
+    key = serialization.load_pem_private_key((place.files.key_file or empty).read_bytes(), None)
+    password = serialization.BestAvailableEncryption(b"secret")
+    locked.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, password))
+    assert refused(key_file=locked).field == "tls.key_file"  # and nobody is asked for the password
     other = tmp_path / "other.key"
     place.authority.issue((NAME,), 5, NOW).write(tmp_path / "other.crt", other)
     assert refused(key_file=other).field == "tls.key_file"
@@ -129,6 +137,53 @@ async def looks(clock: VirtualClock, certificates: Certificates, failures: int) 
     while certificates.failures < failures:
         await clock.advance(1)
         await asyncio.sleep(0)
+
+
+def test_authorities_are_taken_without_what_stands_between_them(place: Place, tmp_path: Path) -> None:
+    second = Authority.make("second", 30, NOW).pair.certificate
+    both = tmp_path / "both.crt"
+    both.write_bytes(
+        "# Zertifikate für alle\n".encode() + place.authority.pair.certificate + b"\n# half:\n" + second[:200]
+    )
+    found = read_material(replace(place.files, ca_file=both), CLOCK.time_ns())
+    assert found.roots == place.authority.pair.certificate
+    both.write_bytes(place.authority.pair.certificate + second)
+    assert read_material(replace(place.files, ca_file=both), CLOCK.time_ns()).roots == both.read_bytes()
+
+
+@pytest.mark.asyncio
+async def test_who_cannot_use_a_new_certificate_keeps_nobody_from_it(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificates, told = Certificates(place.files, CLOCK), []
+
+    def broken() -> None:
+        raise ValueError("a defect")
+
+    certificates.subscribe(broken)
+    certificates.subscribe(lambda: told.append(True))
+    place.issue(days=9)
+    assert await certificates.refresh()
+    assert told == [True]
+    assert "keeps the old ones" in caplog.text
+
+
+def test_an_authority_signs_only_with_its_own_key_and_while_it_is_good(tmp_path: Path) -> None:
+    first, second = (Authority.make(name, 30, NOW) for name in ("first", "second"))
+    with pytest.raises(InvalidArgument, match="not the key of any"):
+        Authority(Pair(first.pair.certificate, second.pair.key))
+    both = Authority(Pair(first.pair.certificate + second.pair.certificate, second.pair.key))
+    signed = x509.load_pem_x509_certificate(both.issue((NAME,), 5, NOW).certificate)
+    signed.verify_directly_issued_by(x509.load_pem_x509_certificate(second.pair.certificate))
+    for broken in (b"", b"-----BEGIN CERTIFICATE-----"):
+        with pytest.raises(InvalidArgument):
+            Authority(Pair(broken, first.pair.key))
+    with pytest.raises(InvalidArgument, match="DNS name"):
+        first.issue(("bücher.de",), 5, NOW)
+    old = Authority.make("old", 30, datetime.now(UTC) - timedelta(days=31))
+    old.pair.write(tmp_path / "ca.crt", tmp_path / "ca.key")
+    with pytest.raises(InvalidArgument, match="expired"):
+        open_authority(tmp_path, 30)
 
 
 def test_an_authority_is_made_once_and_never_half(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from shoal_runtime.callers import CALLERS, OPERATOR, RoleCheck
 from shoal_runtime.certificates import CertificateFiles, Certificates
 from shoal_runtime.config import ROLES
 from shoal_runtime.handshakes import failed_handshake, refused_handshakes
+from shoal_runtime.logs import standard_error as own_standard_error
 from shoal_runtime.pages import Page, Pages
 from shoal_runtime.server import GrpcServer
 from shoal_runtime.system import SystemClock
@@ -138,7 +140,7 @@ async def test_a_role_may_call_what_the_table_says_and_is_audited_otherwise(site
             assert code is (grpc.StatusCode.OK if allowed else grpc.StatusCode.PERMISSION_DENIED), role
         refused = {event.principal for event in events}
         assert refused == {"sysdb", "operator"}
-        assert all(event.outcome is Outcome.REFUSED and event.peer.startswith("ipv4:127.0.0.1") for event in events)
+        assert all(event.outcome is Outcome.REFUSED and event.peer.startswith("127.0.0.1:") for event in events)
         assert {event.verb for event in events} == {f"{LOG_SERVICE}/Append"}
 
 
@@ -216,6 +218,31 @@ async def test_http_ports_change_certificate_and_authority_while_they_run(site: 
         assert await fetched(port, member) == b"ok\n"
 
 
+async def test_where_members_are_asked_for_certificates_no_session_outlives_an_authority(site: Site) -> None:
+    own = site.issue("querynode")
+    member = client_context(site, certificates=site.issue("frontend"))
+    async with pages(ServerContext(own, clients=own)) as port:
+        session = await asyncio.to_thread(_session, port, member, None)
+        second = site.new_authority()
+        site.issue("querynode", trusted=second)
+        assert await own.refresh()
+        with pytest.raises(OSError):  # noqa: PT011  # by the time, the alert or the end of the connection
+            await asyncio.to_thread(_session, port, member, session)
+        member.maximum_version = ssl.TLSVersion.TLSv1_2
+        with pytest.raises(OSError):  # noqa: PT011
+            await asyncio.to_thread(_session, port, member, None)
+
+
+def _session(port: int, client: ssl.SSLContext, session: ssl.SSLSession | None) -> ssl.SSLSession | None:
+    """Fetch a page, resuming a session if there is one; the session afterwards."""
+    plain = socket.create_connection(("127.0.0.1", port), timeout=5)
+    with client.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as secure:
+        secure.sendall(b"GET /live HTTP/1.1\r\n\r\n")
+        if not secure.recv(1 << 16):
+            raise ConnectionError("closed")
+        return secure.session
+
+
 async def test_http_ports_tell_of_handshakes_that_failed(site: Site) -> None:
     own = site.issue("querynode")
     reasons: list[str] = []
@@ -251,12 +278,26 @@ def standard_error() -> Iterator[Callable[[], bytes]]:
         os.close(reading)
 
 
+@contextmanager
+def standard_error_drained() -> Iterator[None]:
+    """Standard error into nothing."""
+    before, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nothing)
+
+
 async def test_standard_error_goes_on_and_failed_handshakes_are_told() -> None:
     line = (
         b"I1126 20:28:51.791798   29464 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
         b"error:100000c0:SSL routines:OPENSSL_internal:PEER_DID_NOT_RETURN_A_CERTIFICATE: Invalid certificate"
     )
     assert failed_handshake(line) == "peer did not return a certificate"
+    assert failed_handshake(b'{"message": "' + line) is None  # what a caller can bring into a log line
     assert failed_handshake(b"I1126 ssl_transport_security.cc:2563] something else") is None
     reasons: list[str] = []
     with standard_error() as written:
@@ -265,6 +306,23 @@ async def test_standard_error_goes_on_and_failed_handshakes_are_told() -> None:
             os.write(2, line[40:] + b"\nafter\n")
         assert written() == b"before\n" + line + b"\nafter\n"
     assert reasons == ["peer did not return a certificate"]
+
+
+async def test_who_is_told_may_log_at_length() -> None:
+    """Into the standard error of its own: into the pipe, its only reader would wait for itself."""
+    line = (
+        b"I1126 20:28:51.791798   29464 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
+        b"error:1:SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER: Invalid\n"
+    )
+
+    def told(reason: str) -> None:
+        logs.write(f"{reason * 50}\n")
+
+    with standard_error_drained():
+        logs = own_standard_error()
+        with refused_handshakes(told):
+            await asyncio.to_thread(lambda: [os.write(2, line) for _ in range(2_000)])
+    logs.close()
 
 
 _REFUSING = """

@@ -63,7 +63,7 @@ class S3Config:
         access_key, secret_key: empty for the credentials of the environment.
         prefix: put before every key, without slash at its end.
         allow_http: whether an endpoint without TLS is acceptable.
-        ca_file: who signs the endpoint's certificate (PEM), besides the authorities that everybody trusts.
+        ca_file: who signs the endpoint's certificate (PEM), where it is nobody whom everybody trusts.
         connect_timeout_ms: for one connection.
         request_timeout_ms: for one request with its retries, besides one second for each 4 MiB moved.
         retries: of one request that was refused, dropped or answered by a 5xx.
@@ -195,7 +195,9 @@ def _open_store(config: S3Config) -> S3Store:
         try:
             client["root_certificate"] = config.ca_file.read_bytes()
         except OSError as error:
-            raise InvalidArgument(f"{config.ca_file} cannot be read: {error.strerror}", field="s3.ca_file") from error
+            raise InvalidArgument(
+                f"{config.ca_file} cannot be read: {error.strerror}", field="objects.s3.ca_file"
+            ) from error
     retry: RetryConfig = {
         "max_retries": config.retries,
         "retry_timeout": timedelta(seconds=1),

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -60,6 +61,12 @@ def add_service(
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
 
 
+def peer_address(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """``host:port`` of who calls; gRPC says ``ipv4:host:port`` and ``ipv6:%5Bhost%5D:port``."""
+    kind, _, address = (context.peer() or "").partition(":")
+    return unquote(address) if kind in ("ipv4", "ipv6") else address or kind
+
+
 def method_name(rpc: str) -> str:
     """The Python name of an rpc: ``ReadIndex`` → ``read_index``."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", rpc).lower()
@@ -72,7 +79,7 @@ def _handler(method: MethodDescriptor, behaviour: Behaviour, tracer: trace.Trace
     async def handle(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         with tracing.server_span(tracer, service, method.name, context.invocation_metadata()) as span:
             try:
-                await admit(context.invocation_metadata() or (), context.peer() or "")
+                await admit(context.invocation_metadata() or (), peer_address(context))
                 response = await behaviour(await _parse(request_type, data))
                 encoded = response if isinstance(response, bytes) else response.SerializeToString()
             except ShoalError as error:

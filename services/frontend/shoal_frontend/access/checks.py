@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from shoal_core.audit import Audit, AuditEvent, Outcome
@@ -53,7 +53,7 @@ class Checks:
     """Of one principal. They raise `NotFound` for what it may not see, `PermissionDenied` for what it may not do.
 
     ``names`` are shared by all principals of a process. ``audit`` hears of every refusal, and of administrative verbs how they ended;
-    ``peer`` is where the request came from.
+    ``peer`` is where the request came from; ``told``: errors that the audit log has heard of.
     """
 
     api: Api
@@ -63,6 +63,7 @@ class Checks:
     limits: Limits
     audit: Audit
     peer: str = ""
+    told: list[BaseException] = field(default_factory=list)
 
     async def on(
         self, verb: str, ref: CollectionRef, call: Callable[[CollectionRef], Awaitable[T]], *, detail: str = ""
@@ -87,12 +88,14 @@ class Checks:
         if name is not None and self._refusal(verb, ref, name) is None:
             try:
                 return await call(replace(ref, name=name))
-            except (NotFound, PermissionDenied):
+            except (NotFound, PermissionDenied) as error:
                 self.names.forget(ref)
+                if self._is_told(error):
+                    raise
         found = await self.api.get_collection(ref)
-        if (error := self._refusal(verb, ref, found.name)) is not None:
+        if (refusal := self._refusal(verb, ref, found.name)) is not None:
             self.names.forget(ref)
-            raise self.refused(verb, replace(ref, name=found.name), error)
+            raise self.refused(verb, replace(ref, name=found.name), refusal)
         self.names.learn(ref, found.name)
         return await call(replace(ref, name=found.name))
 
@@ -134,8 +137,7 @@ class Checks:
         try:
             result = await self.gate.passed(self.principal.id, where.tenant, VERBS[verb].load, call)
         except BaseException as error:
-            if is_administrative(verb) and not isinstance(error, PermissionDenied):
-                self._record(verb, Outcome.FAILED, where, detail, type(error).__name__)
+            self._failed(verb, where, detail, error)
             if not isinstance(error, NotFound) or missing is None or error.field == _FUNCTION:
                 raise
             raise missing() from None
@@ -145,8 +147,18 @@ class Checks:
 
     def refused(self, verb: str, where: CollectionRef, error: E, *, detail: str = "") -> E:
         """``error``, which the audit log has heard of."""
+        self.told.append(error)
         self._record(verb, Outcome.REFUSED, where, detail, type(error).__name__)
         return error
+
+    def _failed(self, verb: str, where: CollectionRef, detail: str, error: BaseException) -> None:
+        refused = isinstance(error, PermissionDenied)
+        if not self._is_told(error) and (refused or is_administrative(verb)):
+            outcome = Outcome.REFUSED if refused else Outcome.FAILED
+            self._record(verb, outcome, where, detail, type(error).__name__)
+
+    def _is_told(self, error: BaseException) -> bool:
+        return any(error is known for known in self.told)
 
     def _record(self, verb: str, outcome: Outcome, where: CollectionRef, detail: str, reason: str = "") -> None:
         who, peer, what = self.principal.id, self.peer, where.name or where.id
