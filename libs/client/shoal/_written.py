@@ -37,7 +37,7 @@ def write_result(result: contracts.WriteResult) -> WriteResult:
         result.token,
         result.first_offset,
         result.records,
-        None if codes is None else [_NAMES[code] for code in codes],
+        None if codes is None else [_NAMES.get(code, f"outcome_{code}") for code in codes],
         result.read_offset,
     )
 
