@@ -113,7 +113,7 @@ def breaks(protos: Path = PROTOS, baseline: Path = BASELINE) -> list[str]:
         now, released = Path(folder) / "now", Path(folder) / "released"
         shutil.copytree(protos / "shoal", now / "shoal")
         shutil.copytree(baseline / "shoal", released / "shoal")
-        command = [buf, "breaking", now, "--against", released, "--config", json.dumps(BREAKING)]
+        command = [str(buf), "breaking", str(now), "--against", str(released), "--config", json.dumps(BREAKING)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     return [line.replace(f"{now}/", "") for line in (done.stdout + done.stderr).splitlines()] if done.returncode else []
 

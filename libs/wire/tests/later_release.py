@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
@@ -99,9 +98,7 @@ def _grow_message(message: DescriptorProto) -> None:
 def _every_message(message: Message) -> Iterator[Any]:
     yield message
     for field, value in message.ListFields():
-        if field.type != FieldDescriptor.TYPE_MESSAGE:
-            continue
-        if field.message_type.GetOptions().map_entry:
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
             continue
         for part in value if hasattr(value, "append") or hasattr(value, "add") else [value]:
             yield from _every_message(part)
@@ -125,7 +122,8 @@ class LaterProxy(grpc.GenericRpcHandler):
             self.calls.append(name)
             grown = self._release.grown(method.input_type.name, request)
             try:
-                answer = await self._channel.unary_unary(path)(grown, metadata=context.invocation_metadata())
+                call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
+                answer = await call(grown, metadata=context.invocation_metadata())
             except grpc.aio.AioRpcError as error:
                 return await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata()))
             return self._release.grown(method.output_type.name, answer)
