@@ -34,7 +34,7 @@ async def test_what_was_copied_is_what_comes_back(tmp_path: Path) -> None:
         await _write(system, "c")
     finally:
         await system.close()
-    await asyncio.to_thread(subprocess.run, ["cp", "--archive", original, copy], check=True)
+    await asyncio.to_thread(lambda: subprocess.run(["cp", "--archive", str(original), str(copy)], check=True))
     for path, written in ((original, "d"), (copy, "e")):
         system = EmbeddedSystem(path)
         await system.start()
