@@ -14,9 +14,8 @@ from shoal_runtime.servers.process import DirectoryLock
 EMBEDDED_OBJECTS = "objects"
 CLUSTER_OBJECTS = "s3"
 
-FORMAT = (
-    1  # of the layout: what lies where. Contents have formats of their own, and the schema of Postgres its migrations.
-)
+# Of the layout, what lies where. Contents have formats of their own, and the schema of Postgres its migrations.
+FORMAT = 1
 _FORMAT_FILE = "FORMAT"
 
 
