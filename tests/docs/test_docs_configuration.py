@@ -24,3 +24,8 @@ def test_a_page_that_is_not_current_is_found(tmp_path: Path, monkeypatch: pytest
     assert configuration_reference.main([]) == 0
     assert configuration_reference.main(["--check"]) == 0
     assert len((tmp_path / "configuration.md").read_text().splitlines()) > 200
+
+
+def test_what_is_called_a_path_is_one() -> None:
+    paths = [row.name for row in describe() if row.type == "path"]
+    assert [name for name in paths if not name.endswith(("path", "directory", "file"))] == []

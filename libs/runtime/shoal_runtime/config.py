@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -182,6 +182,8 @@ def _type_name(info: FieldInfo) -> str:
         return "secret"
     if isinstance(info.default, dict):
         return "table"
+    if get_origin(info.annotation) is Literal:
+        return f"one of {', '.join(map(str, get_args(info.annotation)))}"
     return info.annotation.__name__ if isinstance(info.annotation, type) else "path"
 
 
