@@ -9,7 +9,7 @@ TYPED := $(sort $(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py tests/*
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup clients demo test test-unit test-integration lint format types imports protos protos-check constraints bench clean distclean
+.PHONY: help setup clients demo test test-unit test-integration lint format types imports protos protos-check docs docs-check constraints bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ clients: setup ## what the tests with published Chroma clients run: .venv-client
 demo: setup ## install, start, load WordNet's glosses, ask by meaning
 	@$(BIN)/shoal demo
 
-test: setup clients lint types imports protos-check ## all checks and all tests
+test: setup clients lint types imports protos-check docs-check ## all checks and all tests
 	$(PYTEST_UNIT)
 	$(PYTEST) -m "integration or cluster" -q
 
@@ -51,8 +51,14 @@ imports: setup ## the import rules of ARCHITECTURE.md
 protos: setup ## generate the protobuf code from protos/
 	$(BIN)/python protos/generate.py
 
-protos-check: setup ## fail if the generated code is not what protos/ says
+protos-check: setup ## fail if the generated code is not what protos/ says, or they break with the last release
 	$(BIN)/python protos/generate.py --check
+
+docs: setup ## write what docs/ has that is generated: the reference of all settings
+	$(BIN)/python tools/configuration_reference.py
+
+docs-check: setup ## fail if what docs/ has that is generated is not current
+	$(BIN)/python tools/configuration_reference.py --check
 
 constraints: setup ## pin again after a change of dependencies (ARGS="--upgrade" for the newest)
 	tools/constraints $(ARGS)

@@ -79,10 +79,17 @@ async def _write(
     lease = await world.take_over("flush")
     settings = FlushSettings(graph_rows=10**9)
     publisher = world.publisher()
-    while (
-        await flush(made, lease, log=world.log, publisher=publisher, blocks=world.blocks, settings=settings) is not None
-    ):
-        pass
+    flushed: object = True
+    while flushed is not None:
+        flushed = await flush(
+            made,
+            lease,
+            log=world.log,
+            publisher=publisher,
+            blocks=world.blocks,
+            settings=settings,
+            now_ms=world.now_ms,
+        )
     await world.catalog.release(lease)
 
 

@@ -1,19 +1,24 @@
 """Generate `shoal_wire.v1` from the protos beside this file.
 
     python protos/generate.py            write libs/wire/shoal_wire/v1
-    python protos/generate.py --check    fail if what is there differs from what the protos say
+    python protos/generate.py --check    fail if what is there differs from what the protos say, or they break with the last release
+    python protos/generate.py --release  what the protos are now is what was released
 
 The proto package is ``shoal.v1``, but ``shoal`` is the Python package of the SDK, so the generated modules live in
 ``shoal_wire.v1`` and their references to each other are rewritten. Messages only: servers and clients are made from the service
-descriptors (`shoal_wire.server`, `shoal_wire.rpc`). Needs grpcio-tools and mypy-protobuf, from the same
-environment as the interpreter that runs this.
+descriptors (`shoal_wire.server`, `shoal_wire.rpc`). ``baseline`` has the protos of the last release, which processes of this one
+must understand and be understood by. Needs grpcio-tools, mypy-protobuf and buf, from the same environment as the interpreter that
+runs this.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import re
+import shutil
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -23,9 +28,13 @@ from pathlib import Path
 from grpc_tools import protoc  # type: ignore[import-untyped]
 
 PROTOS = Path(__file__).resolve().parent
+BASELINE = PROTOS / "baseline"
 TARGET = PROTOS.parent / "libs" / "wire" / "shoal_wire" / "v1"
 INIT = '"""Generated from protos/shoal/v1 by protos/generate.py. Not edited by hand."""\n'
 DIFF_LINES = 12
+
+# Bytes stay readable on both sides, and no call goes away. Names of fields may change: nothing sends them.
+BREAKING = {"version": "v2", "breaking": {"use": ["WIRE", "RPC_NO_DELETE", "SERVICE_NO_DELETE"]}}
 
 # Imports, and module names in the builders.
 _REWRITES = (
@@ -95,20 +104,51 @@ def drift(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
     return summary
 
 
+def breaks(protos: Path = PROTOS, baseline: Path = BASELINE) -> list[str]:
+    """What the protos below one folder break of those below the other: a line each."""
+    buf = Path(sysconfig.get_path("scripts")) / "buf"
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # apart from each other, as buf takes one within the other for one module
+        now, released = Path(folder) / "now", Path(folder) / "released"
+        shutil.copytree(protos / "shoal", now / "shoal")
+        shutil.copytree(baseline / "shoal", released / "shoal")
+        command = [str(buf), "breaking", str(now), "--against", str(released), "--config", json.dumps(BREAKING)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [line.replace(f"{now}/", "") for line in (done.stdout + done.stderr).splitlines()] if done.returncode else []
+
+
+def release() -> None:
+    """Keep the protos as those of the last release."""
+    shutil.rmtree(BASELINE, ignore_errors=True)
+    shutil.copytree(PROTOS / "shoal", BASELINE / "shoal")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(description="Generate shoal_wire.v1 from the protos.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the generated code is out of date")
+    parser.add_argument("--release", action="store_true", help="keep the protos as those of the last release")
     options = parser.parse_args(arguments)
+    if options.release:
+        release()
+        return 0
     files = generate()
     if not options.check:
         write(files)
         return 0
-    differences = drift(files, present())
-    if not differences:
-        return 0
-    print("generated code is out of date, run `make protos`:", *differences, sep="\n", file=sys.stderr)
-    return 1
+    if differences := drift(files, present()):
+        print("generated code is out of date, run `make protos`:", *differences, sep="\n", file=sys.stderr)
+        return 1
+    if broken := breaks():
+        print(
+            "the last release would not understand these protos, or not be understood:",
+            *broken,
+            sep="\n",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

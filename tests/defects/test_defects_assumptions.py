@@ -165,7 +165,7 @@ async def test_assumption_01_rounds_and_jobs_end() -> None:
         await system.database.write(await system.create(f"collection-{number}"), to_operation_batch([put("a")], 1))
     assert await system.compactor.run_once() == 30
     assert not system.compactor._jobs
-    assert not system.compactor._flushed
+    assert not system.compactor._to_merge
 
 
 # --- 2: what embedding functions return

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shoal_cli.directory import EMBEDDED_OBJECTS, lock_directory
+from shoal_cli.forgetting import forget_old
 from shoal_cluster.registry import StaticRegistry
 from shoal_compactor.compactor import Compactor, CompactorSettings
 from shoal_compactor.functions import FunctionRunner
@@ -62,6 +63,7 @@ class EmbeddedSettings:
 
     Attributes:
         cache_size_bytes: blocks kept mapped.
+        cache_max_age_ms: how long blocks and shards are kept that are not in use.
         threads: for searching and folding.
         allow_reset: whether clients may delete everything.
         embedding: what is embedded for clients that send texts; None for nothing.
@@ -72,6 +74,7 @@ class EmbeddedSettings:
     node: NodeSettings = NodeSettings()
     compactor: CompactorSettings = CompactorSettings()
     cache_size_bytes: int = 2 << 30
+    cache_max_age_ms: int = 86_400_000
     threads: int = 4
     allow_reset: bool = False
     embedding: EmbeddingSettings | None = None
@@ -273,6 +276,7 @@ class EmbeddedSystem:
             functions=functions,
         )
         background = await stack.enter_async_context(Background())
+        background.start("forgetting", forget_old(clock, settings.cache_max_age_ms, cache, self.node))
         background.start("compactor", self.compactor.run())
         background.start("sweeper", self.sweeper.run())
         background.start("functions", self.functions.run())

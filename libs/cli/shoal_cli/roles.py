@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from shoal_cli.entry import check_addresses, embedding_settings, make_entrance
+from shoal_cli.forgetting import forget_old
 from shoal_cli.peers import Peers, channel_settings, find_peers
 from shoal_cli.security import Security, open_security
 from shoal_compactor.compactor import Compactor, CompactorSettings
@@ -199,6 +200,7 @@ async def _build_query(context: Context) -> None:
     services = Services(peers.catalog, peers.log, objects, cache, SystemClock(), executor)
     node = Node(context.member_id, services, settings_of(NodeSettings, config.querynode))
     context.stack.push_async_callback(node.close)
+    context.background.start("forgetting", forget_old(SystemClock(), config.cache.max_age_ms, cache, node))
     context.telemetry.total("shoal_reads", "Reads of shards.", lambda: node.counters.reads)
     context.telemetry.total("shoal_recall_checks", "Queries asked again exactly.", lambda: node.counters.recall_checks)
     context.telemetry.gauge("shoal_recall", "Recall that those got, of late.", node.observed_recall)
@@ -214,6 +216,7 @@ async def _build_compactor(context: Context) -> None:
     cache = await _started_cache(context, objects)
     settings = settings_of(CompactorSettings, config.compactor)
     is_mine = partial(peers.is_mine, holder)
+    context.background.start("forgetting", forget_old(SystemClock(), config.cache.max_age_ms, cache))
     compactor = Compactor(holder, peers.catalog, peers.log, objects, cache, SystemClock(), is_mine, settings)
     context.telemetry.total("shoal_compactions", "Flushes published.", lambda: compactor.counters.flushes)
     context.telemetry.total("shoal_merges", "Merges published.", lambda: compactor.counters.merges)

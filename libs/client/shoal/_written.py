@@ -18,8 +18,8 @@ class WriteResult:
         first_offset: of the batch in the log; it ends at ``token.offset``.
         records: operations in the batch; of a delete by filter, the records that matched.
         outcomes: what became of each record, where asked for: ``added``, ``existed`` (an add that did nothing), ``updated``,
-            ``missing`` (an update or delete that did nothing) or ``deleted``. None if not asked for, or if the look-up after the
-            write failed: the write stands.
+            ``missing`` (an update or delete that did nothing) or ``deleted``; ``outcome_`` and a number for one that only a later
+            release knows. None if not asked for, or if the look-up after the write failed: the write stands.
         read_offset: of a delete by filter, the snapshot that its matches are from. What came to match after it stays.
     """
 
@@ -37,7 +37,7 @@ def write_result(result: contracts.WriteResult) -> WriteResult:
         result.token,
         result.first_offset,
         result.records,
-        None if codes is None else [_NAMES[code] for code in codes],
+        None if codes is None else [_NAMES.get(code, f"outcome_{code}") for code in codes],
         result.read_offset,
     )
 

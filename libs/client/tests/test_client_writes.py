@@ -13,7 +13,10 @@ import pytest
 import shoal
 from libs.client.tests.client_support import Fail, FakeApi, Words, client_of
 from shoal import errors
+from shoal._written import write_result
 from shoal.aio import AsyncCollection
+from shoal_core import contracts
+from shoal_core.consistency import VersionToken
 from shoal_core.limits import Limits
 from shoal_testing.virtual_clock import SeededRandom
 
@@ -34,6 +37,11 @@ async def films(api: FakeApi) -> AsyncIterator[AsyncCollection]:
 
 
 # --- outcomes
+
+
+def test_an_outcome_of_a_later_release_is_named_by_its_number() -> None:
+    written = contracts.WriteResult(VersionToken("c", "i", 2), 1, 2, outcomes=bytes([int(contracts.Outcome.ADDED), 99]))
+    assert write_result(written).outcomes == ["added", "outcome_99"]
 
 
 async def test_outcomes_say_what_happened(films: AsyncCollection, api: FakeApi) -> None:

@@ -13,6 +13,8 @@ from shoal_cluster.etcd.client import Snapshot, WatchEvent
 from shoal_core.errors import InvalidArgument
 from shoal_core.ports import Member, MembershipView
 
+WIRE_VERSION = 1  # of the protos' package, shoal.v1
+
 
 def validate_member(member: Member) -> None:
     """Raise `InvalidArgument` unless role and id are path segments, the address is given and the weight is a share."""
@@ -36,20 +38,25 @@ def member_key(cluster: str, member: Member) -> bytes:
 
 
 def encode_member(member: Member) -> bytes:
-    """The JSON value of a member's key; role and id are in the key."""
-    return json.dumps({"address": member.address, "weight": member.weight}).encode()
+    """The JSON value of a member's key; role and id are in the key. It serves the wire versions ``wire_min`` to ``wire_max``."""
+    wire = {"wire_min": WIRE_VERSION, "wire_max": WIRE_VERSION}
+    return json.dumps({"address": member.address, "weight": member.weight} | wire).encode()
 
 
 def decode_member(prefix: bytes, key: bytes, value: bytes) -> Member | None:
-    """The member behind a key, or None if another hand wrote something else there."""
+    """The member behind a key, or None if another hand wrote something else there, or it does not serve our wire version.
+
+    Members of the value that are not known are ignored; those that an earlier release did not write mean 1.
+    """
     try:
         role, member_id = key.removeprefix(prefix).decode().split("/")
         fields = json.loads(value)
         member = Member(role, member_id, str(fields["address"]), float(fields.get("weight", 1.0)))
         validate_member(member)
+        serves = int(fields.get("wire_min", 1)) <= WIRE_VERSION <= int(fields.get("wire_max", 1))
     except (ValueError, KeyError, TypeError, AttributeError, InvalidArgument):
         return None
-    return member
+    return member if serves else None
 
 
 def membership_view(revision: int, members: Iterable[Member], *, connected: bool = True) -> MembershipView:

@@ -70,6 +70,20 @@ class TestEncoding:
     def test_what_others_wrote_is_ignored(self, value: bytes) -> None:
         assert decode_member(PREFIX, key(A), value) is None
 
+    @pytest.mark.parametrize(
+        ("more", "serves"),
+        [
+            ('"wire_min": 1, "wire_max": 1', True),
+            ('"wire_min": 1, "wire_max": 2, "later": [1]', True),
+            ('"wire_min": 2, "wire_max": 3', False),
+            ('"wire_min": 0, "wire_max": 0', False),
+            ('"wire_min": "x"', False),
+        ],
+    )
+    def test_a_member_is_seen_if_it_serves_this_wire_version(self, more: str, serves: bool) -> None:
+        found = decode_member(PREFIX, key(A), f'{{"address": "h:1", {more}}}'.encode())
+        assert found == (Member("querynode", "a", "h:1") if serves else None)
+
     @pytest.mark.parametrize("tail", [b"", b"querynode", b"querynode/", b"querynode/a/b", b"querynode/\xff"])
     def test_other_keys_are_ignored(self, tail: bytes) -> None:
         assert decode_member(PREFIX, PREFIX + tail, encode_member(A)) is None

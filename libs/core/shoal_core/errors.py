@@ -13,6 +13,7 @@
     │   ├── OffsetExpired          the offset lies below the trim floor
     │   ├── SnapshotGone           a newer version has replaced the snapshot; take a new one
     │   ├── UploadExpired          an object was uploaded too long before it was named
+    │   ├── NewerFormat            what is stored was written by a newer release
     │   └── IdempotencyMismatch    the same key came with other content
     ├── Conflict                   lost a race; the caller decides whether to try again
     │   ├── WriteConflict          a conditional write's read set changed
@@ -102,6 +103,10 @@ class SnapshotGone(FailedPrecondition):
 
 class UploadExpired(FailedPrecondition):
     """An object was uploaded too long before it was named; upload it again."""
+
+
+class NewerFormat(FailedPrecondition):
+    """What is stored was written by a newer release; upgrade the process that reads it."""
 
 
 class IdempotencyMismatch(FailedPrecondition):

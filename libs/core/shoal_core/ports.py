@@ -19,7 +19,7 @@ class Clock(Protocol):
         ...
 
     def time_ns(self) -> int:
-        """Wall-clock nanoseconds since the epoch, for display and telemetry only."""
+        """Wall-clock nanoseconds since the epoch, for display, telemetry, and ages of days: no rule depends on it."""
         ...
 
     async def sleep(self, seconds: float) -> None:

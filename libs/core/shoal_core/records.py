@@ -15,7 +15,7 @@ none"), with ``created_offset`` and ``updated_offset`` (uint64). A uri is the me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -23,7 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from shoal_core.errors import Corrupt
+from shoal_core.errors import Corrupt, NewerFormat
+
+FORMAT_KEY = b"shoal.format"  # in the metadata of a payload's schema
+PAYLOAD_FORMAT = 1
 
 OP = "op"
 ID = "id"
@@ -159,13 +162,23 @@ def encode_batch(batch: pa.RecordBatch) -> pa.Buffer:
 
 
 def decode_batch(payload: pa.Buffer | bytes | memoryview) -> pa.RecordBatch:
-    """The inverse of `encode_batch`, without copying. Raises `Corrupt`."""
+    """The inverse of `encode_batch`, without copying. Raises `Corrupt`, and `NewerFormat` for what a newer release wrote."""
     try:
         with pa.ipc.open_stream(payload) as reader:
+            _check_format(reader.schema.metadata or {})
             batches = [reader.read_next_batch()]
     except (pa.ArrowInvalid, StopIteration, OSError) as error:
         raise Corrupt(f"a log payload cannot be read: {error}") from error
     return batches[0]
+
+
+def _check_format(metadata: Mapping[bytes, bytes]) -> None:
+    """A payload without `FORMAT_KEY` has format 1, so that nothing is spent on it."""
+    found = metadata.get(FORMAT_KEY, b"1").decode("ascii", "replace")
+    if found != str(PAYLOAD_FORMAT):
+        raise NewerFormat(
+            f"a newer release wrote this log payload: format {found}, and this process reads {PAYLOAD_FORMAT}; upgrade it"
+        )
 
 
 def concat_rows(tables: Sequence[pa.Table]) -> pa.Table:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal_core.errors import Corrupt
+from shoal_core.errors import Corrupt, NewerFormat
 from shoal_core.records import (
     EMBEDDING,
+    FORMAT_KEY,
     Kind,
     MetadataField,
     concat_rows,
@@ -155,3 +156,11 @@ def test_metadata_columns_name_their_field(kind: Kind, key: str) -> None:
 def test_metadata_fields_are_sorted_and_skip_other_columns() -> None:
     fields = (MetadataField("a", Kind.FLOAT), MetadataField("a", Kind.INT), MetadataField("b", Kind.BOOL))
     assert metadata_fields(["id", "m:bool:b", "document", "m:int:a", "m:float:a"]) == tuple(sorted(fields))
+
+
+def test_a_payload_of_a_newer_format_is_refused_and_other_metadata_of_it_ignored() -> None:
+    batch = pa.record_batch({"op": pa.array([2], pa.uint8()), "id": ["a"]})
+    for known in ({}, {b"later": b"x"}, {FORMAT_KEY: b"1"}):
+        assert decode_batch(encode_batch(batch.replace_schema_metadata(known))).column("id").to_pylist() == ["a"]
+    with pytest.raises(NewerFormat, match=r"newer release wrote this log payload: format 2, .* reads 1; upgrade it"):
+        decode_batch(encode_batch(batch.replace_schema_metadata({FORMAT_KEY: b"2"})))

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -50,6 +50,9 @@ FILE_VARIABLE = "SHOAL_CONFIG"
 ROLES = ("frontend", "logservice", "querynode", "compactor", "sysdb")
 
 _DELIMITER = "__"
+
+# Of the constraints that pydantic keeps beside a field.
+_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of", "pattern": "like"}
 
 
 class Config(BaseSettings):
@@ -96,12 +99,16 @@ class Config(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """One setting, for generated docs. ``name`` as in the file: ``section.name``; a secret's default is empty."""
+    """One setting, for generated docs. ``name`` as in the file: ``section.name``; a secret's default is empty.
+
+    ``bounds``: what its value must meet, such as ``≥ 1``; empty for anything of the type.
+    """
 
     name: str
     type: str
     default: str
     help: str
+    bounds: str = ""
 
     @property
     def variable(self) -> str:
@@ -161,7 +168,9 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[SettingRow]:
         if isinstance(info.default, Section):
             yield from _rows(type(info.default), f"{prefix}{name}.")
         else:
-            yield SettingRow(prefix + name, _type_name(info), _default_text(info.default), _help(model, name))
+            yield SettingRow(
+                prefix + name, _type_name(info), _default_text(info.default), _help(model, name), _bounds(info)
+            )
 
 
 def _help(model: type[BaseModel], name: str) -> str:
@@ -177,7 +186,14 @@ def _type_name(info: FieldInfo) -> str:
         return "secret"
     if isinstance(info.default, dict):
         return "table"
+    if get_origin(info.annotation) is Literal:
+        return f"one of {', '.join(map(str, get_args(info.annotation)))}"
     return info.annotation.__name__ if isinstance(info.annotation, type) else "path"
+
+
+def _bounds(info: FieldInfo) -> str:
+    known = [(sign, getattr(each, name, None)) for each in info.metadata for name, sign in _BOUNDS.items()]
+    return ", ".join(f"{sign} {value}" for sign, value in known if value is not None)
 
 
 def _default_text(value: Any) -> str:

@@ -189,6 +189,9 @@ class CacheSection(Section):
     """Of the blocks kept mapped or in memory."""
     downloads: Count = 16
     """Downloads at a time."""
+    max_age_ms: Annotated[int, Field(ge=1000)] = 86_400_000
+    """A block that is not in use goes so long after it was downloaded, and a query node drops shards and earlier versions that were not
+    read for so long: what they hold may have been deleted since."""
 
 
 class TelemetrySection(Section):

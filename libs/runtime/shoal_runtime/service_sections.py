@@ -289,6 +289,8 @@ class CompactorSection(ServiceSection):
     """Collections worked on at a time."""
     page: Count = 100
     """Collections looked at per poll."""
+    erasure_deadline_ms: TimeMs = 7 * 24 * _HOUR_MS
+    """What was deleted or replaced is gone from object storage within so long, segments are rewritten for it; 0: when it happens."""
     flush: FlushSection = FlushSection()
     policy: MergeSection = MergeSection()
     garbage: GarbageSection = GarbageSection()

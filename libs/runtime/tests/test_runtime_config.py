@@ -184,6 +184,9 @@ def test_every_setting_is_described() -> None:
     assert by_name["compactor.flush.threads"].default == "2"
     assert by_name["compactor.flush.threads"].variable == "SHOAL_COMPACTOR__FLUSH__THREADS"
     assert by_name["cache.directory"].type == "path"
+    assert by_name["cache.directory"].bounds == ""
+    assert by_name["compactor.policy.dead_share"].bounds == "≥ 0, ≤ 1"
+    assert by_name["logservice.trim.period_ms"].bounds == "≥ 1000, multiple of 1000"
 
 
 @pytest.mark.parametrize(

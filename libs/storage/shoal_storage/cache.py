@@ -11,11 +11,11 @@ import errno
 import hashlib
 import os
 import re
-from collections import OrderedDict
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import pyarrow as pa
@@ -23,9 +23,8 @@ import pyarrow as pa
 from shoal_core.errors import Corrupt
 from shoal_core.ports import ObjectStore
 from shoal_storage.blocks import BlockRef, verify
+from shoal_storage.byte_lru import ByteLru
 from shoal_storage.mapped_file import MappedFile
-
-T = TypeVar("T")
 
 DEFAULT_DOWNLOADS = 16
 
@@ -121,6 +120,7 @@ class BlockCache:
         max_downloads: how many run at once; the rest wait their turn.
         write_file: replaces a file in one step, raising `OSError`.
         map_file: the content of a file, mapped or not, raising `OSError`.
+        time_ns: Unix time, for the age of entries.
     """
 
     def __init__(
@@ -133,14 +133,16 @@ class BlockCache:
         max_downloads: int = DEFAULT_DOWNLOADS,
         write_file: Callable[[Path, pa.Buffer], None] | None = None,
         map_file: Callable[[Path], MappedFile | pa.Buffer] | None = None,
+        time_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._directory = directory
         self._store = store
-        self._memory: _ByteLru[pa.Buffer] = _ByteLru(memory_capacity_bytes)
-        self._disk: _ByteLru[bool] = _ByteLru(capacity_bytes if directory else 0)  # value: verified by this process
+        self._memory: ByteLru[pa.Buffer] = ByteLru(memory_capacity_bytes)
+        self._disk: ByteLru[bool] = ByteLru(capacity_bytes if directory else 0)  # value: verified by this process
         self._downloads = asyncio.Semaphore(max_downloads)
         self._write_file = write_file or write_file_atomically
         self._map_file = map_file or MappedFile
+        self._time_ns = time_ns
         self._maps: WeakValueDictionary[str, MappedFile] = WeakValueDictionary()
         self._loading: dict[str, asyncio.Task[pa.Buffer]] = {}
         self._scan: asyncio.Task[None] | None = None
@@ -196,6 +198,23 @@ class BlockCache:
         found = (self._maps.get(_entry_name(ref)) for ref in refs)
         return [mapping for mapping in found if mapping is not None]
 
+    async def expire(self, max_age_ms: int) -> int:
+        """Forget what was loaded longer ago and nobody holds, in memory and on disk; how many files went.
+
+        What an entry was loaded for may have been deleted since. What is in use is looked at again the next time.
+        """
+        await self.start()
+        before_ns = self._time_ns() - max_age_ms * 1_000_000
+        old = self._disk.made_before(before_ns)
+        for entry in (*old, *self._memory.made_before(before_ns)):
+            self._memory.remove(entry)
+        unused = [entry for entry in old if entry not in self._maps and entry not in self._loading]
+        for entry in unused:
+            self._disk.remove(entry)
+        if self._directory is not None:
+            await asyncio.to_thread(_unlink_quietly, [self._directory / entry for entry in unused])
+        return len(unused)
+
     def stats(self) -> CacheStats:
         """Counts and sizes now."""
         return CacheStats(**asdict(self._count), memory_bytes=self._memory.size_bytes, disk_bytes=self._disk.size_bytes)
@@ -223,7 +242,7 @@ class BlockCache:
                 meter.store_bytes += buffer.size
                 await self._to_disk(entry, buffer)
                 buffer = await self._from_its_file(entry, ref) or buffer
-            self._memory.add(entry, buffer, buffer.size)
+            self._memory.add(entry, buffer, buffer.size, self._time_ns())
             return buffer
         finally:
             del self._loading[entry]
@@ -294,7 +313,7 @@ class BlockCache:
     async def _to_disk(self, entry: str, buffer: pa.Buffer) -> None:
         if self._directory is None or not self._disk.fits(buffer.size):
             return
-        evicted = self._disk.add(entry, True, buffer.size)
+        evicted = self._disk.add(entry, True, buffer.size, self._time_ns())
         path = self._directory / entry
         try:
             await asyncio.to_thread(self._replace_files, path, buffer, [self._directory / name for name in evicted])
@@ -317,58 +336,8 @@ class BlockCache:
         except OSError:
             self._count.degraded += 1
             return
-        evicted = [name for entry, size_bytes in found for name in self._disk.add(entry, False, size_bytes)]
+        evicted = [name for made_ns, entry, size in found for name in self._disk.add(entry, False, size, made_ns)]
         await asyncio.to_thread(_unlink_quietly, [self._directory / name for name in evicted])
-
-
-class _ByteLru(Generic[T]):
-    """A map bounded by the bytes its values stand for; `get` and `add` make an entry the most recent one."""
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self.size_bytes = 0
-        self._capacity_bytes = capacity_bytes
-        self._entries: OrderedDict[str, tuple[T, int]] = OrderedDict()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._entries
-
-    def fits(self, size_bytes: int) -> bool:
-        return size_bytes <= self._capacity_bytes
-
-    def get(self, name: str) -> T | None:
-        found = self._entries.get(name)
-        if found is None:
-            return None
-        self._entries.move_to_end(name)
-        return found[0]
-
-    def replace(self, name: str, value: T) -> None:
-        """Change the value of an entry if it is still there."""
-        if found := self._entries.get(name):
-            self._entries[name] = (value, found[1])
-
-    def add(self, name: str, value: T, size_bytes: int) -> list[str]:
-        """Put an entry in and return the names of those that had to go, its own if it is too large for any room."""
-        self.remove(name)
-        if not self.fits(size_bytes):
-            return [name]
-        self._entries[name] = (value, size_bytes)
-        self.size_bytes += size_bytes
-        evicted = []
-        while self.size_bytes > self._capacity_bytes:
-            oldest, (_, freed_bytes) = self._entries.popitem(last=False)
-            self.size_bytes -= freed_bytes
-            evicted.append(oldest)
-        return evicted
-
-    def remove(self, name: str) -> None:
-        found = self._entries.pop(name, None)
-        if found is not None:
-            self.size_bytes -= found[1]
-
-    def clear(self) -> None:
-        self._entries.clear()
-        self.size_bytes = 0
 
 
 def _entry_name(ref: BlockRef) -> str:
@@ -413,8 +382,8 @@ def _unlink_quietly(paths: Sequence[Path]) -> None:
             continue  # it stays behind; the next start counts it again
 
 
-def _scan_directory(directory: Path) -> list[tuple[str, int]]:
-    """(name, size in bytes) of every entry, oldest first; temporary files of a crash are removed."""
+def _scan_directory(directory: Path) -> list[tuple[int, str, int]]:
+    """(Unix time in ns when made, name, size in bytes) of every entry, oldest first; temporary files of a crash are removed."""
     if not directory.exists():
         return []
     found = []
@@ -425,4 +394,4 @@ def _scan_directory(directory: Path) -> list[tuple[str, int]]:
             elif _ENTRY.fullmatch(item.name):
                 status = item.stat()
                 found.append((status.st_mtime_ns, item.name, status.st_size))
-    return [(name, size_bytes) for _, name, size_bytes in sorted(found)]
+    return sorted(found)

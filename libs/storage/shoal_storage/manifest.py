@@ -1,4 +1,7 @@
-"""The manifest of a version: what one compaction publishes, as one small JSON object. Format 1.
+"""The manifest of a version: what one compaction publishes, as one small JSON object.
+
+Members that a reader does not know are ignored, and those added since format 1 may be missing. What an earlier reader would get
+wrong is a new format: `FORMAT` for the manifest, `SEGMENT_FORMAT` for the blocks of a segment (docs/versions.md).
 
 Edits are functions from a manifest to the next one, so that a publish which lost its race is rebased on the newer manifest
 instead of overwriting it.
@@ -12,10 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from shoal_core.contracts import HashRange, shard_range
-from shoal_core.errors import Corrupt
+from shoal_core.errors import Corrupt, NewerFormat
 from shoal_storage.blocks import BlockRef
 
 FORMAT = 1
+SEGMENT_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,9 @@ class SegmentRef:
         dead: how many of them the version's tombstones mark.
         blocks: block references by kind, in row order: ``ids``, ``rows``, ``vectors``, ``graph``.
         tombstones: block of sorted uint32 dead row numbers, or None.
+        dead_since_ms: when the first of the dead rows was found dead, Unix time by the compactor's clock; None if none is, or in
+            what was written before this was kept.
+        format: of the blocks.
     """
 
     id: str
@@ -37,6 +44,8 @@ class SegmentRef:
     size_bytes: int
     blocks: Mapping[str, tuple[BlockRef, ...]]
     tombstones: BlockRef | None = None
+    dead_since_ms: int | None = None
+    format: int = SEGMENT_FORMAT
 
     @property
     def live(self) -> int:
@@ -100,15 +109,24 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def decode_manifest(data: bytes | memoryview) -> Manifest:
-    """The inverse of `encode_manifest`. Raises `Corrupt`."""
+    """The inverse of `encode_manifest`. Raises `Corrupt`, and `NewerFormat` for what a newer release wrote."""
     try:
         raw = json.loads(bytes(data))
-        if raw["format"] != FORMAT:
-            raise Corrupt(f"manifest format {raw['format']} is not {FORMAT}; upgrade this process")
+        check_format(raw["format"], FORMAT, "manifest")
         shards = tuple(_shard(item) for item in raw["shards"])
         return Manifest(raw["collection_id"], raw["version"], raw["space"], raw["dimension"], shards)
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"a manifest cannot be read: {error!r}") from error
+
+
+def check_format(found: int, known: int, what: str) -> None:
+    """Raise `NewerFormat` when ``found`` is above ``known``, and `Corrupt` when it is none."""
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise Corrupt(f"the {what} says format {found!r}, which is none")
+    if found > known:
+        raise NewerFormat(
+            f"a newer release wrote this {what}: format {found}, and this process reads up to {known}; upgrade it"
+        )
 
 
 def _shard(raw: Mapping[str, Any]) -> ShardManifest:
@@ -117,6 +135,18 @@ def _shard(raw: Mapping[str, Any]) -> ShardManifest:
 
 
 def _segment(raw: Mapping[str, Any]) -> SegmentRef:
-    blocks = {kind: tuple(BlockRef(**ref) for ref in refs) for kind, refs in raw["blocks"].items()}
-    tombstones = BlockRef(**raw["tombstones"]) if raw["tombstones"] else None
-    return SegmentRef(raw["id"], raw["tier"], raw["rows"], raw["dead"], raw["size_bytes"], blocks, tombstones)
+    blocks = {kind: tuple(BlockRef.from_json(ref) for ref in refs) for kind, refs in raw["blocks"].items()}
+    tombstones = BlockRef.from_json(raw["tombstones"]) if raw["tombstones"] else None
+    segment_format = raw.get("format", 1)
+    check_format(segment_format, SEGMENT_FORMAT, "segment")
+    return SegmentRef(
+        raw["id"],
+        raw["tier"],
+        raw["rows"],
+        raw["dead"],
+        raw["size_bytes"],
+        blocks,
+        tombstones,
+        raw.get("dead_since_ms"),
+        segment_format,
+    )

@@ -437,3 +437,50 @@ async def test_without_descriptors_a_file_is_a_miss_and_stays(tmp_path: Path) ->
     assert (await cache.get(ref)).size == SIZE
     assert (cache.stats().misses, cache.stats().degraded) == (1, 1)
     assert files_of(tmp_path) == names
+
+
+# --- age
+
+
+async def test_what_is_old_and_not_in_use_goes_from_memory_and_disk(tmp_path: Path) -> None:
+    store, now_s = MemoryObjectStore(), [1_700_000_000]
+    used, unused, young = await put_blocks(store, 3)
+    cache = BlockCache(tmp_path, MIB, MIB, store, time_ns=lambda: now_s[0] * 10**9)
+    held = await cache.get(used)
+    await cache.get(unused)
+    now_s[0] += 60
+    await cache.get(young)
+    assert await cache.expire(60_000) == 0
+    now_s[0] += 1
+    assert await cache.expire(60_000) == 1
+    assert len(files_of(tmp_path)) == 2
+    assert [cache.may_contain(ref) for ref in (used, unused, young)] == [True, False, True]
+    assert (await cache.get(used)).equals(held)
+    assert store.gets == 3
+    del held
+    assert await cache.expire(60_000) == 1
+    assert len(files_of(tmp_path)) == 1
+
+
+async def test_what_an_earlier_process_left_is_as_old_as_its_file(tmp_path: Path) -> None:
+    store = MemoryObjectStore()
+    [ref] = await put_blocks(store, 1)
+    first = BlockCache(tmp_path, MIB, 0, store)
+    await first.get(ref)
+    await first.close()
+    [name] = files_of(tmp_path)
+    os.utime(tmp_path / name, (1_000, 1_000))
+    again = BlockCache(tmp_path, MIB, 0, store, time_ns=lambda: 1_061 * 10**9)
+    assert await again.expire(62_000) == 0
+    assert await again.expire(60_000) == 1
+    assert files_of(tmp_path) == []
+
+
+async def test_without_a_directory_memory_forgets(tmp_path: Path) -> None:
+    store, now_s = MemoryObjectStore(), [0]
+    [ref] = await put_blocks(store, 1)
+    cache = BlockCache(None, 0, MIB, store, time_ns=lambda: now_s[0] * 10**9)
+    await cache.get(ref)
+    now_s[0] = 61
+    await cache.expire(60_000)
+    assert not cache.may_contain(ref)

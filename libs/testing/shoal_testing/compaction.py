@@ -110,6 +110,7 @@ class CompactionWorld:
             publisher=self.publisher(step),
             blocks=self.blocks,
             settings=self.settings,
+            now_ms=self.now_ms,
         )
         await self.catalog.release(held)
         return result
@@ -124,6 +125,7 @@ class CompactionWorld:
             publisher=self.publisher(step),
             blocks=self.blocks,
             settings=self.settings,
+            now_ms=self.now_ms,
         )
         await self.catalog.release(held)
         return result
@@ -134,6 +136,11 @@ class CompactionWorld:
             pass
         while await self.merge() is not None:
             pass
+
+    @property
+    def now_ms(self) -> int:
+        """Unix time by the world's clock."""
+        return self.clock.time_ns() // 1_000_000
 
     def publisher(self, step: Step = no_step) -> Publisher:
         """A publisher of this world."""

@@ -64,7 +64,15 @@ class FunctionWorld(CompactionWorld):
         output = await self.output(function)
         lease = await self.catalog.claim(output.id, "flush", "flusher", ttl_ms=LEASE_MS)
         assert lease is not None
-        await flush(output, lease, log=self.log, publisher=self.publisher(), blocks=self.blocks, settings=self.settings)
+        await flush(
+            output,
+            lease,
+            log=self.log,
+            publisher=self.publisher(),
+            blocks=self.blocks,
+            settings=self.settings,
+            now_ms=self.now_ms,
+        )
         await self.catalog.release(lease)
 
     def written(self, function: AttachedFunction) -> dict[str, dict[str, Any]]:

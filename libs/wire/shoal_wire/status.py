@@ -104,6 +104,10 @@ def error_from_rpc(error: grpc.RpcError, *, write: bool) -> ShoalError:
         return errors.OutcomeUnknown(
             f"no answer to a write ({code.name}: {details}); send it again with the same idempotency key"
         )
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return errors.Unimplemented(
+            f"the server does not know this call: it is of an earlier release than the caller, or no Shoal; upgrade it ({details})"
+        )
     return _BY_CODE.get(code, errors.Internal)(f"{code.name}: {details}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -34,3 +35,27 @@ def test_drift_is_summed_up(generate: ModuleType) -> None:
         "b: missing",
         "c: not generated from any proto",
     ]
+
+
+CHANGES = [
+    ("reserved", "  string tenant = 3;\n", "  reserved 3;\n", ""),
+    ("added", "  Condition condition = 6;\n", "  Condition condition = 6;\n  string later = 7;\n", ""),
+    ("renamed", "  string tenant = 3;\n", "  string owner = 3;\n", ""),
+    ("deleted", "  string tenant = 3;\n", "", 'field "3"'),
+    ("reused", "  string tenant = 3;\n", "  double tenant = 3;\n", 'Field "3"'),
+    ("call deleted", "  rpc ReadIndex(ReadIndexRequest) returns (Head);\n", "", "ReadIndex"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [change[1:] for change in CHANGES], ids=[each[0] for each in CHANGES])
+def test_a_change_that_the_last_release_does_not_understand_is_found(
+    generate: ModuleType, tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    shutil.copytree(generate.PROTOS / "shoal", tmp_path / "shoal")
+    assert generate.breaks(tmp_path, generate.PROTOS) == []
+    log = tmp_path / "shoal" / "v1" / "log.proto"
+    text = log.read_text()
+    assert old in text
+    log.write_text(text.replace(old, new, 1))
+    found = generate.breaks(tmp_path, generate.PROTOS)
+    assert (said in "".join(found)) if said else not found, found

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+from shoal_compactor.erasure import ErasureTimes, erasure_times, overdue_collections
 from shoal_compactor.flush import FlushResult, FlushSettings, flush
 from shoal_compactor.function_settings import FunctionSettings
 from shoal_compactor.garbage import GarbageSettings
@@ -45,6 +46,8 @@ class CompactorSettings:
         retry_ms, longest_retry_ms: a collection that cannot be flushed (merged) is not flushed (merged) again for so long, twice
             as long after each further failure.
         parallel_jobs: flushes at a time, and merges at a time.
+        erasure_deadline_ms: after a flush found a row replaced or deleted, its bytes are gone from object storage within so long; 0: no
+            matter when. See `erasure.erasure_times`.
         garbage: for the sweeper beside it.
         functions: for the runner of attached functions beside it.
     """
@@ -58,10 +61,18 @@ class CompactorSettings:
     longest_retry_ms: int = 300_000
     parallel_jobs: int = 1
     page: int = 100
+    erasure_deadline_ms: int = 7 * 24 * 3_600_000
     flush: FlushSettings = FlushSettings()
     policy: MergePolicy = MergePolicy()
     garbage: GarbageSettings = GarbageSettings()
     functions: FunctionSettings = FunctionSettings()
+
+    def __post_init__(self) -> None:
+        self.erasure()
+
+    def erasure(self) -> ErasureTimes | None:
+        """None without a deadline. Raises `InvalidArgument` for one that cannot be kept."""
+        return erasure_times(self.erasure_deadline_ms, self.garbage)
 
 
 @dataclass(slots=True)
@@ -110,7 +121,7 @@ class Compactor:
     on_published: Callable[[VersionInfo], None] = lambda info: None
     counters: Counters = field(default_factory=Counters)
     _jobs: dict[tuple[str, str], Job] = field(default_factory=dict)
-    _flushed: dict[str, Collection] = field(default_factory=dict)
+    _to_merge: dict[str, Collection] = field(default_factory=dict)
     _failing: dict[tuple[str, str], Failing] = field(default_factory=dict)  # by collection and kind
 
     async def run(self) -> None:
@@ -119,8 +130,10 @@ class Compactor:
         Flushes do not wait for merges, which may take long.
         """
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._repeat(self.flush_due))
-            group.create_task(self._repeat(self.merge_due))
+            group.create_task(self._repeat(self.flush_due, self.settings.poll_ms))
+            group.create_task(self._repeat(self.merge_due, self.settings.poll_ms))
+            if (times := self.settings.erasure()) is not None:
+                group.create_task(self._repeat(self.erase_due, times.pass_ms))
 
     async def run_once(self) -> int:
         """One look at the backlog; how many collections were worked on."""
@@ -143,11 +156,24 @@ class Compactor:
         return len(chosen)
 
     async def merge_due(self) -> None:
-        """Merge what was flushed since the last call, and what could not be merged then and is to be tried again."""
+        """Merge what was flushed, or found overdue, since the last call, and what could not be merged then and is to be tried again."""
         waiting = self._waiting(MERGE)
-        chosen = [collection for name, collection in self._flushed.items() if name not in waiting]
-        self._flushed = {name: collection for name, collection in self._flushed.items() if name in waiting}
+        chosen = [collection for name, collection in self._to_merge.items() if name not in waiting]
+        self._to_merge = {name: collection for name, collection in self._to_merge.items() if name in waiting}
         await self._work(chosen, MERGE, self._merge_all)
+
+    async def erase_due(self) -> int:
+        """Look at every collection of this compactor for rows that have been dead for too long; how many are to be merged for it."""
+        found = 0
+        erase_before_ms = self._erase_before_ms()
+        if erase_before_ms is None:
+            return found
+        async for collection in overdue_collections(
+            self._publisher(), self.mine, self.settings.garbage, erase_before_ms
+        ):
+            self._to_merge[collection.id] = collection
+            found += 1
+        return found
 
     def jobs(self) -> list[Job]:
         """Jobs under way."""
@@ -186,7 +212,7 @@ class Compactor:
     def _takes(self, item: Backlog) -> bool:
         return self.mine(item.collection.id) or item.age_ms > self.settings.orphan_age_ms
 
-    async def _repeat(self, round_: Callable[[], Awaitable[object]]) -> None:
+    async def _repeat(self, round_: Callable[[], Awaitable[object]], pause_ms: int) -> None:
         while True:
             try:
                 await round_()
@@ -194,7 +220,7 @@ class Compactor:
                 _log.warning("a round of compaction ended: %s", error)
             except Exception:
                 _log.exception("a round of compaction ended")
-            await self.clock.sleep(self.settings.poll_ms / 1000)
+            await self.clock.sleep(pause_ms / 1000)
 
     async def _work(
         self, collections: Iterable[Collection], kind: str, job: Callable[[Collection], Awaitable[object]]
@@ -240,7 +266,7 @@ class Compactor:
             result = await self._flush_what_fits(collection, lease)
         if result is None:
             return None
-        self._flushed[collection.id] = collection
+        self._to_merge[collection.id] = collection
         self.counters.flushes += 1
         self.counters.records += result.operations
         self.counters.quarantined += len(result.quarantined)
@@ -264,6 +290,7 @@ class Compactor:
                     publisher=self._publisher(),
                     blocks=self.blocks,
                     settings=settings,
+                    now_ms=self._now_ms(),
                 )
             except (pa.ArrowInvalid, pa.ArrowCapacityError, MemoryError) as error:
                 if settings.records <= 1:
@@ -284,7 +311,7 @@ class Compactor:
                 pass
         except Exception as error:
             if not isinstance(error, NotFound):
-                self._flushed[collection.id] = collection  # an input changed under it, or something is away: try again
+                self._to_merge[collection.id] = collection  # an input changed under it, or something is away: try again
             raise
 
     async def _merge(self, collection: Collection, *, must: bool = False) -> MergeResult | None:
@@ -298,11 +325,20 @@ class Compactor:
                 publisher=self._publisher(),
                 blocks=self.blocks,
                 settings=self.settings.flush,
+                now_ms=self._now_ms(),
+                erase_before_ms=self._erase_before_ms(),
             )
         if result is not None:
             self.counters.merges += 1
             self.on_published(result.version)
         return result
+
+    def _now_ms(self) -> int:
+        return self.clock.time_ns() // 1_000_000
+
+    def _erase_before_ms(self) -> int | None:
+        times = self.settings.erasure()
+        return None if times is None else self._now_ms() - times.rewrite_after_ms
 
     def _publisher(self) -> Publisher:
         return Publisher(self.catalog, self.objects, self.step)

@@ -72,8 +72,9 @@ async def flush(
     publisher: Publisher,
     blocks: BlockReader,
     settings: FlushSettings,
+    now_ms: int,
 ) -> FlushResult | None:
-    """Compact a collection's tail; None when there is none.
+    """Compact a collection's tail; None when there is none. ``now_ms``: Unix time, from when on rows are dead that it replaces.
 
     Raises what `Publisher.publish` raises, and `Corrupt` when log or segments cannot be read.
     """
@@ -98,7 +99,7 @@ async def flush(
         parts.append(built.part)
         quarantined.append(built.quarantined)
     await publisher.step("uploaded")
-    edit = _FlushEdit(tuple(parts), end, dimension, blocks)
+    edit = _FlushEdit(tuple(parts), end, dimension, blocks, now_ms)
     info = await publisher.publish(collection, lease, upload_id, job_prefix(collection.id, upload_id), edit)
     return FlushResult(info, operations.table.num_rows, tuple(np.sort(np.concatenate(quarantined)).tolist()))
 
@@ -189,6 +190,7 @@ class _FlushEdit:
     end_offset: int
     dimension: int | None
     blocks: BlockReader
+    now_ms: int
 
     async def __call__(self, manifest: Manifest, prefix: str) -> Edited:
         shards = [replace(shard, compacted_offset=self.end_offset) for shard in manifest.shards]
@@ -197,7 +199,7 @@ class _FlushEdit:
             segments = list(manifest.shards[part.shard].segments)
             if len(part.replaced):
                 version = await open_shard(manifest, part.shard, self.blocks, {}, kinds=TO_FLUSH)
-                segments, tombstones = await asyncio.to_thread(_bury, version, part.replaced, prefix)
+                segments, tombstones = await asyncio.to_thread(_bury, version, part.replaced, prefix, self.now_ms)
                 objects.extend(tombstones)
             if part.segment is not None:
                 segments.append(part.segment)
@@ -206,7 +208,7 @@ class _FlushEdit:
 
 
 def _bury(
-    version: ShardVersion, ids: pa.Array, prefix: str
+    version: ShardVersion, ids: pa.Array, prefix: str, now_ms: int
 ) -> tuple[list[SegmentRef], list[tuple[BlockRef, EncodedBlock]]]:
     """The version's segments with the rows of ``ids`` dead too, without those that are all dead, and the new tombstone blocks."""
     located = version.locate(ids)
@@ -221,6 +223,8 @@ def _bury(
         if dead.all():
             continue
         ref, block = encode_tombstones(np.flatnonzero(dead), f"{prefix}/dead-{number:04d}-of-{view.ref.id}")
-        segments.append(replace(view.ref, dead=int(np.count_nonzero(dead)), tombstones=ref))
+        # Of rows that died before such times were kept, none is known.
+        since_ms = view.ref.dead_since_ms if view.ref.dead else now_ms
+        segments.append(replace(view.ref, dead=int(np.count_nonzero(dead)), tombstones=ref, dead_since_ms=since_ms))
         objects.append((ref, block))
     return segments, objects

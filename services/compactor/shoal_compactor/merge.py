@@ -57,14 +57,20 @@ async def merge_once(
     publisher: Publisher,
     blocks: BlockReader,
     settings: FlushSettings,
+    now_ms: int,
+    erase_before_ms: int | None = None,
 ) -> MergeResult | None:
     """Do the most useful merge of a collection; None when none is due.
+
+    Args:
+        now_ms: Unix time, from when on rows are dead that die during the merge.
+        erase_before_ms: see `MergePolicy.choose`.
 
     Raises what `Publisher.publish` raises.
     """
     manifest = await publisher.current(collection)
     for shard in manifest.shards:
-        inputs = policy.choose(shard)
+        inputs = policy.choose(shard, erase_before_ms)
         if not inputs:
             continue
         opened = await open_shard(_only(manifest, shard, inputs), shard.shard, blocks, {})
@@ -77,7 +83,7 @@ async def merge_once(
         merged = merged.placed(prefix, f"{upload_id}-m")
         await publisher.upload(merged.segment.objects if merged.segment else ())
         await publisher.step("merge-uploaded")
-        edit = _MergeEdit(shard.shard, merged, blocks)
+        edit = _MergeEdit(shard.shard, merged, blocks, now_ms)
         info = await publisher.publish(collection, lease, upload_id, prefix, edit)
         return MergeResult(info, len(inputs), merged.segment.ref.rows if merged.segment else 0)
     return None
@@ -137,6 +143,7 @@ class _MergeEdit:
     shard: int
     merged: _Merged
     blocks: BlockReader
+    now_ms: int
 
     async def __call__(self, manifest: Manifest, prefix: str) -> Edited:
         shard = manifest.shards[self.shard]
@@ -150,7 +157,7 @@ class _MergeEdit:
             output = self.merged.segment.ref
             if len(died):
                 ref, block = encode_tombstones(died, f"{prefix}/dead-of-{output.id}")
-                output = replace(output, dead=len(died), tombstones=ref)
+                output = replace(output, dead=len(died), tombstones=ref, dead_since_ms=self.now_ms)
                 objects.append((ref, block))
             if output.live:
                 kept.insert(0, output)

@@ -28,8 +28,14 @@ class MergePolicy:
     dead_share: float = 0.4
     largest_rows: int = 2_000_000
 
-    def choose(self, shard: ShardManifest) -> tuple[SegmentRef, ...]:
-        """The segments to merge next, smallest tier first, or none."""
+    def choose(self, shard: ShardManifest, erase_before_ms: int | None = None) -> tuple[SegmentRef, ...]:
+        """The segments to merge next, or none: smallest tier first, but for one with a row that died before ``erase_before_ms``
+        (Unix time; None: rows may be dead for ever).
+        """
+        if erase_before_ms is not None:
+            overdue = [segment for segment in shard.segments if is_overdue(segment, erase_before_ms)]
+            if overdue:
+                return (min(overdue, key=lambda segment: segment.dead_since_ms or 0),)
         tiers: dict[int, list[SegmentRef]] = defaultdict(list)
         for segment in shard.segments:
             tiers[segment.tier].append(segment)
@@ -52,3 +58,8 @@ class MergePolicy:
                 break
             chosen.append(segment)
         return tuple(chosen)
+
+
+def is_overdue(segment: SegmentRef, erase_before_ms: int) -> bool:
+    """Whether a row of the segment died before ``erase_before_ms``; a time that was not kept counts as before."""
+    return segment.dead > 0 and (segment.dead_since_ms or 0) < erase_before_ms

@@ -39,7 +39,10 @@ class Cursor:
         try:
             if len(text) > _MOST_CHARACTERS:
                 raise ValueError("too long")
-            version, collection_id, incarnation, *numbers = json.loads(base64.urlsafe_b64decode(text.encode()))
+            version, *fields = json.loads(base64.urlsafe_b64decode(text.encode()))
+            if isinstance(version, int) and version != _FORMAT:
+                raise InvalidArgument("a cursor of another release; begin again with the first page", field=field)
+            collection_id, incarnation, *numbers = fields
             offset, position, kind = map(_whole, numbers)
         except (ValueError, TypeError, RecursionError) as error:
             raise InvalidArgument("not a cursor; pass what an answer returned", field=field) from error

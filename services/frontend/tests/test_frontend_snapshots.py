@@ -173,7 +173,12 @@ def test_cursors_open_only_their_collection() -> None:
         await cluster.write(put("a"), put("b"))
         cursor = (await cluster.database.get(cluster.ref, limit=1, cursor="")).cursor
         other = await cluster.system.create("other")
-        for text, match in ((cursor, "another collection"), ("nonsense", "not a cursor"), ("WzFd", "not a cursor")):
+        for text, match in (
+            (cursor, "another collection"),
+            ("nonsense", "not a cursor"),
+            ("WzJd", "not a cursor"),
+            ("WzNd", "of another release"),
+        ):
             with pytest.raises(InvalidArgument, match=match):
                 await cluster.database.get(other, limit=1, cursor=text)
         with pytest.raises(InvalidArgument, match="limit"):

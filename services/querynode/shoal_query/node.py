@@ -203,6 +203,16 @@ class Node:
             found = await self.services.compute(lambda: statistics(snapshot, request.asks))
         return StatisticsAnswer(found, _served_at(snapshot))
 
+    async def drop_idle(self, max_age_ms: int) -> int:
+        """Drop shards that were not read for so long, which hold blocks of versions that may be gone; how many went."""
+        since = self.services.clock.monotonic() - max_age_ms / 1000
+        idle = [(key, shard) for key, shard in self._shards.items() if shard.read_at < since and not shard.is_loading]
+        for key, shard in idle:
+            await self._drop(key, shard)
+        for shard in self._shards.values():
+            shard.forget_past(since)
+        return len(idle)
+
     async def close(self) -> None:
         """Stop all work in the background."""
         for task in self._checking:

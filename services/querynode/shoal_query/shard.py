@@ -136,6 +136,7 @@ class Shard:
         self._loading: asyncio.Task[None] | None = None
         self._views: WeakSet[View] = WeakSet()
         self._past: OrderedDict[int, View] = OrderedDict()  # by version
+        self._past_read_at = float("-inf")
         self._looking_back = asyncio.Lock()
         self.read = ReadMeter()
         self.observed = ObservedRecall()
@@ -266,11 +267,17 @@ class Shard:
             view = View(version, RawTail(version.compacted_offset), Overlay(version))
         while view.raw.through < offset:
             await self._fetch(view.raw, end)
+        self._past_read_at = self.services.clock.monotonic()
         self._past[info.version] = view
         self._past.move_to_end(info.version)
         while len(self._past) > _PAST_VIEWS:
             self._past.popitem(last=False)
         return view
+
+    def forget_past(self, since: float) -> None:
+        """Let go of older versions if none was read since this moment, monotonic."""
+        if self._past_read_at < since:
+            self._past.clear()
 
     async def close(self) -> None:
         """Stop loading."""
