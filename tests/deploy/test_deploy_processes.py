@@ -1,0 +1,189 @@
+"""The rendered chart as processes over real stores: it comes up, serves, and is replaced pod by pod without a failed request."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shoal.aio
+from shoal_testing.processes import S3Settings
+from tests.deploy.chart import PRODUCTION, Helm, Manifest, of_kind, workloads
+from tests.deploy.kubelet import Given, Node
+from tests.deploy.rollout import Service, Workload
+
+pytestmark = pytest.mark.integration
+
+TOKEN = "a root token that is long enough to be one"
+COUNTS = {"sysdb": 2, "logservice": 2, "querynode": 2, "compactor": 1, "frontend": 2}
+DIMENSION = 8
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="shoal-chart-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def manifests(helm: Helm, etcd_endpoint: str, s3_settings: S3Settings) -> list[Manifest]:
+    """What production gets, over the stores of this test, which speak no TLS, and with fewer pods."""
+    plain = {
+        "tls": {"enabled": False},
+        "postgres": {"caSecret": ""},
+        "etcd": {"endpoints": [etcd_endpoint], "tlsSecret": ""},
+        "objects": {
+            "s3": {"bucket": s3_settings.bucket, "endpoint": s3_settings.endpoint_url, "allowHttp": True},
+        },
+        # Flush early: the updates of this test are to hit compactions at work.
+        "compactor": {"settings": {"compactor.max_age_ms": 500}},
+    }
+    return helm.template(
+        *PRODUCTION, *(part for name in plain for part in ("--set-json", f"{name}={json.dumps(plain[name])}"))
+    )
+
+
+@pytest.fixture
+def given(folder: Path, fresh_database: str, s3_settings: S3Settings) -> Given:
+    return Given(
+        folder,
+        {
+            "shoal-postgres": {"dsn": fresh_database},
+            "shoal-objects": {"accessKey": s3_settings.access_key, "secretKey": s3_settings.secret_key},
+            "shoal-access": {"rootToken": TOKEN},
+        },
+    )
+
+
+@asynccontextmanager
+async def running(manifests: list[Manifest], given: Given) -> AsyncIterator[tuple[Service, dict[str, Workload]]]:
+    """The migration, then every workload, and the Service of the frontends."""
+    node = Node(given)
+    try:
+        output = await node.run_job(of_kind(manifests, "Job")["migrate"])
+        assert "applied 0001_initial.sql" in output
+        found = {role: Workload(node, each, COUNTS[role]) for role, each in workloads(manifests).items()}
+        await asyncio.gather(*(workload.start() for workload in found.values()))
+        ports = {port["port"]: target(manifests, port["targetPort"]) for port in service_ports(manifests)}
+        address = node.free_address(ports)
+        async with Service(address, ports, lambda: found["frontend"].pods) as service:
+            await asyncio.sleep(2)  # endpoints lag behind
+            yield service, found
+    finally:
+        await node.close()
+
+
+def service_ports(manifests: list[Manifest]) -> list[Manifest]:
+    ports: list[Manifest] = of_kind(manifests, "Service")["frontend"]["spec"]["ports"]
+    return ports
+
+
+def target(manifests: list[Manifest], name: str) -> int:
+    (container,) = workloads(manifests)["frontend"]["spec"]["template"]["spec"]["containers"]
+    (port,) = [each["containerPort"] for each in container["ports"] if each["name"] == name]
+    return int(port)
+
+
+def over_http(address: str, method: str, path: str, body: Any = None) -> Any:
+    """One request of a caller without retries, on a connection of its own."""
+    connection = http.client.HTTPConnection(address, 8000, timeout=30)
+    try:
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json", "Connection": "close"}
+        text = None if body is None else json.dumps(body)
+        connection.request(method, f"/api/v2/tenants/default_tenant/databases/default_database{path}", text, headers)
+        answer = connection.getresponse()
+        data = answer.read()
+        assert answer.status in (200, 201), (answer.status, data)
+        return json.loads(data)
+    finally:
+        connection.close()
+
+
+def vectors(first: int, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(first).random((count, DIMENSION), dtype=np.float32)
+
+
+async def tour(client: Any, address: str) -> None:
+    """What a reader of the README does first, with Shoal's client and over HTTP."""
+    glosses = await client.get_or_create_collection("glosses", space="cosine")
+    await glosses.add(
+        ids=["n1", "n2"], embeddings=[[1, 0], [0, 1]], documents=["sea", "hammer"], metadatas=[{"n": 1}, {"n": 2}]
+    )
+    found = await glosses.query(query_embeddings=[[1, 0.1]], n_results=1, where={"n": 1})
+    assert found["ids"] == [["n1"]]
+    collection = (await asyncio.to_thread(over_http, address, "GET", "/collections/glosses"))["id"]
+    got = await asyncio.to_thread(over_http, address, "POST", f"/collections/{collection}/get", {"ids": ["n2"]})
+    assert got["documents"] == ["hammer"]
+    await glosses.delete(ids=["n2"])
+    assert await glosses.count() == 1
+    await client.delete_collection("glosses")
+
+
+class Load:
+    """Callers that go on until they are told to stop; any request that fails ends them."""
+
+    def __init__(self, client: Any, address: str) -> None:
+        self._client = client
+        self._address = address
+        self._over = asyncio.Event()
+        self.requests = 0
+        self.written = 0
+
+    async def run(self) -> None:
+        collection = await self._client.get_or_create_collection("load", dimension=DIMENSION)
+        await collection.upsert(ids=["first"], embeddings=vectors(0, 1))
+        key = (await asyncio.to_thread(over_http, self._address, "GET", "/collections/load"))["id"]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._repeat(lambda: self._write(collection)))
+            group.create_task(self._repeat(lambda: self._query(collection)))
+            group.create_task(self._repeat(lambda: asyncio.to_thread(self._count, key)))
+        assert await collection.count() == 1 + self.written
+
+    def stop(self) -> None:
+        self._over.set()
+
+    async def _repeat(self, request: Any) -> None:
+        while not self._over.is_set():
+            await request()
+            self.requests += 1
+            await asyncio.sleep(0.02)
+
+    async def _write(self, collection: Any) -> None:
+        ids = [str(number) for number in range(self.written, self.written + 5)]
+        await collection.add(ids=ids, embeddings=vectors(self.written, 5))
+        self.written += 5
+
+    async def _query(self, collection: Any) -> None:
+        found = await collection.query(query_embeddings=vectors(1, 1), n_results=3)
+        assert found["ids"][0]
+
+    def _count(self, key: str) -> None:
+        assert over_http(self._address, "GET", f"/collections/{key}/count") > 0
+
+
+async def test_the_chart_comes_up_serves_and_is_replaced_under_load(manifests: list[Manifest], given: Given) -> None:
+    async with running(manifests, given) as (service, found):
+        async with await shoal.aio.connect(f"{service.address}:8800", token=TOKEN) as client:
+            await tour(client, service.address)
+            load = Load(client, service.address)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(load.run())
+                await asyncio.gather(*(workload.roll() for workload in found.values()))
+                load.stop()
+            assert load.requests > 100
+        await asyncio.gather(*(workload.stop() for workload in found.values()))
+        for workload in found.values():
+            assert len(workload.gone) == 2 * COUNTS[workload.name]
+            for pod, took_s in workload.gone:
+                assert not pod.complaints, f"{pod.name}: {pod.complaints}"
+                assert took_s < pod.spec["terminationGracePeriodSeconds"]
