@@ -2,10 +2,10 @@
 
 What a node would give a pod is put in, and nothing else:
 
-* the pod's address: a loopback address of its own. As all share one network, ``0.0.0.0`` in a value becomes that address;
-* values of Secrets and files of Secrets and ConfigMaps, from `Given`;
+* the pod's address: a loopback address of its own. As all share one network, ``0.0.0.0`` and ``127.0.0.1`` become that address;
+* values of Secrets and files of Secrets and ConfigMaps, from `Given`; so are the addresses of Services, by name;
 * volumes: folders. A path below a mount becomes one below its folder;
-* the image's entry point, and PATH for its environment.
+* the image: its entry point or where a program of it lies here, and PATH for its environment.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import http.client
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -32,8 +33,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from shoal_runtime.servers.process import ServerCommand, ServerProcess
 from tests.deploy.chart import Manifest, pod_of
 
-ENTRY_POINT = (sys.executable, "-m", "shoal_cli")
+Placing: TypeAlias = Callable[[str], str]
+
+ENTRY_POINT = (str(Path(sys.executable).with_name("shoal")),)
 _POLL_S = 0.05
+_HOOK_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +47,14 @@ class Given:
     Attributes:
         folder: for volumes and logs.
         objects: Secret or ConfigMap → key → value.
+        programs: command of an image → where it is here.
+        services: name → address.
     """
 
     folder: Path
     objects: Mapping[str, Mapping[str, str]]
+    programs: Mapping[str, str] = field(default_factory=dict)
+    services: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -58,7 +66,7 @@ class Pod:
     spec: Manifest
     command: ServerCommand
     process: ServerProcess
-    started: bool = False
+    post_start: tuple[str, ...] = ()
     ready: bool = False
     terminating: bool = False
     complaints: list[str] = field(default_factory=list)
@@ -74,6 +82,7 @@ class Pod:
     async def start(self) -> None:
         """Run it and begin to probe."""
         await self.process.start(self.command)
+        await self._run_hook()
         self.probing = asyncio.create_task(self._probe_always(), name=f"probes-{self.name}")
 
     async def wait_ready(self) -> None:
@@ -102,15 +111,26 @@ class Pod:
         await self.process.stop()
         return time.monotonic() - began
 
-    async def _probe_always(self) -> None:
-        await self._probe_startup()
-        await asyncio.gather(self._follow("readiness"), self._follow("liveness"))
+    async def _run_hook(self) -> None:
+        if not self.post_start:
+            return
+        hook = await asyncio.create_subprocess_exec(*self.post_start)
+        try:
+            assert await asyncio.wait_for(hook.wait(), _HOOK_S) == 0, f"{self.name}: its postStart hook failed"
+        finally:
+            if hook.returncode is None:
+                hook.kill()
+                await hook.wait()
 
-    async def _probe_startup(self) -> None:
-        probe = self.container["startupProbe"]
+    async def _probe_always(self) -> None:
+        if "startupProbe" in self.container:
+            await self._probe_startup(self.container["startupProbe"])
+        kinds = [kind for kind in ("readiness", "liveness") if f"{kind}Probe" in self.container]
+        await asyncio.gather(*map(self._follow, kinds))
+
+    async def _probe_startup(self, probe: Manifest) -> None:
         for _ in range(probe["failureThreshold"]):
             if await self._probe(probe):
-                self.started = True
                 return
             await asyncio.sleep(probe["periodSeconds"])
         raise AssertionError(f"{self.name} did not start; {self.process.log_tail()}")
@@ -121,7 +141,9 @@ class Pod:
             failures = 0 if await self._probe(probe) else failures + 1
             if kind == "readiness":
                 self.ready = (
-                    not self.terminating and failures < probe["failureThreshold"] and (failures == 0 or self.ready)
+                    not self.terminating
+                    and failures < probe.get("failureThreshold", 3)
+                    and (failures == 0 or self.ready)
                 )
             elif failures >= probe["failureThreshold"]:
                 self.complaints.append("the liveness probe failed: a kubelet would have started it again")
@@ -171,16 +193,19 @@ class Node:
     def pod(self, name: str, workload: Manifest, *, volumes: str = "") -> Pod:
         """A pod that is not started yet. ``volumes`` names the folder of claims, of a pod that had them before."""
         spec, container = pod_of(workload)
-        address = self._free_address([port["containerPort"] for port in container["ports"]])
-        command = self._command(name, spec, address, volumes or name)
-        pod = Pod(name, address, spec, command, ServerProcess(name))
+        address = self.free_address([port["containerPort"] for port in container["ports"]])
+        placed = self._placed(name, spec, address, volumes or name)
+        pod = Pod(name, address, spec, self._command(name, spec, address, placed), ServerProcess(name))
+        hook = container.get("lifecycle", {}).get("postStart", {}).get("exec", {}).get("command", ())
+        pod.post_start = tuple(map(placed, hook))
         self._pods.append(pod)
         return pod
 
     async def run_job(self, job: Manifest) -> str:
         """Run a Job's container to its end; its output. AssertionError if it fails."""
         spec, _ = pod_of(job)
-        command = self._command("job", spec, "127.0.0.1", "job")
+        address = self.free_address(())
+        command = self._command("job", spec, address, self._placed("job", spec, address, "job"))
         process = await asyncio.create_subprocess_exec(
             *command.argv,
             env=dict(command.env),
@@ -204,9 +229,6 @@ class Node:
 
     def free_address(self, ports: Iterable[int]) -> str:
         """A loopback address on which nothing listens at these ports, and that no pod has."""
-        return self._free_address(ports)
-
-    def _free_address(self, ports: Iterable[int]) -> str:
         wanted = tuple(ports)
         for _ in range(1_000):
             address = f"127.{random.randrange(16, 250)}.{random.randrange(256)}.{random.randrange(2, 255)}"
@@ -215,22 +237,20 @@ class Node:
                 return address
         raise AssertionError(f"no loopback address is free at the ports {wanted}")
 
-    def _command(self, name: str, spec: Manifest, address: str, volumes: str) -> ServerCommand:
+    def _command(self, name: str, spec: Manifest, address: str, placed: Placing) -> ServerCommand:
         (container,) = spec["containers"]
         home = self._given.folder / name
         home.mkdir(parents=True, exist_ok=True)
-        mounts = self._mounts(spec, container, self._given.folder / "volumes" / volumes)
-        place = _placing(address, mounts)
-        entry_point = [*map(place, container["command"])] if "command" in container else ENTRY_POINT
+        program, *options = container.get("command", ENTRY_POINT)
         return ServerCommand(
-            argv=(*entry_point, *map(place, container.get("args", ()))),
-            cwd=home,
+            argv=(self._given.programs.get(program, program), *map(placed, (*options, *container.get("args", ())))),
+            cwd=Path(placed(container["workingDir"])) if "workingDir" in container else home,
             log_path=home / "log",
-            env={"PATH": os.environ["PATH"], **self._environment(container, address, place)},
+            env={"PATH": os.environ["PATH"], **self._environment(container, address, placed)},
             stop_timeout_s=spec.get("terminationGracePeriodSeconds", 30) - _pause_s(container),
         )
 
-    def _environment(self, container: Manifest, address: str, place: Callable[[str], str]) -> dict[str, str]:
+    def _environment(self, container: Manifest, address: str, placed: Placing) -> dict[str, str]:
         found: dict[str, str] = {}
         for each in container.get("env", ()):
             source = each.get("valueFrom", {})
@@ -244,21 +264,26 @@ class Node:
                 value = each.get("value", "")
                 for name, known in found.items():
                     value = value.replace(f"$({name})", known)
-                found[each["name"]] = place(value)
+                found[each["name"]] = placed(value)
         return found
 
-    def _mounts(self, spec: Manifest, container: Manifest, folder: Path) -> dict[str, Path]:
-        """Mount path → folder. Files of Secrets and ConfigMaps are written there."""
-        volumes = {each["name"]: each for each in spec["volumes"]}
-        found: dict[str, Path] = {}
-        for mount in container["volumeMounts"]:
-            target = found[mount["mountPath"]] = folder / mount["name"]
-            if volumes.get(mount["name"], {}).keys() >= {"emptyDir"}:
-                shutil.rmtree(target, ignore_errors=True)
-            target.mkdir(parents=True, exist_ok=True)
-            for path, text in self._files(volumes.get(mount["name"], {})):
-                (target / path).write_text(text, encoding="utf-8")
-        return found
+    def _placed(self, name: str, spec: Manifest, address: str, volumes: str) -> Placing:
+        """Make the folders of a pod's volumes with their files; how its values read here."""
+        (container,) = spec["containers"]
+        known = {each["name"]: each for each in spec["volumes"]}
+        mounts = {
+            each["mountPath"]: self._given.folder / "volumes" / volumes / each["name"] / each.get("subPath", "")
+            for each in container["volumeMounts"]
+        }
+        placed = _placing(address, {str(path): str(folder) for path, folder in mounts.items()}, self._given.services)
+        for each in container["volumeMounts"]:
+            folder = mounts[each["mountPath"]]
+            if "emptyDir" in known.get(each["name"], {}):
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            for path, text in self._files(known.get(each["name"], {})):
+                (folder / path).write_text(placed(text), encoding="utf-8")
+        return placed
 
     def _files(self, volume: Manifest) -> list[tuple[str, str]]:
         source: dict[str, Any] = volume.get("secret") or volume.get("configMap") or {}
@@ -269,16 +294,15 @@ class Node:
         return [(item["path"], content[item["key"]]) for item in items]
 
 
-def _placing(address: str, mounts: Mapping[str, Path]) -> Callable[[str], str]:
-    """A value with the wildcard address and paths below mounts put in."""
-
-    def place(value: str) -> str:
-        for path, folder in mounts.items():
-            if value == path or value.startswith(f"{path}/"):
-                return str(folder) + value[len(path) :]
-        return value.replace("0.0.0.0", address)
-
-    return place
+def _placing(address: str, mounts: Mapping[str, str], services: Mapping[str, str]) -> Placing:
+    """A text with loopback and wildcard addresses, names of Services and paths below mounts put in, in one pass."""
+    words = {"0.0.0.0": address, "127.0.0.1": address, **services, **mounts}
+    # A path begins one: it follows no other part of a path, as it would in an URL.
+    patterns = [
+        rf"(?<![\w.{'/' if word[0] == '/' else ''}-]){re.escape(word)}" for word in sorted(words, key=len, reverse=True)
+    ]
+    pattern = re.compile(rf"(?:{'|'.join(patterns)})(?![\w.-])")
+    return lambda text: pattern.sub(lambda match: words[match[0]], text)
 
 
 def _pause_s(container: Manifest) -> int:

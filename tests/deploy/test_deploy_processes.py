@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 import shoal.aio
+from shoal_runtime.servers.etcd import find_etcd
+from shoal_runtime.servers.seaweedfs import find_weed
 from shoal_testing.processes import S3Settings
-from tests.deploy.chart import PRODUCTION, Helm, Manifest, of_kind, workloads
+from tests.deploy.chart import EVALUATION, PREFIX, PRODUCTION, Helm, Manifest, of_kind, store_workloads, workloads
 from tests.deploy.kubelet import Given, Node
 from tests.deploy.rollout import Service, Workload
 
@@ -109,6 +111,15 @@ def over_http(address: str, method: str, path: str, body: Any = None) -> Any:
         connection.close()
 
 
+def fetched(address: str, port: int, path: str) -> bytes:
+    connection = http.client.HTTPConnection(address, port, timeout=30)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
 def vectors(first: int, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(first).random((count, DIMENSION), dtype=np.float32)
 
@@ -169,6 +180,36 @@ class Load:
 
     def _count(self, key: str) -> None:
         assert over_http(self._address, "GET", f"/collections/{key}/count") > 0
+
+
+def rendered_objects(manifests: list[Manifest]) -> dict[str, dict[str, str]]:
+    """Secrets and ConfigMaps of the release: name → key → value."""
+    found = [each for each in manifests if each["kind"] in ("Secret", "ConfigMap")]
+    return {each["metadata"]["name"]: each.get("stringData") or each.get("data", {}) for each in found}
+
+
+async def test_evaluation_brings_its_own_etcd_and_s3(helm: Helm, folder: Path, fresh_database: str) -> None:
+    """All but Postgres, whose image has an entry point of its own: the Secret names the database of this test instead."""
+    manifests = helm.template(*EVALUATION)
+    objects = rendered_objects(manifests)
+    objects[f"{PREFIX}-stores"]["dsn"] = fresh_database
+    services: dict[str, str] = {}
+    programs = {"weed": str(find_weed()), "/usr/local/bin/etcd": str(find_etcd())}
+    node = Node(Given(folder, objects, programs, services))
+    try:
+        stores = [Workload(node, each, 1) for name, each in store_workloads(manifests).items() if name != "postgres"]
+        await asyncio.gather(*(store.start() for store in stores))
+        services.update({f"{PREFIX}-{store.name}": store.pods[0].address for store in stores})
+        found = {role: Workload(node, each, 1) for role, each in workloads(manifests).items()}
+        await found["sysdb"].start()  # the others would end until it has migrated, and be started again
+        await asyncio.gather(*(workload.start() for role, workload in found.items() if role != "sysdb"))
+        address = found["frontend"].pods[0].address
+        async with await shoal.aio.connect(f"{address}:8800") as client:
+            await tour(client, address)
+        rule = await asyncio.to_thread(fetched, services[f"{PREFIX}-s3"], 8888, "/etc/seaweedfs/filer.conf")
+        assert json.loads(rule) == {"locations": [{"locationPrefix": "/", "fsync": True}]}
+    finally:
+        await node.close()
 
 
 async def test_the_chart_comes_up_serves_and_is_replaced_under_load(manifests: list[Manifest], given: Given) -> None:

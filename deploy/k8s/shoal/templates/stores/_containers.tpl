@@ -48,6 +48,7 @@ and the pod is not ready before. Only S3, which asks for keys, listens beyond lo
 */}}
 {{- define "shoal.store.s3" -}}
 command: [weed, -logtostderr=true, server]
+workingDir: /etc/seaweedfs # where it looks for its settings
 args:
   - -dir=/data
   - -ip=127.0.0.1
