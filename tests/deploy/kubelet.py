@@ -158,9 +158,9 @@ class Pod:
 
 async def _grpc_probe(address: str, port: int, timeout_s: float) -> bool:
     async with grpc.aio.insecure_channel(f"{address}:{port}") as channel:
-        check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[no-untyped-call]
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = await check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
