@@ -3,7 +3,7 @@
 What a node would give a pod is put in, and nothing else:
 
 * the pod's address: a loopback address of its own. As all share one network, ``0.0.0.0`` and ``127.0.0.1`` become that address;
-* values of Secrets and files of Secrets and ConfigMaps, from `Given`; so are the addresses of Services, by name;
+* values of Secrets and files of Secrets and ConfigMaps, from `Given`; so are the addresses of Services and other hosts, by name;
 * volumes: folders. A path below a mount becomes one below its folder;
 * the image: its entry point or where a program of it lies here, and PATH for its environment.
 """

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.integration
 TOKEN = "a root token that is long enough to be one"
 COUNTS = {"sysdb": 2, "logservice": 2, "querynode": 2, "compactor": 1, "frontend": 2}
 DIMENSION = 8
+HERE = "127.0.0.1"
+OUTSIDE = "stores.example.com"  # where they are for pods, whose loopback is their own
 
 
 @pytest.fixture
@@ -40,19 +42,19 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def manifests(helm: Helm, etcd_endpoint: str, s3_settings: S3Settings) -> list[Manifest]:
     """What production gets, over the stores of this test, which speak no TLS, and with fewer pods."""
-    plain = {
-        "tls": {"enabled": False},
-        "postgres": {"caSecret": ""},
-        "etcd": {"endpoints": [etcd_endpoint], "tlsSecret": ""},
-        "objects": {
-            "s3": {"bucket": s3_settings.bucket, "endpoint": s3_settings.endpoint_url, "allowHttp": True},
-        },
-        # Flush early: the updates of this test are to hit compactions at work.
-        "compactor": {"settings": {"compactor.max_age_ms": 500}},
+    values = {
+        "tls.enabled": False,
+        "postgres.caSecret": "",
+        "etcd.tlsSecret": "",
+        "etcd.endpoints": [etcd_endpoint.replace(HERE, OUTSIDE)],
+        "objects.s3.bucket": s3_settings.bucket,
+        "objects.s3.endpoint": s3_settings.endpoint_url.replace(HERE, OUTSIDE),
+        "objects.s3.allowHttp": True,
+        # Flush early: the updates of this test are to hit compactions at work. A name with a dot is one key.
+        r"compactor.settings.compactor\.max_age_ms": 500,
     }
-    return helm.template(
-        *PRODUCTION, *(part for name in plain for part in ("--set-json", f"{name}={json.dumps(plain[name])}"))
-    )
+    options = [part for name, value in values.items() for part in ("--set-json", f"{name}={json.dumps(value)}")]
+    return helm.template(*PRODUCTION, *options)
 
 
 @pytest.fixture
@@ -64,6 +66,7 @@ def given(folder: Path, fresh_database: str, s3_settings: S3Settings) -> Given:
             "shoal-objects": {"accessKey": s3_settings.access_key, "secretKey": s3_settings.secret_key},
             "shoal-access": {"rootToken": TOKEN},
         },
+        services={OUTSIDE: HERE},
     )
 
 
