@@ -105,6 +105,11 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def has_endpoints(self, count: int) -> None:
+        """Wait until it leads to so many pods."""
+        while len(self._endpoints) < count:
+            await asyncio.sleep(0.05)
+
     async def _follow(self) -> None:
         while True:
             ready = [pod.address for pod in self._pods() if pod.ready and not pod.terminating]

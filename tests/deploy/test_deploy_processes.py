@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import http.client
 import json
 import shutil
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 import shoal.aio
+from shoal_runtime.config import Config
 from shoal_runtime.servers.etcd import find_etcd
+from shoal_runtime.servers.ports import free_ports
 from shoal_runtime.servers.seaweedfs import find_weed
 from shoal_testing.processes import S3Settings
 from tests.deploy.chart import EVALUATION, PREFIX, PRODUCTION, Helm, Manifest, of_kind, store_workloads, workloads
@@ -29,7 +35,43 @@ TOKEN = "a root token that is long enough to be one"
 COUNTS = {"sysdb": 2, "logservice": 2, "querynode": 2, "compactor": 1, "frontend": 2}
 DIMENSION = 8
 HERE = "127.0.0.1"
+NAME = "localhost"  # of the Service, for those outside of the cluster
+TLS = "tls" in Config.model_fields  # until this configuration has it, without
 OUTSIDE = "stores.example.com"  # where they are for pods, whose loopback is their own
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Where callers come in, and the CA in PEM that signed what they see; empty for plain text."""
+
+    grpc: int
+    http: int
+    authority: str = ""
+    host: str = NAME
+
+    def connect(self) -> Any:
+        """A client with default retries."""
+        credentials = grpc.ssl_channel_credentials(self.authority.encode()) if self.authority else None
+        return shoal.aio.connect(f"{self.host}:{self.grpc}", token=TOKEN, credentials=credentials)
+
+    def over_http(self, method: str, path: str, body: Any = None) -> Any:
+        """One request of a caller without retries, on a connection of its own."""
+        connection = http.client.HTTPConnection(self.host, self.http, timeout=30)
+        if self.authority:
+            trust = ssl.create_default_context(cadata=self.authority)
+            connection = http.client.HTTPSConnection(self.host, self.http, timeout=30, context=trust)
+        try:
+            headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json", "Connection": "close"}
+            text = None if body is None else json.dumps(body)
+            connection.request(
+                method, f"/api/v2/tenants/default_tenant/databases/default_database{path}", text, headers
+            )
+            answer = connection.getresponse()
+            data = answer.read()
+            assert answer.status in (200, 201), (answer.status, data)
+            return json.loads(data)
+        finally:
+            connection.close()
 
 
 @pytest.fixture
@@ -41,9 +83,11 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def manifests(helm: Helm, etcd_endpoint: str, s3_settings: S3Settings) -> list[Manifest]:
-    """What production gets, over the stores of this test, which speak no TLS, and with fewer pods."""
+    """What production gets, over the stores of this test, which speak no TLS, with certificates of Helm and fewer pods."""
     values = {
-        "tls.enabled": False,
+        "tls.enabled": TLS,
+        "tls.source": "generated",
+        "frontend.tls.dnsNames": [NAME],
         "postgres.caSecret": "",
         "etcd.tlsSecret": "",
         "etcd.endpoints": [etcd_endpoint.replace(HERE, OUTSIDE)],
@@ -58,10 +102,11 @@ def manifests(helm: Helm, etcd_endpoint: str, s3_settings: S3Settings) -> list[M
 
 
 @pytest.fixture
-def given(folder: Path, fresh_database: str, s3_settings: S3Settings) -> Given:
+def given(manifests: list[Manifest], folder: Path, fresh_database: str, s3_settings: S3Settings) -> Given:
     return Given(
         folder,
-        {
+        rendered_objects(manifests)
+        | {
             "shoal-postgres": {"dsn": fresh_database},
             "shoal-objects": {"accessKey": s3_settings.access_key, "secretKey": s3_settings.secret_key},
             "shoal-access": {"rootToken": TOKEN},
@@ -71,7 +116,7 @@ def given(folder: Path, fresh_database: str, s3_settings: S3Settings) -> Given:
 
 
 @asynccontextmanager
-async def running(manifests: list[Manifest], given: Given) -> AsyncIterator[tuple[Service, dict[str, Workload]]]:
+async def running(manifests: list[Manifest], given: Given) -> AsyncIterator[tuple[Entrance, dict[str, Workload]]]:
     """The migration, then every workload, and the Service of the frontends."""
     node = Node(given)
     try:
@@ -79,11 +124,12 @@ async def running(manifests: list[Manifest], given: Given) -> AsyncIterator[tupl
         assert "applied 0001_initial.sql" in output
         found = {role: Workload(node, each, COUNTS[role]) for role, each in workloads(manifests).items()}
         await asyncio.gather(*(workload.start() for workload in found.values()))
-        ports = {port["port"]: target(manifests, port["targetPort"]) for port in service_ports(manifests)}
-        address = node.free_address(ports)
-        async with Service(address, ports, lambda: found["frontend"].pods) as service:
-            await asyncio.sleep(2)  # endpoints lag behind
-            yield service, found
+        names = [port["targetPort"] for port in service_ports(manifests)]
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        targets = {ports[name]: target(manifests, name) for name in names}
+        async with Service(HERE, targets, lambda: found["frontend"].pods) as service:
+            await service.has_endpoints(COUNTS["frontend"])
+            yield Entrance(ports["grpc"], ports["http"], authority(given) if TLS else ""), found
     finally:
         await node.close()
 
@@ -99,19 +145,8 @@ def target(manifests: list[Manifest], name: str) -> int:
     return int(port)
 
 
-def over_http(address: str, method: str, path: str, body: Any = None) -> Any:
-    """One request of a caller without retries, on a connection of its own."""
-    connection = http.client.HTTPConnection(address, 8000, timeout=30)
-    try:
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json", "Connection": "close"}
-        text = None if body is None else json.dumps(body)
-        connection.request(method, f"/api/v2/tenants/default_tenant/databases/default_database{path}", text, headers)
-        answer = connection.getresponse()
-        data = answer.read()
-        assert answer.status in (200, 201), (answer.status, data)
-        return json.loads(data)
-    finally:
-        connection.close()
+def authority(given: Given) -> str:
+    return given.objects[f"{PREFIX}-ca"]["ca.crt"]
 
 
 def fetched(address: str, port: int, path: str) -> bytes:
@@ -127,7 +162,7 @@ def vectors(first: int, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(first).random((count, DIMENSION), dtype=np.float32)
 
 
-async def tour(client: Any, address: str) -> None:
+async def tour(client: Any, entrance: Entrance) -> None:
     """What a reader of the README does first, with Shoal's client and over HTTP."""
     glosses = await client.get_or_create_collection("glosses", space="cosine")
     await glosses.add(
@@ -135,8 +170,8 @@ async def tour(client: Any, address: str) -> None:
     )
     found = await glosses.query(query_embeddings=[[1, 0.1]], n_results=1, where={"n": 1})
     assert found["ids"] == [["n1"]]
-    collection = (await asyncio.to_thread(over_http, address, "GET", "/collections/glosses"))["id"]
-    got = await asyncio.to_thread(over_http, address, "POST", f"/collections/{collection}/get", {"ids": ["n2"]})
+    collection = (await asyncio.to_thread(entrance.over_http, "GET", "/collections/glosses"))["id"]
+    got = await asyncio.to_thread(entrance.over_http, "POST", f"/collections/{collection}/get", {"ids": ["n2"]})
     assert got["documents"] == ["hammer"]
     await glosses.delete(ids=["n2"])
     assert await glosses.count() == 1
@@ -146,9 +181,9 @@ async def tour(client: Any, address: str) -> None:
 class Load:
     """Callers that go on until they are told to stop; any request that fails ends them."""
 
-    def __init__(self, client: Any, address: str) -> None:
+    def __init__(self, client: Any, entrance: Entrance) -> None:
         self._client = client
-        self._address = address
+        self._entrance = entrance
         self._over = asyncio.Event()
         self.requests = 0
         self.written = 0
@@ -156,7 +191,7 @@ class Load:
     async def run(self) -> None:
         collection = await self._client.get_or_create_collection("load", dimension=DIMENSION)
         await collection.upsert(ids=["first"], embeddings=vectors(0, 1))
-        key = (await asyncio.to_thread(over_http, self._address, "GET", "/collections/load"))["id"]
+        key = (await asyncio.to_thread(self._entrance.over_http, "GET", "/collections/load"))["id"]
         async with asyncio.TaskGroup() as group:
             group.create_task(self._repeat(lambda: self._write(collection)))
             group.create_task(self._repeat(lambda: self._query(collection)))
@@ -182,13 +217,21 @@ class Load:
         assert found["ids"][0]
 
     def _count(self, key: str) -> None:
-        assert over_http(self._address, "GET", f"/collections/{key}/count") > 0
+        assert self._entrance.over_http("GET", f"/collections/{key}/count") > 0
 
 
 def rendered_objects(manifests: list[Manifest]) -> dict[str, dict[str, str]]:
     """Secrets and ConfigMaps of the release: name → key → value."""
     found = [each for each in manifests if each["kind"] in ("Secret", "ConfigMap")]
-    return {each["metadata"]["name"]: each.get("stringData") or each.get("data", {}) for each in found}
+    return {each["metadata"]["name"]: content(each) for each in found}
+
+
+def content(manifest: Manifest) -> dict[str, str]:
+    """Key → value, as files would have it."""
+    data: dict[str, str] = manifest.get("data", {})
+    if manifest["kind"] == "Secret":
+        data = {name: base64.b64decode(value).decode() for name, value in data.items()}
+    return data | manifest.get("stringData", {})
 
 
 async def test_evaluation_brings_its_own_etcd_and_s3(helm: Helm, folder: Path, fresh_database: str) -> None:
@@ -206,9 +249,9 @@ async def test_evaluation_brings_its_own_etcd_and_s3(helm: Helm, folder: Path, f
         found = {role: Workload(node, each, 1) for role, each in workloads(manifests).items()}
         await found["sysdb"].start()  # the others would end until it has migrated, and be started again
         await asyncio.gather(*(workload.start() for role, workload in found.items() if role != "sysdb"))
-        address = found["frontend"].pods[0].address
-        async with await shoal.aio.connect(f"{address}:8800") as client:
-            await tour(client, address)
+        entrance = Entrance(8800, 8000, host=found["frontend"].pods[0].address)
+        async with await entrance.connect() as client:
+            await tour(client, entrance)
         rule = await asyncio.to_thread(fetched, services[f"{PREFIX}-s3"], 8888, "/etc/seaweedfs/filer.conf")
         assert json.loads(rule) == {"locations": [{"locationPrefix": "/", "fsync": True}]}
     finally:
@@ -216,10 +259,10 @@ async def test_evaluation_brings_its_own_etcd_and_s3(helm: Helm, folder: Path, f
 
 
 async def test_the_chart_comes_up_serves_and_is_replaced_under_load(manifests: list[Manifest], given: Given) -> None:
-    async with running(manifests, given) as (service, found):
-        async with await shoal.aio.connect(f"{service.address}:8800", token=TOKEN) as client:
-            await tour(client, service.address)
-            load = Load(client, service.address)
+    async with running(manifests, given) as (entrance, found):
+        async with await entrance.connect() as client:
+            await tour(client, entrance)
+            load = Load(client, entrance)
             async with asyncio.TaskGroup() as group:
                 group.create_task(load.run())
                 await asyncio.gather(*(workload.roll() for workload in found.values()))

@@ -107,22 +107,6 @@ def serve(
 
 
 @app.command()
-def migrate(
-    config: ConfigOption = None,
-    settings: SettingsOption = None,
-) -> None:
-    """Bring the database to the schema of this release, and say what was done; safe to repeat and to run many times at once.
-
-    It reads the settings as `serve` does and needs `postgres.dsn` only. With `sysdb.migrate_at_start`, which is the default, sysdb
-    does the same when it starts.
-    """
-    from shoal_cli.migration import run_migrations
-    from shoal_runtime.config import load, parse_flags
-
-    _run(lambda: run_migrations(load(parse_flags(settings or []), path=config)))
-
-
-@app.command()
 def demo(
     path: PathOption = Path("./demo-data"),
     records: Annotated[int, typer.Option(min=100, help="How many glosses to load, of 117,659.")] = 20_000,
@@ -165,6 +149,22 @@ def recall(
             address, collection, tenant=tenant, database=database, token=token, sample=sample, as_json=as_json
         )
     )
+
+
+@app.command()
+def migrate(
+    config: ConfigOption = None,
+    settings: SettingsOption = None,
+) -> None:
+    """Bring the database to the schema of this release, and say what was done; safe to repeat and to run many times at once.
+
+    It reads the settings as `serve` does and needs `postgres.dsn` only. With `sysdb.migrate_at_start`, which is the default, sysdb
+    does the same when it starts.
+    """
+    from shoal_cli.migration import run_migrations
+    from shoal_runtime.config import load, parse_flags
+
+    _run(lambda: run_migrations(load(parse_flags(settings or []), path=config)))
 
 
 def _register_access() -> None:
