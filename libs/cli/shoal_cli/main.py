@@ -60,6 +60,11 @@ TokenOption = Annotated[
         "--token", envvar="SHOAL_TOKEN", help="Says who calls; better in SHOAL_TOKEN than on the command line."
     ),
 ]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with a table per section.")]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.NAME=VALUE", help="One setting; may be given many times."),
+]
 
 
 @app.callback()
@@ -108,11 +113,8 @@ def up(
 @app.command()
 def serve(
     role: Annotated[str, typer.Argument(help="frontend, logservice, querynode, compactor or sysdb.")],
-    config: Annotated[Path | None, typer.Option(help="TOML file with a table per section.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.NAME=VALUE", help="One setting; may be given many times."),
-    ] = None,
+    config: ConfigOption = None,
+    settings: SettingsOption = None,
 ) -> None:
     """Serve one role of a cluster against external Postgres, etcd and S3.
 
@@ -184,6 +186,22 @@ def recall(
             address, collection, tenant=tenant, database=database, token=token, sample=sample, as_json=as_json
         )
     )
+
+
+@app.command()
+def migrate(
+    config: ConfigOption = None,
+    settings: SettingsOption = None,
+) -> None:
+    """Bring the database to the schema of this release, and say what was done; safe to repeat and to run many times at once.
+
+    It reads the settings as `serve` does and needs `postgres.dsn` only. With `sysdb.migrate_at_start`, which is the default, sysdb
+    does the same when it starts.
+    """
+    from shoal_cli.migration import run_migrations
+    from shoal_runtime.config import load, parse_flags
+
+    _run(lambda: run_migrations(load(parse_flags(settings or []), path=config)))
 
 
 def _register_access() -> None:

@@ -52,7 +52,7 @@ from shoal_sysdb.access import AccessService
 from shoal_sysdb.catalog import CatalogService
 from shoal_sysdb.forks import ForkLimits
 from shoal_sysdb.functions import FunctionsService
-from shoal_sysdb.migrate import migrate
+from shoal_sysdb.migrate import migrate, require_schema
 from shoal_sysdb.service import AccessServicer, CatalogServicer, FunctionsServicer
 from shoal_sysdb.store import PostgresCatalogStore
 
@@ -157,8 +157,9 @@ async def _serve_pages(
 
 async def _build_sysdb(context: Context) -> None:
     config = context.config
-    dsn = _dsn(config)
-    await migrate(dsn)
+    dsn = dsn_of(config)
+    if config.sysdb.migrate_at_start:
+        await migrate(dsn)
     postgres = config.postgres
     pool = await open_pool(
         dsn,
@@ -168,6 +169,7 @@ async def _build_sysdb(context: Context) -> None:
         statement_timeout_ms=postgres.statement_timeout_ms,
     )
     context.stack.push_async_callback(pool.close)
+    await require_schema(pool)
     store = PostgresCatalogStore(pool)
     catalog = CatalogService(
         store,
@@ -183,7 +185,7 @@ async def _build_log(context: Context) -> None:
     config = context.config
     objects = await _open_objects(context)
     settings = settings_of(LogSettings, config.logservice, limits=_limits(config))
-    log = LogService(_dsn(config), objects, SystemClock(), SystemRandom(), settings)
+    log = LogService(dsn_of(config), objects, SystemClock(), SystemRandom(), settings)
     await log.start()
     context.stack.push_async_callback(log.close)
     context.telemetry.total("shoal_log_records", "Records appended.", lambda: log.counters.appended_records)
@@ -333,7 +335,8 @@ async def _open_objects(context: Context) -> ObjectStore:
     return local
 
 
-def _dsn(config: Config) -> str:
+def dsn_of(config: Config) -> str:
+    """The address of Postgres. Raises `InvalidArgument` if there is none."""
     dsn = config.postgres.dsn.get_secret_value()
     if not dsn:
         raise InvalidArgument(

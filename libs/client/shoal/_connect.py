@@ -162,7 +162,7 @@ def _embedded_entry_point() -> EntryPoint:
     if not found:
         raise FailedPrecondition(
             "connect(path=...) runs the whole system in this process, which the package shoal-cli brings; install "
-            "shoal-cli, or connect to a running frontend with connect('host:port')",
+            "shoal-cli[local], or connect to a running frontend with connect('host:port')",
             field="path",
         )
     return found[0]

@@ -53,7 +53,7 @@ async def connect(
     Args:
         address: ``"host:port"`` of a frontend, or several, comma-separated: calls go to them in turn, and on to the next one when
             one is unavailable.
-        path: a directory for the data; created if there is none. Needs the package shoal-cli.
+        path: a directory for the data; created if there is none. Needs the package shoal-cli[local].
         timeout_ms: of every call with its retries.
         embedding_function: for collections of this client that name no other.
         embedding_hosts: ``host`` or ``host:port`` of services that get texts, and keys from the environment, when the stored

@@ -156,6 +156,8 @@ class SysdbSection(ServiceSection):
 
     listen: Address = "127.0.0.1:8801"
     metrics: Address = "127.0.0.1:9801"
+    migrate_at_start: bool = True
+    """Whether it brings the database to its schema before it serves; otherwise `shoal migrate` has to, or it does not start."""
     fork: ForkSection = ForkSection()
 
 

@@ -70,6 +70,29 @@ async def migrate(target: str | Pool, *, migrations: tuple[Migration, ...] | Non
         await pool.close()
 
 
+async def require_schema(pool: Pool, *, migrations: tuple[Migration, ...] | None = None) -> None:
+    """Change nothing, and return if the database has exactly the schema of this code.
+
+    Args:
+        pool: from `shoal_storage.postgres.open_pool`.
+        migrations: those shipped with this code by default.
+
+    Raises:
+        FailedPrecondition: the schema is older or newer, or an applied migration has another checksum.
+        Unavailable: call it again.
+    """
+    if migrations is None:
+        migrations = await asyncio.to_thread(load_migrations)
+    async with transaction(pool) as connection:
+        exists = await connection.fetchval("SELECT to_regclass('schema_migration') IS NOT NULL")
+        pending = _pending(migrations, await _applied(connection) if exists else {})
+    if pending:
+        raise FailedPrecondition(
+            f"the database has schema version {pending[0].version - 1}, this code needs {len(migrations)}; run `shoal migrate`, "
+            "or set sysdb.migrate_at_start"
+        )
+
+
 async def _migrate(pool: Pool, migrations: tuple[Migration, ...]) -> list[int]:
     async with transaction(pool) as connection:
         await connection.execute(f"SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = {_TIMEOUT_MS}")

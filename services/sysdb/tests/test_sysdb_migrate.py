@@ -8,7 +8,7 @@ import pytest
 from shoal_core.errors import FailedPrecondition, Internal, Unavailable
 from shoal_runtime.servers import free_ports
 from shoal_storage.postgres import open_pool
-from shoal_sysdb.migrate import Migration, load_migrations, migrate
+from shoal_sysdb.migrate import Migration, load_migrations, migrate, require_schema
 
 pytestmark = pytest.mark.integration
 
@@ -51,6 +51,22 @@ async def test_refuses_a_database_of_newer_code(fresh_database: str) -> None:
     assert await migrate(fresh_database, migrations=(first, second)) == [2]
     with pytest.raises(FailedPrecondition, match="schema version 2, this code knows 1"):
         await migrate(fresh_database, migrations=(first,))
+
+
+async def test_a_schema_is_required_exactly(fresh_database: str) -> None:
+    first, second = Migration(1, "0001_a.sql", "CREATE TABLE a ()"), Migration(2, "0002_b.sql", "CREATE TABLE b ()")
+    pool = await open_pool(fresh_database, application_name="test", max_size=1)
+    with pytest.raises(FailedPrecondition, match="schema version 0, this code needs 2; run `shoal migrate`"):
+        await require_schema(pool, migrations=(first, second))
+    await migrate(pool, migrations=(first,))
+    await require_schema(pool, migrations=(first,))
+    with pytest.raises(FailedPrecondition, match="schema version 1, this code needs 2; run `shoal migrate`"):
+        await require_schema(pool, migrations=(first, second))
+    await migrate(pool, migrations=(first, second))
+    with pytest.raises(FailedPrecondition, match="schema version 2, this code knows 1"):
+        await require_schema(pool, migrations=(first,))
+    assert await _fetch(fresh_database, "SELECT count(*) FROM schema_migration") == [(2,)]
+    await pool.close()
 
 
 async def test_a_failing_migration_leaves_nothing(fresh_database: str) -> None:

@@ -9,11 +9,7 @@
 {{- default $full .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
-{{- define "shoal.serviceAccountName" -}}
-{{- default (ternary (include "shoal.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
-{{- end -}}
-
-{{/* From here on the context is a dict: "root" and, where it matters, "role". */}}
+{{/* From here on the context is a dict: "root" and, where it matters, "role", which may also be a store or the migration. */}}
 
 {{- define "shoal.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "shoal.name" .root }}
@@ -38,17 +34,35 @@ labels:
   {{- include "shoal.labels" . | nindent 2 }}
 {{- end -}}
 
-{{/* The ports that every role listens on, as the configuration has them by default. */}}
-{{- define "shoal.ports" -}}
-frontend: {grpc: 8800, metrics: 9800, http: 8000}
-sysdb: {grpc: 8801, metrics: 9801}
-logservice: {grpc: 8802, metrics: 9802}
-querynode: {grpc: 8803, metrics: 9803}
-compactor: {grpc: 8804, metrics: 9804}
+{{- define "shoal.serviceAccountName" -}}
+{{- with .root.Values.serviceAccount -}}
+{{- ternary (printf "%s-%s" (include "shoal.fullname" $.root) $.role) (default "default" .name) .create -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "shoal.image" -}}
 {{- $image := .root.Values.image -}}
 {{- $name := printf "%s%s:%s" $image.prefix .role (default .root.Chart.AppVersion $image.tag) -}}
 {{- ternary (printf "%s/%s" $image.registry $name) $name (ne $image.registry "") -}}
+{{- end -}}
+
+{{/* What the containers of this chart may do. */}}
+{{- define "shoal.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* The Secret with the certificate of a role. */}}
+{{- define "shoal.tlsSecret" -}}
+{{- .root.Values.tls.secretName | replace "FULLNAME" (include "shoal.fullname" .root) | replace "ROLE" .role -}}
+{{- end -}}
+
+{{/* The DNS names in it, as a YAML list. */}}
+{{- define "shoal.dnsNames" -}}
+{{- $name := printf "%s-%s" (include "shoal.fullname" .root) .role -}}
+{{- $names := list (printf "%s.%s" .role .root.Values.tls.domain) $name (printf "%s.%s.svc" $name .root.Release.Namespace) -}}
+{{- if eq .role "frontend" }}{{ $names = concat $names .root.Values.frontend.tls.dnsNames }}{{ end -}}
+{{- toYaml $names -}}
 {{- end -}}
