@@ -31,7 +31,7 @@ from shoal_log.service import LogServicer
 from shoal_log.settings import LogSettings
 from shoal_query.node import Node, NodeSettings
 from shoal_query.service import QueryServicer
-from shoal_query.shard import Services
+from shoal_query.services import Services
 from shoal_runtime.config import Config
 from shoal_runtime.lifecycle import Background
 from shoal_runtime.logs import configure_logging

@@ -19,7 +19,8 @@ from shoal_core.contracts import CollectionRef, Include, Tail, TailRequest, Targ
 from shoal_core.errors import Corrupt, InvalidArgument, NotFound, OffsetExpired, SnapshotGone, StaleEpoch, Unavailable
 from shoal_core.schema import Analyzer
 from shoal_query.execute import Selection, Snapshot, hydrate, select_rows
-from shoal_query.shard import Services, Shard, View
+from shoal_query.services import Services
+from shoal_query.shard import Shard, View
 from shoal_query.tail import Overlay
 from shoal_testing.direct import DirectSystem, InlineExecutor
 from shoal_testing.oracle import OracleCollection
