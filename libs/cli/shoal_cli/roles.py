@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from shoal_cli import metrics
 from shoal_cli.entry import check_addresses, embedding_settings, make_entrance
 from shoal_cli.peers import Peers, channel_settings, find_peers
 from shoal_compactor.compactor import Compactor, CompactorSettings
@@ -101,6 +102,7 @@ async def serve(role: str, config: Config, *, ready: Callable[[int], None] = lam
         stack.push_async_callback(peers.close)
         await peers.start()
         background = await stack.enter_async_context(Background())
+        background.start("process metrics", metrics.watch_process(telemetry, clock, peers.registry))
         await _BUILDERS[role](Context(config, member_id, peers, server, telemetry, background, stack))
         host, port = split_address(section.listen, f"{role}.listen")
         bound = await server.start(host, port)
@@ -143,6 +145,7 @@ async def _build_sysdb(context: Context) -> None:
         statement_timeout_ms=postgres.statement_timeout_ms,
     )
     context.stack.push_async_callback(pool.close)
+    metrics.measure_pools(context.telemetry, {"catalog": pool})
     store = PostgresCatalogStore(pool)
     catalog = CatalogService(
         store,
@@ -158,11 +161,12 @@ async def _build_log(context: Context) -> None:
     config = context.config
     objects = await _open_objects(context)
     settings = settings_of(LogSettings, config.logservice, limits=_limits(config))
-    log = LogService(_dsn(config), objects, SystemClock(), SystemRandom(), settings)
+    on_group = metrics.measure_groups(context.telemetry)
+    log = LogService(_dsn(config), objects, SystemClock(), SystemRandom(), settings, on_group=on_group)
     await log.start()
     context.stack.push_async_callback(log.close)
-    context.telemetry.total("shoal_log_records", "Records appended.", lambda: log.counters.appended_records)
-    context.telemetry.total("shoal_log_groups", "Append transactions.", lambda: log.counters.groups)
+    lag = metrics.measure_log(context.telemetry, log, config.telemetry, SystemClock())
+    context.background.start("log lag", lag.run())
     LogServicer(log).add_to(context.server.grpc_server)
 
 
@@ -175,12 +179,7 @@ async def _build_query(context: Context) -> None:
     services = Services(peers.catalog, peers.log, objects, cache, SystemClock(), executor)
     node = Node(context.member_id, services, settings_of(NodeSettings, config.querynode))
     context.stack.push_async_callback(node.close)
-    context.telemetry.total("shoal_reads", "Reads of shards.", lambda: node.counters.reads)
-    context.telemetry.total("shoal_recall_checks", "Queries asked again exactly.", lambda: node.counters.recall_checks)
-    context.telemetry.gauge("shoal_recall", "Recall that those got, of late.", node.observed_recall)
-    context.telemetry.total(
-        "shoal_snapshots_retaken", "Snapshots replaced mid-read.", lambda: node.counters.retaken_snapshots
-    )
+    metrics.measure_node(context.telemetry, node)
     QueryServicer(node).add_to(context.server.grpc_server)
 
 
@@ -191,15 +190,10 @@ async def _build_compactor(context: Context) -> None:
     settings = settings_of(CompactorSettings, config.compactor)
     is_mine = partial(peers.is_mine, holder)
     compactor = Compactor(holder, peers.catalog, peers.log, objects, cache, SystemClock(), is_mine, settings)
-    context.telemetry.total("shoal_compactions", "Flushes published.", lambda: compactor.counters.flushes)
-    context.telemetry.total("shoal_merges", "Merges published.", lambda: compactor.counters.merges)
+    metrics.measure_compactor(context.telemetry, compactor)
     context.background.start("compactor", compactor.run())
     sweeper = Sweeper(peers.catalog, objects, SystemClock(), is_mine, settings.garbage)
-    context.telemetry.total("shoal_swept_objects", "Objects deleted as garbage.", lambda: sweeper.counters.objects)
-    context.telemetry.total("shoal_swept_bytes", "Their bytes.", lambda: sweeper.counters.size_bytes)
-    context.telemetry.total(
-        "shoal_sweep_failures", "Collections that could not be swept.", lambda: sweeper.counters.failures
-    )
+    metrics.measure_sweeper(context.telemetry, sweeper)
     context.background.start("sweeper", sweeper.run())
     runner = FunctionRunner(
         holder,
@@ -212,12 +206,10 @@ async def _build_compactor(context: Context) -> None:
         is_mine,
         settings.functions,
     )
-    context.telemetry.total("shoal_function_runs", "Runs of attached functions.", lambda: runner.counters.runs)
-    context.telemetry.total(
-        "shoal_function_records", "Records written to their outputs.", lambda: runner.counters.records
-    )
-    context.telemetry.total("shoal_function_failures", "Runs that failed.", lambda: runner.counters.failures)
+    metrics.measure_functions(context.telemetry, runner)
     context.background.start("functions", runner.run())
+    backlog = metrics.measure_backlog(context.telemetry, peers.catalog, is_mine, config.telemetry, SystemClock())
+    context.background.start("compaction backlog", backlog.run())
     CompactorServicer(compactor).add_to(context.server.grpc_server)
 
 
@@ -251,6 +243,7 @@ async def _build_frontend(context: Context) -> None:
             lambda: _readiness(peers.registry),
             cors_allow_origins=config.frontend.cors_allow_origins,
             embeds=database.embedding is not None,
+            on_answered=metrics.measure_http(context.telemetry),
         )
         host, port = split_address(config.frontend.http, "frontend.http")
         await context.stack.enter_async_context(serve_http(create_app(gateway), host, port))
@@ -278,7 +271,7 @@ async def _started_cache(context: Context, objects: ObjectStore) -> BlockCache:
     )
     await cache.start()
     context.stack.push_async_callback(cache.close)
-    context.telemetry.total("shoal_cache_misses", "Blocks fetched from object storage.", lambda: cache.stats().misses)
+    metrics.measure_cache(context.telemetry, cache, section, SystemClock())
     return cache
 
 
@@ -293,12 +286,12 @@ async def _open_objects(context: Context) -> ObjectStore:
             secret_key=s3.secret_key.get_secret_value(),
         )
         await asyncio.to_thread(ensure_bucket, config)
-        return S3ObjectStore(config)
+        return metrics.observed_objects(context.telemetry, SystemClock(), S3ObjectStore(config))
     if section.path is None:
         raise InvalidArgument("name a bucket (objects.s3.bucket) or a folder (objects.path)", field="objects")
     local = await asyncio.to_thread(LocalObjectStore, section.path)
     context.stack.callback(local.close)
-    return local
+    return metrics.observed_objects(context.telemetry, SystemClock(), local)
 
 
 def _dsn(config: Config) -> str:

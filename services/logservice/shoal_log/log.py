@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from uuid import UUID
 
 import numpy as np
@@ -26,6 +26,7 @@ from shoal_log.store import LogStore
 from shoal_log.tail import LoadedEntry, TailCache, TailReader
 from shoal_log.trim import Trimmer, TrimReport
 from shoal_log.trim_store import PartitionStore
+from shoal_storage.postgres import Pool
 from shoal_wire.spans import root_span
 
 _MAX_OFFSET = 2**63 - 1
@@ -168,6 +169,11 @@ class LogService:
     def admitted(self) -> tuple[int, int]:
         """Appends begun and not yet answered, and their bytes."""
         return self._admission.items, self._admission.size_bytes
+
+    @property
+    def pools(self) -> Mapping[str, Pool]:
+        """Connections to Postgres, by what they are for."""
+        return self._store.pools
 
     async def lag(self) -> LogLag:
         """How far compaction is behind the log, over all collections of the database. Raises `Unavailable`."""

@@ -245,6 +245,11 @@ class LogStore:
             await close_pool(pool, timeout_ms=self._settings.acquire_timeout_ms)
 
     @property
+    def pools(self) -> Mapping[str, Pool]:
+        """By what they are for."""
+        return {"append": self.append_pool, "read": self._read_pool}
+
+    @property
     def read_tries(self) -> int:
         """How often a read is tried: what ended one session may have ended all idle ones of the pool."""
         return self._settings.read_connections + 1

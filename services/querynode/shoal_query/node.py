@@ -127,7 +127,7 @@ class Node:
             reads=self._admission.present,
             refused_reads=self._admission.refused,
             shards=len(shards),
-            loaded_bytes=sum(self._sizes.values()),
+            loaded_bytes=sum(list(self._sizes.values())),
             tail_records=sum(shard.tail_records for shard in shards),
             tail_bytes=sum(shard.tail_bytes for shard in shards),
             version_age_ms=max((shard.version_age_ms for shard in shards), default=0.0),
