@@ -40,9 +40,11 @@ async def watch_process(telemetry: Telemetry, clock: Clock, registry: EtcdRegist
         lambda: [(len(registry.view().of(role)), {"role": role}) for role in _ROLES],
     )
     telemetry.gauge(
-        "shoal_registry_connected", "1 while the registry in etcd is watched.", lambda: registry.view().connected
+        "shoal_registry_connected", "1 while the registry in etcd is watched.", lambda: int(registry.view().connected)
     )
-    telemetry.gauge("shoal_registry_registered", "1 while this member's lease is held.", lambda: registry.registered)
+    telemetry.gauge(
+        "shoal_registry_registered", "1 while this member's lease is held.", lambda: int(registry.registered)
+    )
     lag = telemetry.histogram("shoal_event_loop_lag_ms", "How late the event loop comes back.", _LAG_MS)
     await watch_event_loop(clock, lag.record)
 
