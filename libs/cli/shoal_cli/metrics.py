@@ -52,7 +52,9 @@ async def watch_process(telemetry: Telemetry, clock: Clock, registry: EtcdRegist
 def observed_objects(telemetry: Telemetry, clock: Clock, store: ObjectStore) -> ObjectStore:
     """``store`` with its requests counted and timed."""
     requests = telemetry.counter("shoal_objects_requests", "Requests to object storage, by operation and outcome.")
-    durations = telemetry.histogram("shoal_objects_duration_ms", "Their duration, by operation.")
+    durations = telemetry.histogram(
+        "shoal_objects_duration_ms", "Duration of requests to object storage, by operation."
+    )
 
     def on_request(operation: str, outcome: str, duration_ms: float) -> None:
         requests.add(1, {"operation": operation, "outcome": outcome})
@@ -81,7 +83,7 @@ def measure_pools(telemetry: Telemetry, pools: Mapping[str, Pool]) -> None:
 def measure_http(telemetry: Telemetry) -> Callable[[str, str, int, float], None]:
     """What the HTTP gateway calls for each answer."""
     requests = telemetry.counter("shoal_http_requests", "HTTP requests that ended, by method, route and status.")
-    durations = telemetry.histogram("shoal_http_duration_ms", "Their duration, by method and route.")
+    durations = telemetry.histogram("shoal_http_duration_ms", "Duration of HTTP requests, by method and route.")
 
     def on_answered(method: str, route: str, status: int, duration_ms: float) -> None:
         requests.add(1, {"method": method, "route": route, "code": str(status)})
@@ -119,12 +121,16 @@ def measure_log(telemetry: Telemetry, log: LogService, settings: TelemetrySectio
     telemetry.total("shoal_log_commits_in_doubt", "COMMITs without an answer.", lambda: count.commits_in_doubt)
     telemetry.total("shoal_log_uploads", "Payloads stored as objects.", lambda: count.uploads)
     telemetry.total("shoal_log_read_index_asks", "Questions for a head.", lambda: count.read_index_asks)
-    telemetry.total("shoal_log_read_index_statements", "Statements for them.", lambda: count.read_index_statements)
+    telemetry.total(
+        "shoal_log_read_index_statements", "Statements that asked for heads.", lambda: count.read_index_statements
+    )
     telemetry.total(
         "shoal_log_maintenance_failures", "Rounds of trimming that failed.", lambda: count.maintenance_failures
     )
     telemetry.gauge("shoal_log_appends_active", "Appends begun and not answered.", lambda: log.admitted[0])
-    telemetry.gauge("shoal_log_appends_active_bytes", "Their bytes.", lambda: log.admitted[1])
+    telemetry.gauge(
+        "shoal_log_appends_active_bytes", "Bytes of appends begun and not answered.", lambda: log.admitted[1]
+    )
     measure_pools(telemetry, log.pools)
     lag = Polled("log lag", log.lag, clock, settings.measure_interval_ms)
 
@@ -133,7 +139,11 @@ def measure_log(telemetry: Telemetry, log: LogService, settings: TelemetrySectio
 
     gauge("shoal_log_lag_collections", "Collections with un-compacted records.", lambda now: now.collections)
     gauge("shoal_log_lag_records", "Un-compacted records of all collections.", lambda now: now.records)
-    gauge("shoal_log_lag_max_records", "Those of the collection with the most.", lambda now: now.max_records)
+    gauge(
+        "shoal_log_lag_max_records",
+        "Un-compacted records of the collection with the most.",
+        lambda now: now.max_records,
+    )
     gauge("shoal_log_lag_age_ms", "Age of the oldest un-compacted append.", lambda now: now.max_age_ms)
     return lag
 
@@ -157,15 +167,17 @@ def measure_node(telemetry: Telemetry, node: Node) -> None:
     telemetry.total("shoal_reads", "Reads of shards.", lambda: count.reads)
     telemetry.total("shoal_query_refused", "Reads refused: too many wait.", lambda: usage().refused_reads)
     telemetry.total("shoal_recall_checks", "Queries asked again exactly.", lambda: count.recall_checks)
-    telemetry.gauge("shoal_recall", "Recall that those got, of late.", node.observed_recall)
+    telemetry.gauge(
+        "shoal_recall", "Recall of the queries that were asked again exactly, of late.", node.observed_recall
+    )
     telemetry.total("shoal_snapshots_retaken", "Snapshots replaced mid-read.", lambda: count.retaken_snapshots)
     telemetry.total("shoal_query_dropped_shards", "Shards let go of.", lambda: count.dropped_shards)
     telemetry.gauge("shoal_query_active", "Reads at work or waiting.", lambda: usage().reads)
     telemetry.gauge("shoal_query_shards", "Shards held.", lambda: usage().shards)
     telemetry.gauge("shoal_query_loaded_bytes", "Bytes of shards held.", lambda: usage().loaded_bytes)
-    telemetry.gauge("shoal_query_loaded_limit_bytes", "The most of them.", lambda: node.settings.loaded_bytes)
+    telemetry.gauge("shoal_query_loaded_limit_bytes", "What shards may take.", lambda: node.settings.loaded_bytes)
     telemetry.gauge("shoal_tail_records", "Operations after the versions served.", lambda: usage().tail_records)
-    telemetry.gauge("shoal_tail_bytes", "Bytes they take.", lambda: usage().tail_bytes)
+    telemetry.gauge("shoal_tail_bytes", "Bytes of the tails held.", lambda: usage().tail_bytes)
     telemetry.gauge(
         "shoal_query_version_age_ms",
         "The longest that a shard has known of a newer version than it serves.",
@@ -195,12 +207,12 @@ def measure_cache(telemetry: Telemetry, cache: BlockCache, section: CacheSection
     )
     telemetry.gauges(
         "shoal_cache_bytes",
-        "Bytes held.",
+        "Bytes of blocks held, by where.",
         lambda: [(stats().memory_bytes, {"tier": "memory"}), (stats().disk_bytes, {"tier": "disk"})],
     )
     telemetry.gauges(
         "shoal_cache_limit_bytes",
-        "The most of them.",
+        "What blocks may take, by where.",
         lambda: [(section.memory_size_bytes, {"tier": "memory"}), (disk_limit_bytes, {"tier": "disk"})],
     )
     telemetry.totals(
@@ -247,8 +259,12 @@ def measure_backlog(
         telemetry.gauges(name, help_text, lambda: () if backlog.value is None else ((read(backlog.value), {}),))
 
     gauge("shoal_compaction_backlog_collections", "Collections with a backlog.", lambda now: now.collections)
-    gauge("shoal_compaction_backlog_records", "Un-compacted records of them.", lambda now: now.records)
-    gauge("shoal_compaction_backlog_age_ms", "Age of the oldest of them.", lambda now: now.age_ms)
+    gauge(
+        "shoal_compaction_backlog_records",
+        "Un-compacted records of collections with a backlog.",
+        lambda now: now.records,
+    )
+    gauge("shoal_compaction_backlog_age_ms", "Age of the oldest backlog.", lambda now: now.age_ms)
     return backlog
 
 
@@ -274,7 +290,7 @@ def measure_sweeper(telemetry: Telemetry, sweeper: Sweeper) -> None:
     """Garbage."""
     count = sweeper.counters
     telemetry.total("shoal_swept_objects", "Objects deleted as garbage.", lambda: count.objects)
-    telemetry.total("shoal_swept_bytes", "Their bytes.", lambda: count.size_bytes)
+    telemetry.total("shoal_swept_bytes", "Bytes of objects deleted as garbage.", lambda: count.size_bytes)
     telemetry.total("shoal_sweep_failures", "Collections that could not be swept.", lambda: count.failures)
 
 
@@ -282,5 +298,5 @@ def measure_functions(telemetry: Telemetry, runner: FunctionRunner) -> None:
     """Attached functions."""
     count = runner.counters
     telemetry.total("shoal_function_runs", "Runs of attached functions.", lambda: count.runs)
-    telemetry.total("shoal_function_records", "Records written to their outputs.", lambda: count.records)
-    telemetry.total("shoal_function_failures", "Runs that failed.", lambda: count.failures)
+    telemetry.total("shoal_function_records", "Records written to outputs of functions.", lambda: count.records)
+    telemetry.total("shoal_function_failures", "Runs of attached functions that failed.", lambda: count.failures)
