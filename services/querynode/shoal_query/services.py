@@ -35,14 +35,15 @@ class Services:
 
     async def compute(self, work: Callable[[], T]) -> T:
         """Run CPU work off the event loop, in the caller's context: what it logs names the caller's trace."""
-        context, asked_at = copy_context(), self.clock.monotonic()
+        asked_at = self.clock.monotonic()
 
         def timed() -> tuple[float, T]:
             waited_ms = (self.clock.monotonic() - asked_at) * 1_000
             return waited_ms, work()
 
         with child_span("query compute") as span:
-            waited_ms, done = await asyncio.get_running_loop().run_in_executor(self.executor, context.run, timed)
+            run = copy_context().run
+            waited_ms, done = await asyncio.get_running_loop().run_in_executor(self.executor, run, timed)
             self.queue_time.waited(EXECUTOR, waited_ms)
             span.set_attribute("shoal.queue_ms", waited_ms)
         return done

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from opentelemetry import trace
 
 from shoal_core.errors import ResourceExhausted
 from shoal_query.admission import Admission
 from shoal_query.queue_time import ADMISSION, EXECUTOR, QueueTime
 from shoal_query.rounds import Rounds
+from shoal_query.services import Services
+from shoal_testing.direct import DirectSystem
 from shoal_testing.schedules import settle
 from shoal_testing.spans import RecordedSpans, id_of, linked_from, parent_of
 from shoal_testing.virtual_clock import VirtualClock
@@ -61,6 +65,21 @@ async def test_admission_tells_waits_and_counts_refusals() -> None:
     await clock.run(asyncio.gather(*reads))
     assert told == [(ADMISSION, 0), (ADMISSION, 200)]
     assert (admission.refused, admission.present) == (1, 0)
+
+
+async def test_work_in_a_thread_has_its_callers_context_and_tells_its_wait(spans: RecordedSpans) -> None:
+    """What it logs names the caller's trace; an executor alone would not carry it over."""
+    system, told = DirectSystem(), list[str]()
+    with ThreadPoolExecutor(1) as executor:
+        services = Services(system.catalog, system.log, system.objects, system.blocks, system.clock, executor)
+        services.queue_time.on_wait = lambda queue, waited_ms: told.append(queue)
+        with spans.tracer.start_as_current_span("read") as read:
+            within = await services.compute(trace.get_current_span)
+        await services.compute(trace.get_current_span)
+    span = spans.one("query compute")
+    assert (parent_of(span), id_of(within)) == (id_of(read), id_of(span))
+    assert (span.attributes or {})["shoal.queue_ms"] == 0
+    assert told == [EXECUTOR, EXECUTOR]
 
 
 async def test_a_round_is_the_first_askers_and_linked_to_the_others(spans: RecordedSpans) -> None:

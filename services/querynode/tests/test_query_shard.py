@@ -407,6 +407,29 @@ def test_a_newer_version_that_cannot_be_loaded_does_not_stop_reads(error: Except
     play(scenario)
 
 
+def test_the_age_of_a_version_counts_from_when_a_newer_one_was_heard_of() -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.write(put("a"))
+        shard = bench.shard()
+        assert (shard.version_age_ms, shard.tail_records, shard.tail_bytes) == (0, 0, 0)
+        await bench.strong(shard)
+        assert (shard.version_age_ms, shard.tail_records) == (0, 1)
+        assert shard.tail_bytes > 0
+        await bench.compact()
+        assert shard.version_age_ms == 0  # nobody told it yet
+        bench.before.closed = {"get_version"}
+        await bench.write(put("b"))
+        await bench.strong(shard)
+        await bench.system.clock.advance(3)
+        await bench.strong(shard)
+        assert (shard.version_age_ms, shard.tail_records) == (3_000, 2)
+        bench.before.open()
+        await until(lambda: shard.version_age_ms == 0)
+        assert shard.tail_records == 1
+
+    play(scenario)
+
+
 def _unavailable(key: str) -> None:
     raise Unavailable("object storage is away")
 
