@@ -4,10 +4,12 @@
 
 One process of each role over real Postgres, etcd and S3. For each mode and round the roles are started anew over the data of the first
 start; the order of the modes turns from round to round. ``off`` has no OpenTelemetry SDK at work at all (``OTEL_SDK_DISABLED``);
-``metrics`` is the default, with every page read once a second; the others also send that share of the traces to a collector on this
-machine that takes and forgets them. One client over HTTP with one connection, one request at a time. Processor time is that of the five
-roles together, their threads for sending spans included, and does not depend on who else uses the machine as times do. Figures are
-medians over the rounds; ratios are to ``off``.
+``metrics`` is the default, with every page read once in five seconds; the others also send that share of the traces to a collector on
+this machine that takes and forgets them. One client over HTTP with one connection, one request at a time.
+
+Processor time is that of the four roles that serve, their threads for sending spans included, without what they use while nobody asks,
+which has a row of its own; it depends less on who else uses the machine than times do. Figures are medians over the rounds; ratios are
+to ``off``.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ _WARM = 100
 _COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 _MODES = ("off", "metrics", "traces, 1 %", "traces, 100 %")
 _INDEX_S = 120.0
+_SCRAPE_S = 5.0
+_IDLE_S = 10.0
 
 
 @dataclass(slots=True)
@@ -93,9 +97,11 @@ def plan_of(path: Path, environment: dict[str, str]) -> ClusterPlan:
 
 
 def cpu_s(cluster: LocalCluster) -> float:
-    """Processor seconds that the roles have used."""
+    """Processor seconds that the roles have used which serve; how much a compactor does is up to when it does it."""
     ticks = 0
     for role in cluster.roles.values():
+        if role.role == "compactor":
+            continue
         user, system = Path(f"/proc/{role.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         ticks += int(user) + int(system)
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -108,7 +114,7 @@ def scraped(cluster: LocalCluster, *, reading: bool) -> Iterator[None]:
 
     def read() -> None:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        while not stop.wait(1.0):
+        while not stop.wait(_SCRAPE_S):
             for role in cluster.roles.values():
                 with opener.open(f"http://{role.metrics}/metrics", timeout=10) as page:
                     page.read()
@@ -124,18 +130,28 @@ def scraped(cluster: LocalCluster, *, reading: bool) -> Iterator[None]:
             thread.join()
 
 
-def timed(cluster: LocalCluster, figures: Figures, what: str, calls: Sequence[Callable[[], Any]]) -> None:
+def idle_cpu(cluster: LocalCluster, figures: Figures) -> float:
+    """Processor seconds used in a second while nobody asks."""
+    used = cpu_s(cluster)
+    time.sleep(_IDLE_S)
+    found = (cpu_s(cluster) - used) / _IDLE_S
+    figures.note("idle, CPU ms per s", 1e3 * found)
+    return found
+
+
+def timed(cluster: LocalCluster, figures: Figures, what: str, calls: Sequence[Callable[[], Any]], idle: float) -> None:
     """Rate, median and processor time of some calls, after a few of them that do not count."""
     for call in calls[:_WARM]:
         call()
-    used, times = cpu_s(cluster), []
+    used, started, times = cpu_s(cluster), time.perf_counter(), []
     for call in calls[_WARM:]:
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)
     figures.note(f"{what}, per s", len(times) / sum(times))
     figures.note(f"{what}, p50 ms", 1e3 * statistics.median(times))
-    figures.note(f"{what}, CPU ms", 1e3 * (cpu_s(cluster) - used) / len(times))
+    spent = cpu_s(cluster) - used - idle * (time.perf_counter() - started)
+    figures.note(f"{what}, CPU ms", 1e3 * spent / len(times))
 
 
 def load(client: Client, vectors: np.ndarray) -> str:
@@ -154,8 +170,9 @@ def load(client: Client, vectors: np.ndarray) -> str:
     return path
 
 
-def measure(cluster: LocalCluster, client: Client, path: str, figures: Figures, options: argparse.Namespace) -> None:
+def measure(cluster: LocalCluster, address: str, path: str, figures: Figures, options: argparse.Namespace) -> None:
     """One round of one mode."""
+    client = Client(address)
     queries = np.random.default_rng(1).standard_normal((options.queries + _WARM, DIMENSION)).round(4).tolist()
 
     def query(vector: list[float]) -> Callable[[], Any]:
@@ -164,10 +181,14 @@ def measure(cluster: LocalCluster, client: Client, path: str, figures: Figures, 
 
     def write(vector: list[float]) -> Callable[[], Any]:
         body = {"ids": ["written"], "embeddings": [vector]}
-        return lambda: client.ask("POST", f"{path}/upsert", body)
+        return lambda: client.ask("POST", f"{written}/upsert", body)
 
-    timed(cluster, figures, "queries", [query(vector) for vector in queries])
-    timed(cluster, figures, "writes", [write(vector) for vector in queries[: _WARM + options.queries // 2]])
+    made = client.ask("POST", _COLLECTIONS, {"name": "telemetry-writes", "get_or_create": True})
+    written = f"{_COLLECTIONS}/{made['id']}"
+    idle = idle_cpu(cluster, figures)
+    client = Client(address)
+    timed(cluster, figures, "queries", [query(vector) for vector in queries], idle)
+    timed(cluster, figures, "writes", [write(vector) for vector in queries[: _WARM + options.queries // 2]], idle)
 
 
 async def run_all(options: argparse.Namespace, path: Path, endpoint: str) -> dict[str, Figures]:
@@ -183,7 +204,7 @@ async def run_all(options: argparse.Namespace, path: Path, endpoint: str) -> dic
                 address = cluster.find("frontend-0").http
                 collection = collection or await asyncio.to_thread(load, Client(address), vectors)
                 with scraped(cluster, reading=mode != "off"):
-                    await asyncio.to_thread(measure, cluster, Client(address), collection, found[mode], options)
+                    await asyncio.to_thread(measure, cluster, address, collection, found[mode], options)
             finally:
                 await cluster.stop()
             print(f"round {number + 1}, {mode}: done", flush=True)
