@@ -19,7 +19,7 @@ from shoal_frontend.database import DatabaseService
 from shoal_index import planner
 from shoal_index.vector import hnsw
 from shoal_query.node import Node
-from shoal_query.shard import Services
+from shoal_query.services import Services
 from shoal_testing.direct import DirectSystem, InlineExecutor
 from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
 from shoal_testing.schedules import Hook, hooked, no_hook

@@ -22,7 +22,7 @@ from shoal_core.ports import Member, MembershipView
 from shoal_frontend.database import DatabaseService
 from shoal_log import AppendSettings, LogService, LogSettings
 from shoal_query.node import Node
-from shoal_query.shard import Services
+from shoal_query.services import Services
 from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_storage.cache import BlockCache
 from shoal_storage.objects import S3Config, S3ObjectStore

@@ -36,7 +36,7 @@ from shoal_frontend.embedding import EmbeddingSettings, offered
 from shoal_log.log import LogService
 from shoal_log.settings import LogSettings
 from shoal_query.node import Node, NodeSettings
-from shoal_query.shard import Services
+from shoal_query.services import Services
 from shoal_runtime.blas import one_blas_thread
 from shoal_runtime.config import ROLES
 from shoal_runtime.lifecycle import Background

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from shoal_cli import metrics
 from shoal_cli.entry import check_addresses, embedding_settings, make_entrance
 from shoal_cli.forgetting import forget_old
 from shoal_cli.peers import Peers, channel_settings, find_peers
@@ -34,7 +35,7 @@ from shoal_log.service import LogServicer
 from shoal_log.settings import LogSettings
 from shoal_query.node import Node, NodeSettings
 from shoal_query.service import QueryServicer
-from shoal_query.shard import Services
+from shoal_query.services import Services
 from shoal_runtime.config import Config
 from shoal_runtime.lifecycle import Background
 from shoal_runtime.logs import configure_logging, standard_error
@@ -111,6 +112,7 @@ async def serve(role: str, config: Config, *, ready: Callable[[int], None] = lam
         await peers.start()
         background = await stack.enter_async_context(Background())
         security.watch(background, config.tls.reload_interval_ms)
+        background.start("process metrics", metrics.watch_process(telemetry, clock, peers.registry))
         await _BUILDERS[role](Context(config, member_id, peers, server, telemetry, security, background, stack))
         host, port = split_address(section.listen, f"{role}.listen")
         bound = await server.start(host, port)
@@ -170,6 +172,7 @@ async def _build_sysdb(context: Context) -> None:
     )
     context.stack.push_async_callback(pool.close)
     await require_schema(pool)
+    metrics.measure_pools(context.telemetry, {"catalog": pool})
     store = PostgresCatalogStore(pool)
     catalog = CatalogService(
         store,
@@ -185,11 +188,12 @@ async def _build_log(context: Context) -> None:
     config = context.config
     objects = await _open_objects(context)
     settings = settings_of(LogSettings, config.logservice, limits=_limits(config))
-    log = LogService(dsn_of(config), objects, SystemClock(), SystemRandom(), settings)
+    on_group = metrics.measure_groups(context.telemetry)
+    log = LogService(dsn_of(config), objects, SystemClock(), SystemRandom(), settings, on_group=on_group)
     await log.start()
     context.stack.push_async_callback(log.close)
-    context.telemetry.total("shoal_log_records", "Records appended.", lambda: log.counters.appended_records)
-    context.telemetry.total("shoal_log_groups", "Append transactions.", lambda: log.counters.groups)
+    lag = metrics.measure_log(context.telemetry, log, config.telemetry, SystemClock())
+    context.background.start("log lag", lag.run())
     LogServicer(log).add_to(context.server.grpc_server)
 
 
@@ -203,12 +207,7 @@ async def _build_query(context: Context) -> None:
     node = Node(context.member_id, services, settings_of(NodeSettings, config.querynode))
     context.stack.push_async_callback(node.close)
     context.background.start("forgetting", forget_old(SystemClock(), config.cache.max_age_ms, cache, node))
-    context.telemetry.total("shoal_reads", "Reads of shards.", lambda: node.counters.reads)
-    context.telemetry.total("shoal_recall_checks", "Queries asked again exactly.", lambda: node.counters.recall_checks)
-    context.telemetry.gauge("shoal_recall", "Recall that those got, of late.", node.observed_recall)
-    context.telemetry.total(
-        "shoal_snapshots_retaken", "Snapshots replaced mid-read.", lambda: node.counters.retaken_snapshots
-    )
+    metrics.measure_node(context.telemetry, node)
     QueryServicer(node).add_to(context.server.grpc_server)
 
 
@@ -220,15 +219,10 @@ async def _build_compactor(context: Context) -> None:
     is_mine = partial(peers.is_mine, holder)
     context.background.start("forgetting", forget_old(SystemClock(), config.cache.max_age_ms, cache))
     compactor = Compactor(holder, peers.catalog, peers.log, objects, cache, SystemClock(), is_mine, settings)
-    context.telemetry.total("shoal_compactions", "Flushes published.", lambda: compactor.counters.flushes)
-    context.telemetry.total("shoal_merges", "Merges published.", lambda: compactor.counters.merges)
+    metrics.measure_compactor(context.telemetry, compactor)
     context.background.start("compactor", compactor.run())
     sweeper = Sweeper(peers.catalog, objects, SystemClock(), is_mine, settings.garbage)
-    context.telemetry.total("shoal_swept_objects", "Objects deleted as garbage.", lambda: sweeper.counters.objects)
-    context.telemetry.total("shoal_swept_bytes", "Their bytes.", lambda: sweeper.counters.size_bytes)
-    context.telemetry.total(
-        "shoal_sweep_failures", "Collections that could not be swept.", lambda: sweeper.counters.failures
-    )
+    metrics.measure_sweeper(context.telemetry, sweeper)
     context.background.start("sweeper", sweeper.run())
     runner = FunctionRunner(
         holder,
@@ -241,12 +235,10 @@ async def _build_compactor(context: Context) -> None:
         is_mine,
         settings.functions,
     )
-    context.telemetry.total("shoal_function_runs", "Runs of attached functions.", lambda: runner.counters.runs)
-    context.telemetry.total(
-        "shoal_function_records", "Records written to their outputs.", lambda: runner.counters.records
-    )
-    context.telemetry.total("shoal_function_failures", "Runs that failed.", lambda: runner.counters.failures)
+    metrics.measure_functions(context.telemetry, runner)
     context.background.start("functions", runner.run())
+    backlog = metrics.measure_backlog(context.telemetry, peers.catalog, is_mine, config.telemetry, SystemClock())
+    context.background.start("compaction backlog", backlog.run())
     CompactorServicer(compactor).add_to(context.server.grpc_server)
 
 
@@ -282,6 +274,7 @@ async def _build_frontend(context: Context) -> None:
             lambda: _readiness(peers.registry),
             cors_allow_origins=config.frontend.cors_allow_origins,
             embeds=database.embedding is not None,
+            on_answered=metrics.measure_http(context.telemetry),
         )
         host, port = split_address(config.frontend.http, "frontend.http")
         tls = context.security.public_context()
@@ -312,7 +305,7 @@ async def _started_cache(context: Context, objects: ObjectStore) -> BlockCache:
     )
     await cache.start()
     context.stack.push_async_callback(cache.close)
-    context.telemetry.total("shoal_cache_misses", "Blocks fetched from object storage.", lambda: cache.stats().misses)
+    metrics.measure_cache(context.telemetry, cache, section, SystemClock())
     return cache
 
 
@@ -327,12 +320,12 @@ async def _open_objects(context: Context) -> ObjectStore:
             secret_key=s3.secret_key.get_secret_value(),
         )
         await asyncio.to_thread(ensure_bucket, config)
-        return S3ObjectStore(config)
+        return metrics.observed_objects(context.telemetry, SystemClock(), S3ObjectStore(config))
     if section.path is None:
         raise InvalidArgument("name a bucket (objects.s3.bucket) or a folder (objects.path)", field="objects")
     local = await asyncio.to_thread(LocalObjectStore, section.path)
     context.stack.callback(local.close)
-    return local
+    return metrics.observed_objects(context.telemetry, SystemClock(), local)
 
 
 def dsn_of(config: Config) -> str:

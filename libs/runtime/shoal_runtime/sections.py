@@ -205,6 +205,10 @@ class TelemetrySection(Section):
     """http://host:port of an OpenTelemetry collector (gRPC) for traces; empty: traces are not exported."""
     trace_share: Share = 0.01
     """Share of the traces begun here that are exported; a caller's decision is followed."""
+    metrics_interval_ms: TimeMs = 0
+    """How often metrics are sent to `otlp_endpoint`, besides being on the metrics page; 0: they are not sent."""
+    measure_interval_ms: Count = 5_000
+    """How often what a metric has to ask others for is asked again: log lag, compaction backlog."""
 
 
 class LimitsSection(Section):

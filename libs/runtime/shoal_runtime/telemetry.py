@@ -1,8 +1,8 @@
 """Metrics and traces of a process.
 
-Metrics are OpenTelemetry instruments, read as Prometheus text from a registry of this object alone. Spans get real ids always, so
-that every log line and every call can name its trace; they are recorded and sent only if an OTLP endpoint is configured.
-Nothing leaves the machine by default.
+Metrics are OpenTelemetry instruments, read as Prometheus text from a registry of this object alone, and sent over OTLP if asked.
+Spans get real ids always, so that every log line and every call can name its trace; they are recorded and sent only if an OTLP
+endpoint is configured. Nothing leaves the machine by default.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from types import MappingProxyType
 from typing import Final
 
 from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, Observation
 from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -28,6 +30,7 @@ METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS_MS: Final = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000)
 
 Attributes = Mapping[str, str | int | float | bool]
+Labelled = tuple[float, Attributes]
 NO_ATTRIBUTES: Final[Attributes] = MappingProxyType({})
 
 
@@ -39,7 +42,7 @@ class Telemetry:
     Args:
         service: the role, such as ``querynode``; names the resource of traces and metrics.
         instance: the member id.
-        settings: whether and where to send traces.
+        settings: whether and where to send traces and metrics.
         processors: further receivers of spans, for tests; spans are then recorded by ``trace_share`` as with an endpoint.
     """
 
@@ -55,8 +58,8 @@ class Telemetry:
         resource = Resource({"service.name": f"shoal-{service}", "service.instance.id": instance})
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        reader = PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)
-        self._meters = MeterProvider(metric_readers=[reader], resource=resource, shutdown_on_exit=False)
+        readers = [PrometheusMetricReader(scope_info_enabled=False, registry=self._registry), *_senders(settings)]
+        self._meters = MeterProvider(metric_readers=readers, resource=resource, shutdown_on_exit=False)
         self._traces = _tracer_provider(settings, resource, list(processors))
         self._meter: Meter = self._meters.get_meter("shoal")
 
@@ -83,13 +86,21 @@ class Telemetry:
         self, name: str, help_text: str, read: Callable[[], float], attributes: Attributes = NO_ATTRIBUTES
     ) -> None:
         """A number that is read when metrics are. ``read`` must be quick and must not raise."""
-        self._meter.create_observable_gauge(name, [_observer(read, attributes)], description=help_text)
+        self.gauges(name, help_text, lambda: ((read(), attributes),))
+
+    def gauges(self, name: str, help_text: str, read: Callable[[], Iterable[Labelled]]) -> None:
+        """As `gauge`, for any number of label sets; those that are absent at a reading are not shown."""
+        self._meter.create_observable_gauge(name, [_observer(read)], description=help_text)
 
     def total(
         self, name: str, help_text: str, read: Callable[[], float], attributes: Attributes = NO_ATTRIBUTES
     ) -> None:
         """A counter that somebody else keeps, read when metrics are. As `gauge`."""
-        self._meter.create_observable_counter(name, [_observer(read, attributes)], description=help_text)
+        self.totals(name, help_text, lambda: ((read(), attributes),))
+
+    def totals(self, name: str, help_text: str, read: Callable[[], Iterable[Labelled]]) -> None:
+        """As `total`, for any number of label sets."""
+        self._meter.create_observable_counter(name, [_observer(read)], description=help_text)
 
     def render(self) -> bytes:
         """All metrics as Prometheus text (`METRICS_CONTENT_TYPE`)."""
@@ -103,8 +114,8 @@ class Telemetry:
 
 def _tracer_provider(settings: TelemetrySection, resource: Resource, processors: list[SpanProcessor]) -> TracerProvider:
     if settings.otlp_endpoint:
-        insecure = not settings.otlp_endpoint.startswith("https://")
-        processors.append(BatchSpanProcessor(OTLPSpanExporter(settings.otlp_endpoint, insecure=insecure)))
+        exporter = OTLPSpanExporter(settings.otlp_endpoint, insecure=_is_insecure(settings))
+        processors.append(BatchSpanProcessor(exporter))
     # Spans that are not recorded still carry ids, so traces connect log lines. A caller's decision is passed on either way.
     sampler = ParentBased(TraceIdRatioBased(settings.trace_share) if processors else ALWAYS_OFF)
     provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
@@ -113,8 +124,19 @@ def _tracer_provider(settings: TelemetrySection, resource: Resource, processors:
     return provider
 
 
-def _observer(read: Callable[[], float], attributes: Attributes) -> Callable[[CallbackOptions], Iterable[Observation]]:
+def _senders(settings: TelemetrySection) -> list[MetricReader]:
+    if not (settings.otlp_endpoint and settings.metrics_interval_ms):
+        return []
+    exporter = OTLPMetricExporter(settings.otlp_endpoint, insecure=_is_insecure(settings))
+    return [PeriodicExportingMetricReader(exporter, export_interval_millis=settings.metrics_interval_ms)]
+
+
+def _is_insecure(settings: TelemetrySection) -> bool:
+    return not settings.otlp_endpoint.startswith("https://")
+
+
+def _observer(read: Callable[[], Iterable[Labelled]]) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(options: CallbackOptions) -> Iterable[Observation]:
-        return (Observation(read(), attributes),)
+        return [Observation(value, attributes) for value, attributes in read()]
 
     return observe

@@ -19,6 +19,7 @@ class ByteLru(Generic[T]):
 
     def __init__(self, capacity_bytes: int) -> None:
         self.size_bytes = 0
+        self.evictions = 0
         self._capacity_bytes = capacity_bytes
         self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
 
@@ -51,6 +52,7 @@ class ByteLru(Generic[T]):
         while self.size_bytes > self._capacity_bytes:
             oldest, freed = self._entries.popitem(last=False)
             self.size_bytes -= freed.size_bytes
+            self.evictions += 1
             evicted.append(oldest)
         return evicted
 

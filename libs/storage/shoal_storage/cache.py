@@ -44,6 +44,7 @@ class CacheStats:
         memory_bytes_read, disk_bytes_read, store_bytes_read: by source.
         degraded: failures of the local disk that were turned into misses, `corrupt` among them.
         corrupt: entries on disk, or downloads, with a wrong size or checksum.
+        memory_evictions, disk_evictions: entries that had to make room.
     """
 
     memory_hits: int
@@ -57,6 +58,8 @@ class CacheStats:
     corrupt: int
     memory_bytes: int
     disk_bytes: int
+    memory_evictions: int
+    disk_evictions: int
 
 
 @dataclass(slots=True)
@@ -217,7 +220,13 @@ class BlockCache:
 
     def stats(self) -> CacheStats:
         """Counts and sizes now."""
-        return CacheStats(**asdict(self._count), memory_bytes=self._memory.size_bytes, disk_bytes=self._disk.size_bytes)
+        return CacheStats(
+            **asdict(self._count),
+            memory_bytes=self._memory.size_bytes,
+            disk_bytes=self._disk.size_bytes,
+            memory_evictions=self._memory.evictions,
+            disk_evictions=self._disk.evictions,
+        )
 
     async def start(self) -> None:
         """Find the entries that an earlier process left. `get` does it otherwise; never raises because of the disk."""

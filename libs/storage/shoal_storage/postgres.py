@@ -29,6 +29,7 @@ from shoal_core.errors import (
     ShoalError,
     Unavailable,
 )
+from shoal_storage.spans import statement_span
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
@@ -59,6 +60,30 @@ _REFUSED_VALUES = (
     asyncpg.CheckViolationError,
     asyncpg.NotNullViolationError,
 )
+
+
+class TracedConnection(asyncpg.Connection):
+    """A connection whose statements are spans where their callers are recorded, BEGIN and COMMIT among them."""
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """See `asyncpg.Connection`."""
+        with statement_span(query):
+            return await super().execute(query, *args, timeout=timeout)
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> list[Any]:
+        """See `asyncpg.Connection`."""
+        with statement_span(query):
+            return await super().fetch(query, *args, timeout=timeout, record_class=record_class)
+
+    async def fetchrow(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> Any:
+        """See `asyncpg.Connection`."""
+        with statement_span(query):
+            return await super().fetchrow(query, *args, timeout=timeout, record_class=record_class)
+
+    async def fetchval(self, query: str, *args: Any, column: int = 0, timeout: float | None = None) -> Any:
+        """See `asyncpg.Connection`."""
+        with statement_span(query):
+            return await super().fetchval(query, *args, column=column, timeout=timeout)
 
 
 class LockBusy(Exception):
@@ -135,6 +160,7 @@ async def open_pool(
             target_session_attrs=SessionAttribute.read_write,
             server_settings=settings,
             reset=_keep_session,
+            connection_class=TracedConnection,
         )
 
 

@@ -198,6 +198,7 @@ async def test_the_least_recently_used_leave_the_disk_first(tmp_path: Path) -> N
     assert [cache.may_contain(ref) for ref in (a, b, c)] == [False, True, True]
     assert len(files_of(tmp_path)) == 2
     assert cache.stats().disk_bytes == 2 * SIZE
+    assert (cache.stats().disk_evictions, cache.stats().memory_evictions) == (1, 0)
     assert bytes(held) == b"\0" * SIZE
 
 

@@ -14,7 +14,7 @@ from shoal_core.contracts import Collection, CollectionRef, NewCollection
 from shoal_core.ports import Member, MembershipView
 from shoal_frontend.database import DatabaseService
 from shoal_query.node import Node
-from shoal_query.shard import Services
+from shoal_query.services import Services
 from shoal_testing.blocks import DirectBlocks
 from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT, MemoryCatalog, MemoryFunctions, MemoryLog
 from shoal_testing.memory_objects import MemoryObjectStore

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from shoal_core.errors import Corrupt, InvalidArgument, OutcomeUnknown, ShoalError, Unavailable
 from shoal_wire.messages import sized
 from shoal_wire.status import error_from_rpc
-from shoal_wire.tracing import trace_metadata
+from shoal_wire.tracing import client_span, end_with, trace_metadata
 
 ChannelSource = grpc.aio.Channel | Callable[[], grpc.aio.Channel]
 DEFAULT_TIMEOUT_MS = 10_000
@@ -73,19 +73,24 @@ class Rpc:
 
     async def send(self, method: str, request: bytes, *, write: bool = False) -> bytes:
         """Call ``method`` with the bytes of a request; the bytes of the response."""
-        try:
-            channel = self._channel() if callable(self._channel) else self._channel
-            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{self._service}/{method}")
-            timeout = None if self._timeout_ms is None else self._timeout_ms / 1000
-            return await call(request, timeout=timeout, metadata=self._metadata())
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, write=write) from error
-        except grpc.aio.UsageError as error:  # the channel was closed before the call
-            raise Unavailable(f"no connection to {self._service}: {error}") from error
-        except asyncio.CancelledError as error:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise
-            raise self._closed(write) from error
+        with client_span(self._service, method) as span:
+            try:
+                return await self._sent(method, request)
+            except grpc.aio.AioRpcError as error:
+                end_with(span, error.code())
+                raise error_from_rpc(error, write=write) from error
+            except grpc.aio.UsageError as error:  # the channel was closed before the call
+                raise Unavailable(f"no connection to {self._service}: {error}") from error
+            except asyncio.CancelledError as error:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                raise self._closed(write) from error
+
+    async def _sent(self, method: str, request: bytes) -> bytes:
+        channel = self._channel() if callable(self._channel) else self._channel
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{self._service}/{method}")
+        timeout = None if self._timeout_ms is None else self._timeout_ms / 1000
+        return await call(request, timeout=timeout, metadata=self._metadata())
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         authorization = ((AUTHORIZATION, f"Bearer {self._token}"),) if self._token else ()

@@ -13,6 +13,8 @@ import grpc
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from shoal_wire.spans import child_span
+
 Metadata = tuple[tuple[str, str], ...]
 
 _HEADERS = ("traceparent", "tracestate")
@@ -37,6 +39,14 @@ def trace_metadata() -> Metadata:
     carrier: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(carrier)
     return tuple(carrier.items())
+
+
+@contextmanager
+def client_span(service: str, method: str) -> Iterator[trace.Span]:
+    """A client span ``service/method`` for one attempt at a call, if the caller is recorded: retries and hedges have their own."""
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+    with child_span(f"{service}/{method}", attributes, kind=trace.SpanKind.CLIENT) as span:
+        yield span
 
 
 @contextmanager

@@ -271,8 +271,11 @@ async def test_the_trace_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     spans = [span for span in exporter.get_finished_spans() if span.kind is trace.SpanKind.SERVER]
     assert [span.name for span in spans] == [f"{SERVICE}/ReadIndex"] * 3
     context = caller.get_span_context()
+    (attempt,) = [span for span in exporter.get_finished_spans() if span.kind is trace.SpanKind.CLIENT]
+    assert attempt.name == f"{SERVICE}/ReadIndex"
+    assert attempt.parent == context
     assert spans[0].parent is not None
-    assert (spans[0].parent.trace_id, spans[0].parent.span_id) == (context.trace_id, context.span_id)
+    assert (spans[0].parent.trace_id, spans[0].parent.span_id) == (context.trace_id, attempt.context.span_id)
     assert seen[0].trace_id == context.trace_id
     assert spans[1].parent is None
     assert spans[1].context.trace_id != context.trace_id

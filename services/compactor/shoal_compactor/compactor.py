@@ -26,6 +26,7 @@ from shoal_core.contracts import Backlog, Catalog, Collection, Lease, Log, Versi
 from shoal_core.errors import Conflict, NotFound, ShoalError, Unavailable
 from shoal_core.ports import Clock, ObjectStore
 from shoal_index.segment import BlockReader
+from shoal_wire.spans import root_span
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +108,10 @@ class Counters:
 
 @dataclass(slots=True)
 class Compactor:
-    """See the module. ``mine`` says whether this process is the preferred one for a collection id."""
+    """See the module. ``mine`` says whether this process is the preferred one for a collection id.
+
+    ``on_job`` hears of every flush and merge that was due: its kind, what `_outcome` says, and its milliseconds.
+    """
 
     holder: str
     catalog: Catalog
@@ -119,6 +123,7 @@ class Compactor:
     settings: CompactorSettings = field(default_factory=CompactorSettings)
     step: Step = no_step
     on_published: Callable[[VersionInfo], None] = lambda info: None
+    on_job: Callable[[str, str, float], None] = lambda kind, outcome, duration_ms: None
     counters: Counters = field(default_factory=Counters)
     _jobs: dict[tuple[str, str], Job] = field(default_factory=dict)
     _to_merge: dict[str, Collection] = field(default_factory=dict)
@@ -234,20 +239,32 @@ class Compactor:
         await asyncio.gather(*(work(collection) for collection in collections))
 
     async def _try(self, collection: Collection, kind: str, job: Callable[[Collection], Awaitable[object]]) -> None:
+        began = self.clock.monotonic()
+        with root_span(f"compactor {kind}", {"shoal.collection.id": collection.id}) as span:
+            outcome = await self._outcome(collection, kind, job)
+            span.set_attribute("shoal.outcome", outcome)
+        self.on_job(kind, outcome, (self.clock.monotonic() - began) * 1_000)
+
+    async def _outcome(self, collection: Collection, kind: str, job: Callable[[Collection], Awaitable[object]]) -> str:
+        """Try a job: ``done``, ``lost`` (to another compactor), ``gone`` (the collection) or ``failed``."""
         try:
             await job(collection)
             self._failing.pop((collection.id, kind), None)
         except Conflict as error:
             self.counters.lost_races += 1
             _log.info("lost a race over collection %s: %s", collection.id, error)
+            return "lost"
         except ShoalError as error:
             if isinstance(error, NotFound) and await self._is_gone(collection):
-                return
+                return "gone"
             self._failed(collection, kind)
             _log.warning("cannot %s collection %s: %s", kind, collection.id, error)
+            return "failed"
         except Exception:
             self._failed(collection, kind)
             _log.exception("cannot %s collection %s", kind, collection.id)
+            return "failed"
+        return "done"
 
     async def _is_gone(self, collection: Collection) -> bool:
         """Whether the collection was deleted meanwhile, or else one of its objects is lost."""

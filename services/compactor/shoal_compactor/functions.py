@@ -26,6 +26,7 @@ from shoal_core.errors import Conflict, Fenced, NotFound, ShoalError
 from shoal_core.ports import Clock, ObjectStore
 from shoal_index.segment import BlockReader
 from shoal_storage.manifest import Manifest
+from shoal_wire.spans import root_span
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +103,10 @@ class FunctionRunner:
 
     async def _run_input(self, collection_id: str, functions: Sequence[AttachedFunction]) -> None:
         """Run the functions of one collection under its lease."""
+        with root_span("compactor functions", {"shoal.collection.id": collection_id}):
+            await self._run_leased(collection_id, functions)
+
+    async def _run_leased(self, collection_id: str, functions: Sequence[AttachedFunction]) -> None:
         try:
             lease = await self.catalog.claim(collection_id, FUNCTIONS_LEASE, self.holder, ttl_ms=self.settings.lease_ms)
             if lease is None:

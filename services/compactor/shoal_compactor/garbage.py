@@ -28,6 +28,7 @@ from shoal_core.contracts import BorrowedObjects, Catalog, ExpiredUpload, Garbag
 from shoal_core.errors import Corrupt, NotFound, ShoalError
 from shoal_core.ports import Clock, ObjectInfo, ObjectStore
 from shoal_storage.manifest import decode_manifest
+from shoal_wire.spans import root_span
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +128,8 @@ class Sweeper:
         """Work until cancelled. A failure is logged and does not stop the next round."""
         while True:
             try:
-                report = await self.sweep()
+                with root_span("compactor sweep"):
+                    report = await self.sweep()
                 _log.log(logging.INFO if report.dry_run else logging.DEBUG, "swept: %s", report)
             except ShoalError as error:
                 _log.warning("cannot look for garbage: %s", error)

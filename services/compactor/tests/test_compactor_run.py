@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from opentelemetry import trace
 
 from shoal_compactor.compactor import Compactor
 from shoal_compactor.flush import FlushResult, FlushSettings, flush
 from shoal_core.contracts import AppendRequest, Collection, NewCollection, VersionInfo
 from shoal_core.errors import Fenced, NotFound, Unavailable
+from shoal_runtime.logs import add_trace
 from shoal_testing.compaction import LEASE_MS, CompactionWorld
 from shoal_testing.contract_stores import upserts
 from shoal_testing.fake_catalog import DEFAULT_DATABASE, DEFAULT_TENANT
+from shoal_testing.spans import RecordedSpans
 
 
 @pytest.fixture
@@ -409,3 +413,45 @@ async def test_a_release_that_fails_is_left_to_expiry(world: CompactionWorld, mo
     assert not _free(world)
     await world.clock.advance(LEASE_MS / 1000)
     assert _free(world)
+
+
+# --- telemetry -------------------------------------------------------------------------------------------------------
+
+
+async def test_every_job_is_told_and_is_a_trace_of_its_own(world: CompactionWorld, spans: RecordedSpans) -> None:
+    told: list[tuple[str, str]] = []
+    compactor = world.compactor()
+    compactor.on_job = lambda kind, outcome, duration_ms: told.append((kind, outcome))
+    await world.upsert("a")
+    await compactor.run_once()
+    await world.upsert("b")
+
+    def lost(key: str) -> None:
+        raise Unavailable("object storage is away")
+
+    world.objects.before_put = lost
+    await compactor.flush_due()
+    assert told == [("flush", "done"), ("merge", "done"), ("flush", "failed")]
+    flushes = spans.named("compactor flush")
+    assert all(span.parent is None for span in flushes)
+    assert [(span.attributes or {})["shoal.outcome"] for span in flushes] == ["done", "failed"]
+
+
+async def test_what_a_job_logs_names_its_trace(
+    world: CompactionWorld, spans: RecordedSpans, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost(key: str) -> None:
+        raise Unavailable("object storage is away")
+
+    class Names(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            return add_trace(record)
+
+    caplog.handler.addFilter(Names())
+    await world.upsert("a")
+    world.objects.before_put = lost
+    await world.compactor().flush_due()
+    (record,) = [record for record in caplog.records if "cannot flush" in record.message]
+    context = spans.one("compactor flush").get_span_context()
+    assert context is not None
+    assert vars(record)["trace_id"] == trace.format_trace_id(context.trace_id)

@@ -35,7 +35,7 @@ from shoal_core.filters import parse_where
 from shoal_core.records import ID, decode_batch
 from shoal_frontend.database import DatabaseService
 from shoal_query.node import Node
-from shoal_query.shard import Services
+from shoal_query.services import Services
 from shoal_testing.direct import DirectSystem, InlineExecutor
 from shoal_testing.oracle import OracleCollection
 from shoal_testing.schedules import Hook, LaterExecutor, Turns, hooked, no_hook

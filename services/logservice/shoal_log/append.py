@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import ExitStack
+
+from opentelemetry import trace
 
 from shoal_core.consistency import VersionToken
 from shoal_core.contracts import AppendResult
@@ -18,16 +21,18 @@ from shoal_log.groups import MAIN, GroupQueue
 from shoal_log.settings import AppendSettings, LogCounters
 from shoal_log.store import AppendTransaction, LogStore, NoPartition
 from shoal_storage.postgres import LockBusy
+from shoal_wire.spans import shared_span
 
 
 class _Pending:
-    """An append and who waits for it. ``in_doubt``: an earlier try may have committed."""
+    """An append and who waits for it, within which span. ``in_doubt``: an earlier try may have committed."""
 
-    __slots__ = ("append", "future", "in_doubt")
+    __slots__ = ("append", "asker", "future", "in_doubt")
 
     def __init__(self, append: Append, future: asyncio.Future[AppendResult]) -> None:
         self.append = append
         self.future = future
+        self.asker = trace.get_current_span()
         self.in_doubt = False
 
     @property
@@ -71,6 +76,7 @@ class GroupCommitter:
         committed: called with every plan once it is durable and before anybody is answered.
         in_doubt: called with the collections of a group whose COMMIT was sent and not answered.
         make_partition: called when ``log_entry`` has no partition for the present time.
+        on_group: called with the appends of each transaction that committed, and its milliseconds from the wait for a connection on.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class GroupCommitter:
         committed: Callable[[Plan], None],
         in_doubt: Callable[[Iterable[str]], None],
         make_partition: Callable[[], Awaitable[object]],
+        on_group: Callable[[int, float], None] = lambda appends, duration_ms: None,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -93,6 +100,7 @@ class GroupCommitter:
         self._committed = committed
         self._in_doubt = in_doubt
         self._make_partition = make_partition
+        self._on_group = on_group
         self._queue: GroupQueue[_Pending] = GroupQueue(
             group_items=settings.group_items, group_size_bytes=settings.group_size_bytes, lanes=settings.lanes
         )
@@ -179,6 +187,14 @@ class GroupCommitter:
             work.done = True
 
     async def _transact(self, work: _Work) -> None:
+        began = self._clock.monotonic()
+        with ExitStack() as stack:
+            await self._transact_within(stack, work)
+        if work.plan is not None:
+            self._on_group(len(work.group), (self._clock.monotonic() - began) * 1_000)
+
+    async def _transact_within(self, stack: ExitStack, work: _Work) -> None:
+        """``stack``: ends the group's span, after COMMIT. It begins when the group is taken: only then its callers are known."""
         async with self._store.appending() as transaction:
             if not work.taken:
                 # Taken as late as possible: what came while BEGIN was under way goes with it.
@@ -187,6 +203,8 @@ class GroupCommitter:
             if not work.group:
                 return
             appends = [item.append for item in work.group]
+            askers = [item.asker for item in work.group]
+            stack.enter_context(shared_span("log commit", askers, {"shoal.log.appends": len(appends)}))
             found = await _find(transaction, appends, self._settings)
             decided = plan(appends, found, self._settings)
             await transaction.write(decided)

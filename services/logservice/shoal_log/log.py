@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from uuid import UUID
 
 import numpy as np
@@ -18,6 +18,7 @@ from shoal_log.batches import Batch, check_batch
 from shoal_log.decide import Append, Check, LogState, Plan, overlaps
 from shoal_log.groups import Admission
 from shoal_log.heads import CommittedHeads, KnownHeads
+from shoal_log.lag import LogLag
 from shoal_log.payloads import Payloads
 from shoal_log.read_index import SharedReadIndex
 from shoal_log.settings import LogCounters, LogSettings
@@ -25,6 +26,8 @@ from shoal_log.store import LogStore
 from shoal_log.tail import LoadedEntry, TailCache, TailReader
 from shoal_log.trim import Trimmer, TrimReport
 from shoal_log.trim_store import PartitionStore
+from shoal_storage.postgres import Pool
+from shoal_wire.spans import root_span
 
 _MAX_OFFSET = 2**63 - 1
 
@@ -38,6 +41,7 @@ class LogService:
         exclusive: this process alone appends to the database (one machine, data directory locked). The committed head in
             memory is then the read index, without a round trip, and whoever publishes or changes the catalog in this
             process must tell `published` and `catalog_changed` before answering.
+        on_group: see `GroupCommitter`.
 
     Attributes:
         counters: what happened since start.
@@ -52,6 +56,7 @@ class LogService:
         settings: LogSettings | None = None,
         *,
         exclusive: bool = False,
+        on_group: Callable[[int, float], None] = lambda appends, duration_ms: None,
     ) -> None:
         self._dsn = dsn
         self._objects = objects
@@ -59,6 +64,7 @@ class LogService:
         self._random = random
         self._settings = settings or LogSettings()
         self._exclusive = exclusive
+        self._on_group = on_group
         self.counters = LogCounters()
         self._admission = Admission(
             items=self._settings.append.admitted_items,
@@ -104,6 +110,7 @@ class LogService:
             committed=self._on_commit,
             in_doubt=self._on_doubt,
             make_partition=self._trimmer.ensure_partitions,
+            on_group=self._on_group,
         )
         self._maintenance = asyncio.get_running_loop().create_task(self._maintain())
 
@@ -157,6 +164,20 @@ class LogService:
         return await self._tail.read(request, state or await self._fresh_state(collection_id, request.epoch))
 
     # --- for the process around it -----------------------------------------------------------------------------------
+
+    @property
+    def admitted(self) -> tuple[int, int]:
+        """Appends begun and not yet answered, and their bytes."""
+        return self._admission.items, self._admission.size_bytes
+
+    @property
+    def pools(self) -> Mapping[str, Pool]:
+        """Connections to Postgres, by what they are for."""
+        return self._store.pools
+
+    async def lag(self) -> LogLag:
+        """How far compaction is behind the log, over all collections of the database. Raises `Unavailable`."""
+        return await self._store.lag()
 
     async def trim(self) -> TrimReport:
         """Drop what nobody needs any more, objects included. Runs by itself every ``trim.interval_ms``."""
@@ -267,8 +288,9 @@ class LogService:
         while True:
             await self._clock.sleep(trim.interval_ms / 1000)
             try:
-                await self._trimmer.ensure_partitions()
-                await self.trim()
+                with root_span("log maintenance"):
+                    await self._trimmer.ensure_partitions()
+                    await self.trim()
             except (ShoalError, OSError):
                 self.counters.maintenance_failures += 1  # appends make a missing partition themselves
 

@@ -10,10 +10,13 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from opentelemetry import trace
+
 from shoal_core.errors import Internal, NotFound, ShoalError, Unavailable
 from shoal_log.decide import LogState
 from shoal_log.settings import LogCounters
 from shoal_log.store import LogStore, timed_out
+from shoal_wire.spans import shared_span
 
 W = TypeVar("W")
 
@@ -59,15 +62,21 @@ class ReadIndexBatcher(Generic[W]):
         self._free += 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    """Who waits for a head, and within which span."""
+
+    future: asyncio.Future[LogState]
+    span: trace.Span
+
+
 class SharedReadIndex:
     """The read index over Postgres."""
 
     def __init__(self, store: LogStore, counters: LogCounters, *, collections: int, in_flight: int) -> None:
         self._store = store
         self._counters = counters
-        self._batcher: ReadIndexBatcher[asyncio.Future[LogState]] = ReadIndexBatcher(
-            collections=collections, in_flight=in_flight
-        )
+        self._batcher: ReadIndexBatcher[_Asker] = ReadIndexBatcher(collections=collections, in_flight=in_flight)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -77,7 +86,7 @@ class SharedReadIndex:
             raise _stopping()
         self._counters.read_index_asks += 1
         future: asyncio.Future[LogState] = asyncio.get_running_loop().create_future()
-        self._batcher.ask(collection_id, future)
+        self._batcher.ask(collection_id, _Asker(future, trace.get_current_span()))
         self._send_more()
         return await future
 
@@ -97,7 +106,7 @@ class SharedReadIndex:
             task.add_done_callback(self._tasks.discard)
 
     async def _serve(self) -> None:
-        statement: Statement[asyncio.Future[LogState]] = Statement()
+        statement: Statement[_Asker] = Statement()
         try:
             found = await self._send(statement)
         except BaseException as error:
@@ -111,7 +120,7 @@ class SharedReadIndex:
             self._batcher.answered()
             self._send_more()
 
-    async def _send(self, statement: Statement[asyncio.Future[LogState]]) -> dict[str, LogState]:
+    async def _send(self, statement: Statement[_Asker]) -> dict[str, LogState]:
         """Fill the statement once there is a connection to send it over, and send it; again if the connection was lost."""
         for tries_left in reversed(range(self._store.read_tries)):
             try:
@@ -120,19 +129,19 @@ class SharedReadIndex:
                     if not statement.waiters:
                         return {}
                     self._counters.read_index_statements += 1
-                    return await reader.states(list(statement.waiters))
+                    askers = [asker.span for waiting in statement.waiters.values() for asker in waiting]
+                    with shared_span("log read index", askers, {"shoal.log.collections": len(statement.waiters)}):
+                        return await reader.states(list(statement.waiters))
             except Unavailable as error:
                 if not tries_left or timed_out(error):
                     raise
         return {}
 
 
-def _answer(
-    statement: Statement[asyncio.Future[LogState]], found: dict[str, LogState], error: ShoalError | None
-) -> None:
-    for collection_id, futures in statement.waiters.items():
+def _answer(statement: Statement[_Asker], found: dict[str, LogState], error: ShoalError | None) -> None:
+    for collection_id, askers in statement.waiters.items():
         state = found.get(collection_id)
-        for future in futures:
+        for future in (asker.future for asker in askers):
             if future.done():
                 continue
             if state is not None:

@@ -1,4 +1,4 @@
-"""The log in Postgres: statements of the append transaction and of reads. With `trim_store` the only module that knows SQL.
+"""The log in Postgres: statements of the append transaction and of reads. With `trim_store` and `lag` the only module that knows SQL.
 
 Locks, in every transaction of every service: collection rows in ascending id, ``log_head`` rows in ascending id, then the rest
 (intents, ``log_entry``). The lock on a collection's row is held by whoever appends to, publishes or deletes it, so every
@@ -17,6 +17,7 @@ import asyncpg
 from shoal_core.errors import FailedPrecondition, Internal, Unavailable
 from shoal_log.batches import hashes_from_bytes, hashes_to_bytes
 from shoal_log.decide import Entry, Key, LogState, Plan, Recorded, Scanned
+from shoal_log.lag import LAG, LogLag
 from shoal_log.settings import LogCounters, LogSettings
 from shoal_storage.postgres import Connection, Pool, close_pool, connected, open_pool, transaction
 
@@ -244,6 +245,11 @@ class LogStore:
             await close_pool(pool, timeout_ms=self._settings.acquire_timeout_ms)
 
     @property
+    def pools(self) -> Mapping[str, Pool]:
+        """By what they are for."""
+        return {"append": self.append_pool, "read": self._read_pool}
+
+    @property
     def read_tries(self) -> int:
         """How often a read is tried: what ended one session may have ended all idle ones of the pool."""
         return self._settings.read_connections + 1
@@ -289,6 +295,11 @@ class LogStore:
         """The trim floor and the first entry that ends after an offset."""
         rows = await self._read(_NEXT, collection_id, after_offset)
         return Boundary(*rows[0]) if rows else Boundary(0, None, None)
+
+    async def lag(self) -> LogLag:
+        """Over all collections; takes a look at each that has something un-compacted."""
+        rows = await self._read(LAG)
+        return LogLag(*rows[0])
 
     async def _read(self, statement: str, *arguments: object) -> list[Any]:
         """Reads may be repeated: `read_tries` says how often."""

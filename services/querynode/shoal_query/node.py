@@ -47,7 +47,9 @@ from shoal_query.explain import Reading, Shown, Stages, explain
 from shoal_query.ranked import SCORE, search_leaves, statistics
 from shoal_query.recall_check import CheckBudget, check_query
 from shoal_query.rounds import seen
-from shoal_query.shard import Services, Shard, View
+from shoal_query.services import Services
+from shoal_query.shard import Shard, View
+from shoal_query.usage import Usage
 
 ShardKey = tuple[str, int, int]
 
@@ -109,13 +111,27 @@ class Node:
 
     def __post_init__(self) -> None:
         self._checks = CheckBudget(self.settings.recall_check_share)
-        self._admission = Admission(self.settings.reads_at_work, self.settings.reads_waiting)
+        settings = self.settings
+        self._admission = Admission(settings.reads_at_work, settings.reads_waiting, self.services.queue_time)
 
     def observed_recall(self) -> float:
         """The mean over the checks of all shards held; 1 before the first."""
         observed = [shard.observed for shard in self._shards.values()]
         checks = sum(each.checks for each in observed)
         return 1.0 - sum(each.missed for each in observed) / checks if checks else 1.0
+
+    def usage(self) -> Usage:
+        """What is held and under way now."""
+        shards = list(self._shards.values())
+        return Usage(
+            reads=self._admission.present,
+            refused_reads=self._admission.refused,
+            shards=len(shards),
+            loaded_bytes=sum(list(self._sizes.values())),
+            tail_records=sum(shard.tail_records for shard in shards),
+            tail_bytes=sum(shard.tail_bytes for shard in shards),
+            version_age_ms=max((shard.version_age_ms for shard in shards), default=0.0),
+        )
 
     def kernels(self) -> Mapping[str, str]:
         """`kernels.report` of this process, made at the first call."""

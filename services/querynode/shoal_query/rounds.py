@@ -10,6 +10,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from opentelemetry import trace
+
+from shoal_wire.spans import shared_span
+
 T = TypeVar("T")
 
 
@@ -20,10 +24,12 @@ class Rounds(Generic[T]):
         self._send = send
         self._under_way: asyncio.Task[T] | None = None
         self._next: asyncio.Task[T] | None = None
+        self._askers: list[trace.Span] = []  # of the next round
         self.sent = 0
 
     async def ask(self) -> T:
         """An answer whose request was sent after this call began. Raises what ``send`` raises."""
+        self._askers.append(trace.get_current_span())
         if self._next is None:
             self._next = asyncio.create_task(self._round(self._under_way))
             self._next.add_done_callback(seen)
@@ -33,8 +39,10 @@ class Rounds(Generic[T]):
         if before is not None:
             await asyncio.wait([before])
         self._under_way, self._next = self._next, None
+        askers, self._askers = self._askers, []
         self.sent += 1
-        return await self._send()
+        with shared_span("query catch up", askers):
+            return await self._send()
 
 
 def seen(task: asyncio.Future[T]) -> None:

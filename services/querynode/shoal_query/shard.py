@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
-from shoal_core.contracts import Catalog, Head, Log, Tail, TailRequest, Target, VersionInfo
+from shoal_core.contracts import Head, Tail, TailRequest, Target, VersionInfo
 from shoal_core.errors import (
     Corrupt,
     InvalidArgument,
@@ -27,14 +26,14 @@ from shoal_core.errors import (
     StaleEpoch,
     Unavailable,
 )
-from shoal_core.ports import Clock, ObjectStore
 from shoal_index.segment import Segment
 from shoal_index.version import SegmentView, ShardVersion, open_shard
 from shoal_query.execute import LiveMasks, Snapshot
 from shoal_query.recall_check import ObservedRecall
 from shoal_query.rounds import Rounds, seen
+from shoal_query.services import Services
 from shoal_query.tail import Overlay, RawTail
-from shoal_storage.cache import Metered, MeteredReader, ReadMeter
+from shoal_storage.cache import Metered, ReadMeter
 from shoal_storage.manifest import Manifest, decode_manifest, empty_manifest
 
 _logger = logging.getLogger(__name__)
@@ -44,22 +43,6 @@ T = TypeVar("T")
 _SHARD_BYTES = 8 << 10  # of Python objects, also for an empty shard
 _PAST_VIEWS = 2
 _VECTORS = "vectors"  # the kind of block
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What a query node works with."""
-
-    catalog: Catalog
-    log: Log
-    objects: ObjectStore
-    blocks: MeteredReader
-    clock: Clock
-    executor: Executor
-
-    async def compute(self, work: Callable[[], T]) -> T:
-        """Run CPU work off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.executor, work)
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -129,6 +112,7 @@ class Shard:
         self.dimension: int | None = None
         self.caught_up_at = float("-inf")  # when the tail was known to be complete
         self.looked_at = float("-inf")  # when the current version was known
+        self._behind_since: float | None = None  # when a newer version than the one served was first heard of
         self._touched_then = 0
         self._mapped: WeakKeyDictionary[Segment, int] = WeakKeyDictionary()
         self.read_at = float("-inf")
@@ -148,6 +132,23 @@ class Shard:
         segments = {id(held.segment): held for view in views for held in view.version.segments}  # versions share them
         stored = sum(self._held_bytes(held) for held in segments.values())
         return _SHARD_BYTES + stored + sum(view.tail_bytes for view in views)
+
+    @property
+    def tail_bytes(self) -> int:
+        """Bytes of the newest version's tail, raw and folded."""
+        return 0 if self.view is None else self.view.tail_bytes
+
+    @property
+    def tail_records(self) -> int:
+        """Operations of the newest version's tail."""
+        return 0 if self.view is None else self.view.raw.through - self.view.version.compacted_offset
+
+    @property
+    def version_age_ms(self) -> float:
+        """For how long a newer version than the one served has been known of; 0 if none is."""
+        if self._behind_since is None:
+            return 0.0
+        return (self.services.clock.monotonic() - self._behind_since) * 1_000
 
     @property
     def unread_bytes(self) -> int:
@@ -326,6 +327,8 @@ class Shard:
         """Load a newer version beside the view in use."""
         assert self.view is not None
         if head.version > self.view.version.version:
+            if self._behind_since is None:
+                self._behind_since = self.services.clock.monotonic()
             self._start_loading()
 
     def _start_loading(self) -> asyncio.Task[None]:
@@ -364,6 +367,7 @@ class Shard:
         if raw.through > compacted:
             await view.at(raw.through, self.dimension, services)
         self.view = view
+        self._behind_since = None  # if there is a newer one yet, the next head tells
         self._views.add(view)
         del old  # unless a read holds it, nobody needs its part of the tail any more
         raw.release(min(other.version.compacted_offset for other in self._views if other.raw is raw))

@@ -39,7 +39,7 @@ from shoal_core.errors import (
 from shoal_core.filters import parse_where, parse_where_document
 from shoal_core.records import ID, encode_batch
 from shoal_query.node import Node, NodeSettings
-from shoal_query.shard import Services
+from shoal_query.services import Services
 from shoal_testing.direct import DirectSystem, InlineExecutor
 from shoal_testing.oracle import OracleCollection
 from shoal_testing.schedules import Gate, LaterExecutor, Turns, hooked, run_quietly, settle, until

@@ -19,7 +19,8 @@ from shoal_core.contracts import CollectionRef, Include, Tail, TailRequest, Targ
 from shoal_core.errors import Corrupt, InvalidArgument, NotFound, OffsetExpired, SnapshotGone, StaleEpoch, Unavailable
 from shoal_core.schema import Analyzer
 from shoal_query.execute import Selection, Snapshot, hydrate, select_rows
-from shoal_query.shard import Services, Shard, View
+from shoal_query.services import Services
+from shoal_query.shard import Shard, View
 from shoal_query.tail import Overlay
 from shoal_testing.direct import DirectSystem, InlineExecutor
 from shoal_testing.oracle import OracleCollection
@@ -402,6 +403,29 @@ def test_a_newer_version_that_cannot_be_loaded_does_not_stop_reads(error: Except
         bench.system.objects.before_get = None
         await bench.strong(shard)
         await until(lambda: shard.view is not None and shard.view.version.version == 1)
+
+    play(scenario)
+
+
+def test_the_age_of_a_version_counts_from_when_a_newer_one_was_heard_of() -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.write(put("a"))
+        shard = bench.shard()
+        assert (shard.version_age_ms, shard.tail_records, shard.tail_bytes) == (0, 0, 0)
+        await bench.strong(shard)
+        assert (shard.version_age_ms, shard.tail_records) == (0, 1)
+        assert shard.tail_bytes > 0
+        await bench.compact()
+        assert shard.version_age_ms == 0  # nobody told it yet
+        bench.before.closed = {"get_version"}
+        await bench.write(put("b"))
+        await bench.strong(shard)
+        await bench.system.clock.advance(3)
+        await bench.strong(shard)
+        assert (shard.version_age_ms, shard.tail_records) == (3_000, 2)
+        bench.before.open()
+        await until(lambda: shard.version_age_ms == 0)
+        assert shard.tail_records == 1
 
     play(scenario)
 

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
+from fastapi.telemetry import TelemetryConfig
 
 from shoal_core.errors import Internal, ShoalError
-from shoal_core.ports import Random
 from shoal_frontend.http_api.bodies import JSON_TYPE, Disconnected, PayloadTooLarge, json_response
 from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.catalog_routes import CatalogRoutes
@@ -24,20 +24,20 @@ from shoal_frontend.http_api.gateway import (
     SESSION,
     Application,
     Gateway,
-    Message,
     Receive,
     Route,
     Scope,
     Send,
 )
+from shoal_frontend.http_api.observed import ROUTE, TRACE_HEADER, TRACE_ID, Observed
 from shoal_frontend.http_api.openapi import body_of, describe, parameters_of
 from shoal_frontend.http_api.record_routes import RecordRoutes
 from shoal_frontend.http_api.system_routes import VERSION, SystemRoutes
 
-TRACE_HEADER = "chroma-trace-id"
 RETRY_HEADER = "retry-after"
 
-_TRACE_ID = "shoal.trace_id"
+# FastAPI's own would name tenants and collections, log exceptions with what they quote, and see no route of `_Direct`: see `observed`.
+_NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False}
 _WITH_BODY = ("POST", "PUT", "PATCH")
 _NOT_JSON = {"error": "ChromaError", "message": "Expected request with `Content-Type: application/json`"}
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
@@ -51,12 +51,12 @@ Answers: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 def create_app(gateway: Gateway) -> FastAPI:
     """The gateway as an ASGI application, with its description at ``/docs`` and ``/openapi.json``."""
-    app = FastAPI(title="Shoal", version=VERSION, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="Shoal", version=VERSION, redoc_url=None, redirect_slashes=False, telemetry=_NO_TELEMETRY)
     answers = {(route.method, route.path): _add(app, gateway, route) for route in all_routes(gateway)}
     for status in (404, 405):
         app.add_exception_handler(status, _no_route)
     app.add_middleware(_Direct, answers=answers)  # innermost: what is added after it comes before it
-    app.add_middleware(_Traced, random=gateway.random)
+    app.add_middleware(Observed, random=gateway.random, clock=gateway.clock, on_answered=gateway.on_answered)
     if gateway.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -83,6 +83,7 @@ def all_routes(gateway: Gateway) -> list[Route]:
 
 def _add(app: FastAPI, gateway: Gateway, route: Route) -> Answers:
     async def answered(request: Request) -> Response:
+        request.scope[ROUTE] = route.path
         try:
             if not route.is_open:  # before anything of the body is read
                 peer = f"{request.client.host}:{request.client.port}" if request.client else ""
@@ -97,7 +98,7 @@ def _add(app: FastAPI, gateway: Gateway, route: Route) -> Answers:
         except Disconnected:
             return Response(status_code=400)  # nobody reads it
         except Exception as error:
-            _log.exception("a request failed (trace id %s)", request.scope.get(_TRACE_ID))
+            _log.exception("a request failed (trace id %s)", request.scope.get(TRACE_ID))
             return json_response(answer_of(Internal(str(error)))[1], 500)
 
     name = getattr(route.answer, "__name__", "")
@@ -148,7 +149,7 @@ def _error_response(request: Request, error: ShoalError | BodyError) -> Response
     status, body = answer_of(error)
     response = json_response(body, status)
     if status >= 500 and status != 501:
-        _log.warning("answered %d (trace id %s): %s", status, request.scope.get(_TRACE_ID), error)
+        _log.warning("answered %d (trace id %s): %s", status, request.scope.get(TRACE_ID), error)
     if isinstance(error, ShoalError) and error.retry_after_ms > 0:
         response.headers[RETRY_HEADER] = str(-(-error.retry_after_ms // 1000))
     if status == 401:
@@ -183,24 +184,3 @@ class _Direct:
         scope["path_params"] = found.groupdict()
         response = await answer(Request(scope, receive, send))
         await response(scope, receive, send)
-
-
-class _Traced:
-    """Gives every request an id, which its answer and the log name."""
-
-    def __init__(self, app: Application, random: Random) -> None:
-        self._app = app
-        self._random = random
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        trace_id = scope[_TRACE_ID] = self._random.token().hex()
-
-        async def traced(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (TRACE_HEADER.encode(), trace_id.encode())]
-            await send(message)
-
-        await self._app(scope, receive, traced)

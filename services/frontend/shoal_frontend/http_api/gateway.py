@@ -46,6 +46,7 @@ class Gateway:
     Attributes:
         readiness: for the health check; must be quick.
         cors_allow_origins: web pages of these origins may ask; ``*``: of all.
+        on_answered: see `observed.Observed`.
         embeds: whether the server makes vectors of texts: then bodies may have texts in the place of vectors.
     """
 
@@ -56,6 +57,7 @@ class Gateway:
     readiness: Callable[[], Readiness] = Readiness
     cors_allow_origins: Sequence[str] = ()
     embeds: bool = False
+    on_answered: Callable[[str, str, int, float], None] = lambda method, route, status, duration_ms: None
 
     def session_of(self, request: Request) -> Session:
         """Who sent a request, and what it may use; of open routes there is none."""
