@@ -141,6 +141,7 @@ async def _build_sysdb(context: Context) -> None:
         max_size=postgres.connections,
         connect_timeout_ms=postgres.connect_timeout_ms,
         statement_timeout_ms=postgres.statement_timeout_ms,
+        require_synchronous_standby=postgres.require_synchronous_standby,
     )
     context.stack.push_async_callback(pool.close)
     store = PostgresCatalogStore(pool)
@@ -157,7 +158,8 @@ async def _build_sysdb(context: Context) -> None:
 async def _build_log(context: Context) -> None:
     config = context.config
     objects = await _open_objects(context)
-    settings = settings_of(LogSettings, config.logservice, limits=_limits(config))
+    require = config.postgres.require_synchronous_standby
+    settings = settings_of(LogSettings, config.logservice, limits=_limits(config), require_synchronous_standby=require)
     log = LogService(_dsn(config), objects, SystemClock(), SystemRandom(), settings)
     await log.start()
     context.stack.push_async_callback(log.close)

@@ -39,7 +39,12 @@ class Upstream:
             "application_name": self.name,
         }
         conninfo = " ".join(f"{key}={value}" for key, value in parts.items())
-        return {"primary_conninfo": conninfo, "primary_slot_name": self.name}
+        return {
+            "primary_conninfo": conninfo,
+            "primary_slot_name": self.name,
+            # A standby that lost its primary sleeps so long before it looks again, also for the order to promote.
+            "wal_retrieve_retry_interval": "200ms",
+        }
 
     @property
     def backup_arguments(self) -> tuple[str, ...]:
