@@ -201,6 +201,11 @@ async def test_an_old_primary_that_comes_back_is_not_taken_for_the_primary(pair:
     assert await old.query("SELECT count(*) FROM kept WHERE value = 5") == "1"
     fresh = await open_pool(pair.dsn, application_name="test", max_size=1)
     assert await count(fresh, 5) == 2
+    misled = await open_pool(old.dsn, application_name="test", max_size=2)  # knows only the old one
+    with pytest.raises(OutcomeUnknown):
+        await insert(misled, 6, commit_timeout_ms=100)
+    assert await count(misled, 6) == 0
+    misled.terminate()
     new.kill()
     for known in (pool, fresh):
         for _ in range(3):  # connections of the pool that are gone are found out one by one

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shoal_core.errors import FailedPrecondition, Unavailable
-from shoal_runtime.servers.postgres_files import chown_tree, memory_file, sync_directory
+from shoal_runtime.servers.postgres_files import as_account, chown_tree, memory_file, sync_directory
 from shoal_runtime.servers.postgres_install import unprivileged_account, usable_install, wheel_install
 from shoal_runtime.servers.postgres_leftovers import kill_all, processes_in, remove_leftovers
 from shoal_runtime.servers.postgres_replication import FenceMark, Upstream
@@ -322,9 +322,8 @@ class PostgresServer:
         more: Mapping[str, str] | None = None,
     ) -> str:
         """Run a program of the installation as the server's user; returns all its output."""
-        account = self._account
         done = subprocess.run(
-            [str(self._program(program)), *args],
+            as_account([str(self._program(program)), *args], self._account),
             input=text,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -333,9 +332,6 @@ class PostgresServer:
             env=bare_environment(cwd) | dict(more or {}),
             pass_fds=(self._home.lock_fd, *keep_open),
             timeout=_TOOL_TIMEOUT_S,
-            user=None if account is None else account.uid,
-            group=None if account is None else account.gid,
-            extra_groups=None if account is None else [],
         )
         if done.returncode != 0:
             raise Unavailable(f"{program} failed with exit code {done.returncode}; it said:\n{done.stdout[-4096:]}")

@@ -1,13 +1,23 @@
-"""Files as the server's user needs them."""
+"""Files and commands as the server's user needs them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shoal_runtime.servers.process import Account
+
+_BECOME = Path(__file__).with_name("become.py")
+
+
+def as_account(command: Sequence[str], account: Account | None) -> list[str]:
+    """The command line that runs ``command`` as ``account``; None keeps the user."""
+    if account is None:
+        return list(command)
+    return [sys.executable, "-I", "-S", str(_BECOME), str(account.uid), str(account.gid), *command]
 
 
 def chown_tree(root: Path, account: Account) -> None:
