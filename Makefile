@@ -57,7 +57,7 @@ protos-check: setup ## fail if the generated code is not what protos/ says
 constraints: setup ## pin again after a change of dependencies (ARGS="--upgrade" for the newest)
 	tools/constraints $(ARGS)
 
-bench: setup ## the benchmark (ARGS=... for its options; ARGS=filters, functions, http or embedding for others)
+bench: setup ## the benchmark (ARGS=... for its options; ARGS=filters, functions, http, embedding, failover for others)
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove what tools leave behind

@@ -111,7 +111,6 @@ async def open_pool(
     dsn: str,
     *,
     application_name: str,
-    min_size: int = 1,
     max_size: int = 10,
     connect_timeout_ms: int = 5_000,
     statement_timeout_ms: int = 10_000,
@@ -149,7 +148,7 @@ async def open_pool(
         with database_errors():
             pool = await asyncpg.create_pool(
                 dsn,
-                min_size=min_size,
+                min_size=0,  # a floor is restored in the background, with a stack trace in the log for every failure
                 max_size=max_size,
                 timeout=connect_timeout_ms / 1000,
                 command_timeout=statement_timeout_ms / 1000 + 2,
