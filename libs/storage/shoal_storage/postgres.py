@@ -33,7 +33,7 @@ from shoal_core.errors import (
     ShoalError,
     Unavailable,
 )
-from shoal_storage.postgres_durability import Unprotected, read_durability
+from shoal_storage.postgres_durability import read_durability
 from shoal_storage.postgres_hosts import PrimaryFinder, Session
 
 _log = logging.getLogger(__name__)
@@ -83,8 +83,6 @@ def translate(error: Exception) -> ShoalError:
         return Unavailable("the statement took too long; try again")
     if isinstance(error, _LOCK_BUSY):
         return Unavailable("another transaction holds the row for too long; try again")
-    if isinstance(error, Unprotected):
-        return Unavailable(str(error))
     if isinstance(error, _TRANSIENT):
         return Unavailable(f"the database cannot be reached or is busy; try again: {error or type(error).__name__}")
     if isinstance(error, asyncpg.UniqueViolationError):
@@ -142,7 +140,10 @@ async def open_pool(
     }
 
     async def check(session: Session) -> None:
-        (await read_durability(session)).check(require_synchronous_standby=True)
+        try:
+            (await read_durability(session)).check(require_synchronous_standby=True)
+        except FailedPrecondition as error:  # it may pass: another standby, another primary
+            raise Unavailable(error.message) from error
 
     try:
         with database_errors():
@@ -160,8 +161,8 @@ async def open_pool(
             await _check_and_warn(pool)
             return pool
     except Unavailable as error:
-        if isinstance(error.__cause__, Unprotected):
-            raise FailedPrecondition(error.message) from error
+        if isinstance(error.__cause__, FailedPrecondition):
+            raise error.__cause__ from None
         raise
 
 

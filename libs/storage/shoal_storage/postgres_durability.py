@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import asyncpg
+from shoal_core.errors import FailedPrecondition
 
 _SETTINGS = """SELECT current_setting('fsync') = 'on' AS fsync, current_setting('full_page_writes') = 'on' AS full_page_writes,
     current_setting('synchronous_commit') AS synchronous_commit,
@@ -14,12 +14,8 @@ _SETTINGS = """SELECT current_setting('fsync') = 'on' AS fsync, current_setting(
 _WAITS_FOR_STANDBY = ("on", "remote_apply")
 
 
-class Unprotected(asyncpg.InterfaceError):
-    """A session on this server would acknowledge what may be lost. The message says what to change."""
-
-
 class _Session(Protocol):
-    async def fetchrow(self, query: str) -> asyncpg.Record | None: ...
+    async def fetchrow(self, query: str) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +28,19 @@ class Durability:
     synchronous_standby_names: str
 
     def check(self, *, require_synchronous_standby: bool) -> None:
-        """Raises `Unprotected`."""
+        """Raises `FailedPrecondition`: a session on this server would acknowledge what may be lost."""
         if self.synchronous_commit == "off":
-            raise Unprotected("Postgres has synchronous_commit = off and would lose acknowledged writes; turn it on")
+            raise FailedPrecondition(
+                "Postgres has synchronous_commit = off and would lose acknowledged writes; turn it on"
+            )
         if not require_synchronous_standby:
             return
         if not self.synchronous_standby_names:
-            raise Unprotected(
+            raise FailedPrecondition(
                 "postgres.require_synchronous_standby is set and Postgres has no synchronous_standby_names; name a standby"
             )
         if self.synchronous_commit not in _WAITS_FOR_STANDBY:
-            raise Unprotected(
+            raise FailedPrecondition(
                 "postgres.require_synchronous_standby is set and Postgres has synchronous_commit = "
                 f"{self.synchronous_commit}; set it to on"
             )
@@ -66,5 +64,4 @@ class Durability:
 async def read_durability(session: _Session) -> Durability:
     """Ask the server, one statement. Raises the driver's errors."""
     row = await session.fetchrow(_SETTINGS)
-    assert row is not None
     return Durability(**dict(row.items()))
