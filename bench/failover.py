@@ -1,6 +1,6 @@
 """What a synchronous standby costs an append, and how long appends pause when the primary is killed and the standby promoted.
 
-python -m bench failover [--appends 400] [--failovers 5]
+python -m bench failover [--appends 64] [--failovers 5]
 
 Log service in this process, two real Postgres servers on one disk: the standby's syncs compete with the primary's.
 """
@@ -25,7 +25,7 @@ from shoal_runtime.servers import PostgresPair
 from shoal_testing.postgres_stores import PostgresStores, postgres_stores
 
 _DIMENSION = 384
-_ROUNDS = 3
+_ROUNDS = 12
 _TOGETHER = 32
 _TENANT, _DATABASE = "bench", "bench"
 _STANDBYS = "synchronous_standby_names"
@@ -34,7 +34,7 @@ _STANDBYS = "synchronous_standby_names"
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--appends", type=int, default=400, help="of each kind and round")
+    parser.add_argument("--appends", type=int, default=64, help="of each kind and round")
     parser.add_argument("--failovers", type=int, default=5)
     chosen = parser.parse_args(arguments)
     asyncio.run(_measure(chosen.appends, chosen.failovers))
@@ -97,7 +97,7 @@ async def _compare(pair: PostgresPair, load: _Load, appends: int) -> None:
     for _ in range(_ROUNDS):
         for standby in ("", pair.primary.upstream("b").name):
             await pair.primary.configure({_STANDBYS: standby})
-            await load.stream(20)  # every session has read the new setting
+            await load.stream(10)  # every session has read the new setting
             for writers in (1, _TOGETHER):
                 streams = await asyncio.gather(*(load.stream(appends // writers) for _ in range(writers)))
                 times.setdefault((standby, writers), []).extend(itertools.chain.from_iterable(streams))

@@ -128,23 +128,15 @@ async def open_pool(
     Raises `Unavailable` when none can be reached, `FailedPrecondition` when it refuses the user or the database, or would
     acknowledge what it may lose.
     """
-    if idle_transaction_timeout_ms is None:
-        idle_transaction_timeout_ms = statement_timeout_ms
+    idle_timeout_ms = statement_timeout_ms if idle_transaction_timeout_ms is None else idle_transaction_timeout_ms
     settings = {
         "application_name": application_name,
         "statement_timeout": str(statement_timeout_ms),
         "lock_timeout": str(lock_timeout_ms),
-        "idle_in_transaction_session_timeout": str(idle_transaction_timeout_ms),
+        "idle_in_transaction_session_timeout": str(idle_timeout_ms),
         "default_transaction_isolation": "read committed",
         "jit": "off",
     }
-
-    async def check(session: Session) -> None:
-        try:
-            (await read_durability(session)).check(require_synchronous_standby=True)
-        except FailedPrecondition as error:  # it may pass: another standby, another primary
-            raise Unavailable(error.message) from error
-
     try:
         with database_errors():
             pool = await asyncpg.create_pool(
@@ -155,7 +147,7 @@ async def open_pool(
                 command_timeout=statement_timeout_ms / 1000 + 2,
                 server_settings=settings,
                 connect=PrimaryFinder().connect,
-                init=check if require_synchronous_standby else None,
+                init=_require_standby if require_synchronous_standby else None,
                 reset=_keep_session,
             )
             await _check_and_warn(pool)
@@ -164,6 +156,13 @@ async def open_pool(
         if isinstance(error.__cause__, FailedPrecondition):
             raise error.__cause__ from None
         raise
+
+
+async def _require_standby(session: Session) -> None:
+    try:
+        (await read_durability(session)).check(require_synchronous_standby=True)
+    except FailedPrecondition as error:  # it may pass: another standby, another primary
+        raise Unavailable(error.message) from error
 
 
 async def _check_and_warn(pool: Pool) -> None:
