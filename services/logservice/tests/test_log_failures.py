@@ -232,3 +232,8 @@ async def test_a_server_that_acknowledges_before_it_is_durable_is_refused(world:
     await world.sql.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
     with pytest.raises(FailedPrecondition, match="synchronous_commit"):
         await world.node()
+
+
+async def test_a_server_without_a_standby_is_refused_where_one_is_required(world: World) -> None:
+    with pytest.raises(FailedPrecondition, match="synchronous_standby_names"):
+        await world.node(replace(settings_of(), require_synchronous_standby=True))
