@@ -90,7 +90,9 @@ async def _kill_while_commits_wait(pair: PostgresPair) -> None:
     sender = int(await pair.primary.query("SELECT pid FROM pg_stat_replication"))
     os.kill(sender, signal.SIGSTOP)
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-    while int(await pair.primary.query(waiting)) < 1:
+    for _ in range(500):
+        if await pair.primary.query(waiting) != "0":
+            break
         await asyncio.sleep(0.01)
     pair.primary.kill()
 

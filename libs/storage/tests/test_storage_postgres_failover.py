@@ -10,7 +10,9 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TypeVar
 
 import pytest
 import pytest_asyncio
@@ -22,6 +24,9 @@ from shoal_storage.postgres_hosts import split_hosts
 from shoal_testing.processes import postgres_pair
 
 pytestmark = pytest.mark.integration
+
+T = TypeVar("T")
+WAITING = "pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -43,8 +48,6 @@ async def pool(pair: PostgresPair) -> AsyncIterator[Pool]:
 @pytest.fixture
 def silent_port() -> Iterator[int]:
     """Of a host that accepts connections and says nothing."""
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
@@ -57,6 +60,11 @@ async def insert(pool: Pool, value: int, commit_timeout_ms: int = 10_000) -> Non
 async def count(pool: Pool, value: int) -> int:
     async with connected(pool) as connection:
         return await connection.fetchval("SELECT count(*) FROM kept WHERE value = $1", value)
+
+
+async def waiting_commits(pair: PostgresPair) -> str:
+    """How many sessions of the primary wait for the standby."""
+    return await pair.primary.query(f"SELECT count(*) FROM {WAITING}")
 
 
 @contextlib.asynccontextmanager
@@ -84,8 +92,16 @@ async def set_to(pair: PostgresPair, name: str, value: str) -> AsyncIterator[Non
 
 
 async def until_it_is(pair: PostgresPair, name: str, value: str) -> None:
-    while await pair.primary.query(f"SHOW {name}") != value:
+    await until(lambda: pair.primary.query(f"SHOW {name}"), value)
+
+
+async def until(ask: Callable[[], Awaitable[T]], wanted: T) -> None:
+    """Ask until the answer is the one wanted, bounded."""
+    for _ in range(500):
+        if (said := await ask()) == wanted:
+            return
         await asyncio.sleep(0.01)
+    raise AssertionError(f"still {said}, not {wanted}")
 
 
 async def test_the_primary_is_found_among_hosts_that_are_silent_gone_or_standbys(
@@ -114,27 +130,23 @@ async def test_a_commit_whose_standby_stands_still_is_unknown_and_seen_by_nobody
         with pytest.raises(OutcomeUnknown, match="standby"):
             await insert(pool, 1, commit_timeout_ms=100)
         cancelled = asyncio.create_task(insert(pool, 1))
-        while await pair.primary.query("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") != "2":
-            await asyncio.sleep(0.01)
+        await until(lambda: waiting_commits(pair), "2")
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
         assert await count(pool, 1) == 0
-        assert await pair.primary.query("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == "2"
-    while await count(pool, 1) != 2:
-        await asyncio.sleep(0.01)
+        assert await waiting_commits(pair) == "2"
+    await until(lambda: count(pool, 1), 2)
 
 
 async def test_a_session_that_is_ended_while_it_waits_for_the_standby_is_unknown(
     pair: PostgresPair, pool: Pool
 ) -> None:
-    ends = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     for end in ("pg_terminate_backend", "pg_cancel_backend"):
         async with standing_still(pair):
             waiting = asyncio.create_task(insert(pool, 2))
-            while await pair.primary.query(f"SELECT {end}(pid) {ends}") != "t":
-                assert not waiting.done()
-                await asyncio.sleep(0.01)
+            await until(lambda: waiting_commits(pair), "1")
+            assert await pair.primary.query(f"SELECT {end}(pid) FROM {WAITING}") == "t"
             with pytest.raises(OutcomeUnknown):
                 await waiting
 
