@@ -2,7 +2,7 @@
 
 import sys
 
-from bench import churn, embedding, engines, filters, functions, gateway, memory, telemetry, wordnet
+from bench import churn, embedding, engines, failover, filters, functions, gateway, memory, telemetry, wordnet
 
 OTHERS = {
     "filters": filters.main,
@@ -13,6 +13,7 @@ OTHERS = {
     "churn": churn.main,
     "memory": memory.main,
     "telemetry": telemetry.main,
+    "failover": failover.main,
 }
 
 if (main := OTHERS.get(sys.argv[1] if len(sys.argv) > 1 else "")) is not None:

@@ -22,6 +22,7 @@ from shoal_runtime.lifecycle import Background
 from shoal_runtime.servers.etcd import EtcdServer
 from shoal_runtime.servers.ports import free_ports
 from shoal_runtime.servers.postgres import PostgresServer
+from shoal_runtime.servers.postgres_pair import PostgresPair
 from shoal_runtime.servers.process import ServerCommand, ServerProcess
 from shoal_runtime.servers.seaweedfs import SeaweedServer
 from shoal_runtime.system import SystemClock, SystemRandom
@@ -42,6 +43,7 @@ class ClusterPlan:
 
     Attributes:
         grpc, http: host:port of the first frontend; the others take free ports. Without http none serves it.
+        standby: Postgres has a synchronous standby; see `PostgresPair` for failing over to it.
         environment: more settings of every role, as ``SHOAL_SECTION__NAME``.
         certificates: a directory as `shoal_cli.certificates.make` fills it: TLS between the roles, and to their callers.
     """
@@ -54,6 +56,7 @@ class ClusterPlan:
     sysdbs: int = 2
     grpc: str = "127.0.0.1:0"
     http: str = "127.0.0.1:0"
+    standby: bool = False
     environment: dict[str, str] = field(default_factory=dict)
     certificates: Path | None = None
 
@@ -98,7 +101,9 @@ class LocalCluster:
         self._path = plan.path.absolute()
         self._stack = AsyncExitStack()
         self._supervision = Background()
-        self.postgres = PostgresServer(self._path / "postgres")
+        self.postgres: PostgresServer | PostgresPair = (
+            PostgresPair(self._path / "postgres-pair") if plan.standby else PostgresServer(self._path / "postgres")
+        )
         self.etcd = EtcdServer(self._path / "etcd")
         self.s3 = SeaweedServer(self._path / CLUSTER_OBJECTS)
         self.roles: dict[str, RoleProcess] = {}

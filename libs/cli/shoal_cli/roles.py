@@ -169,6 +169,7 @@ async def _build_sysdb(context: Context) -> None:
         max_size=postgres.connections,
         connect_timeout_ms=postgres.connect_timeout_ms,
         statement_timeout_ms=postgres.statement_timeout_ms,
+        require_synchronous_standby=postgres.require_synchronous_standby,
     )
     context.stack.push_async_callback(pool.close)
     await require_schema(pool)
@@ -187,7 +188,8 @@ async def _build_sysdb(context: Context) -> None:
 async def _build_log(context: Context) -> None:
     config = context.config
     objects = await _open_objects(context)
-    settings = settings_of(LogSettings, config.logservice, limits=_limits(config))
+    require = config.postgres.require_synchronous_standby
+    settings = settings_of(LogSettings, config.logservice, limits=_limits(config), require_synchronous_standby=require)
     on_group = metrics.measure_groups(context.telemetry)
     log = LogService(dsn_of(config), objects, SystemClock(), SystemRandom(), settings, on_group=on_group)
     await log.start()

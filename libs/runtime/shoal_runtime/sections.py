@@ -61,13 +61,15 @@ class PostgresSection(Section):
     """The database of catalog and log."""
 
     dsn: SecretStr = SecretStr("")
-    """postgresql://user:password@host:port/database of the primary."""
+    """postgresql://user:password@host:port/database; with several, as in host:port,host:port, the one that takes writes."""
     connections: Count = 8
     """Connections of the catalog's pool; the log service has its own figures."""
     connect_timeout_ms: TimeMs = 5_000
     """For one connection, and for waiting until one of the pool is free."""
     statement_timeout_ms: TimeMs = 10_000
     """A statement that takes longer is cancelled by the server."""
+    require_synchronous_standby: bool = False
+    """Refuse a server without synchronous_standby_names, or whose commits do not wait for them, at every new connection."""
 
 
 class S3Section(Section):

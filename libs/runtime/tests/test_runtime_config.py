@@ -203,7 +203,7 @@ def test_every_setting_is_described() -> None:
 def test_sections_agree_with_the_components(section: Section, component: Any) -> None:
     """Every field of a component's settings can be configured, and has the same default in both places."""
     missing = list(unconfigurable(type(component), type(section)))
-    assert missing == ([] if not isinstance(component, LogSettings) else ["limits"])
+    assert missing == ([] if not isinstance(component, LogSettings) else ["limits", "require_synchronous_standby"])
     assert settings_of(type(component), section) == component
 
 

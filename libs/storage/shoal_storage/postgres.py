@@ -2,7 +2,11 @@
 
 Failures of the driver leave here as `shoal_core.errors`. A lost, refused or silent server is `Unavailable`: nothing was
 committed. The same while COMMIT is under way is `OutcomeUnknown`, and so is a commit that succeeded with a warning: the
-server gave up waiting for its standby, so what was written may not survive the loss of the primary.
+server gave up waiting for its standby, so what was written may not survive the loss of the primary. We never make it give
+up: a COMMIT under way is not cancelled, for that would end the wait and show others what may be lost. Its connection is cut,
+and the server goes on waiting.
+
+A session is one on a primary from beginning to end. A server that turns read-only meanwhile is left.
 
 Transactions run at READ COMMITTED: a row that was waited for is read as it is after the wait. Sessions carry no state of
 their own, so connections are returned to the pool without a reset.
@@ -12,11 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeAlias
 
 import asyncpg
-from asyncpg.connect_utils import SessionAttribute
 from asyncpg.pool import PoolConnectionProxy
 
 from shoal_core.errors import (
@@ -29,7 +33,11 @@ from shoal_core.errors import (
     ShoalError,
     Unavailable,
 )
+from shoal_storage.postgres_durability import read_durability
+from shoal_storage.postgres_hosts import PrimaryFinder, Session
 from shoal_storage.spans import statement_span
+
+_log = logging.getLogger(__name__)
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
@@ -126,42 +134,73 @@ async def open_pool(
     dsn: str,
     *,
     application_name: str,
-    min_size: int = 1,
     max_size: int = 10,
     connect_timeout_ms: int = 5_000,
     statement_timeout_ms: int = 10_000,
     lock_timeout_ms: int = 3_000,
     idle_transaction_timeout_ms: int | None = None,
+    require_synchronous_standby: bool = False,
 ) -> Pool:
-    """Connect to a primary. A server that stops answering is given up two seconds after ``statement_timeout_ms``.
+    """Connect to the primary. A server that stops answering is given up two seconds after ``statement_timeout_ms``.
 
-    ``idle_transaction_timeout_ms`` is how long a client that froze within a transaction may keep its locks; as long as a
-    statement may take by default.
+    Args:
+        dsn: may name several hosts; `postgres_hosts` says which of them is taken.
+        idle_transaction_timeout_ms: how long a client that froze within a transaction may keep its locks; as long as a
+            statement may take by default.
+        require_synchronous_standby: use no server without ``synchronous_standby_names``. Looked at when a session
+            begins, so also after a failover.
 
-    Raises `Unavailable` when none can be reached, `FailedPrecondition` when it refuses the user or the database.
+    Raises `Unavailable` when none can be reached, `FailedPrecondition` when it refuses the user or the database, or would
+    acknowledge what it may lose.
     """
-    if idle_transaction_timeout_ms is None:
-        idle_transaction_timeout_ms = statement_timeout_ms
+    idle_timeout_ms = statement_timeout_ms if idle_transaction_timeout_ms is None else idle_transaction_timeout_ms
     settings = {
         "application_name": application_name,
         "statement_timeout": str(statement_timeout_ms),
         "lock_timeout": str(lock_timeout_ms),
-        "idle_in_transaction_session_timeout": str(idle_transaction_timeout_ms),
+        "idle_in_transaction_session_timeout": str(idle_timeout_ms),
         "default_transaction_isolation": "read committed",
         "jit": "off",
     }
-    with database_errors():
-        return await asyncpg.create_pool(
-            dsn,
-            min_size=min_size,
-            max_size=max_size,
-            timeout=connect_timeout_ms / 1000,
-            command_timeout=statement_timeout_ms / 1000 + 2,
-            target_session_attrs=SessionAttribute.read_write,
-            server_settings=settings,
-            reset=_keep_session,
-            connection_class=TracedConnection,
-        )
+    try:
+        with database_errors():
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=0,  # a floor is restored in the background, with a stack trace in the log for every failure
+                max_size=max_size,
+                timeout=connect_timeout_ms / 1000,
+                command_timeout=statement_timeout_ms / 1000 + 2,
+                server_settings=settings,
+                connect=PrimaryFinder().connect,
+                init=_require_standby if require_synchronous_standby else None,
+                reset=_keep_session,
+                connection_class=TracedConnection,
+            )
+            await _check_and_warn(pool)
+            return pool
+    except Unavailable as error:
+        if isinstance(error.__cause__, FailedPrecondition):
+            raise error.__cause__ from None
+        raise
+
+
+async def _require_standby(session: Session) -> None:
+    try:
+        (await read_durability(session)).check(require_synchronous_standby=True)
+    except FailedPrecondition as error:  # it may pass: another standby, another primary
+        raise Unavailable(error.message) from error
+
+
+async def _check_and_warn(pool: Pool) -> None:
+    try:
+        async with pool.acquire() as connection:
+            durability = await read_durability(connection)
+        durability.check(require_synchronous_standby=False)
+    except BaseException:
+        pool.terminate()
+        raise
+    for warning in durability.warnings():
+        _log.warning("%s", warning)
 
 
 async def close_pool(pool: Pool, *, timeout_ms: int) -> None:
@@ -180,24 +219,31 @@ async def _keep_session(_connection: object) -> None:
 async def connected(pool: Pool, *, acquire_timeout_ms: int = 5_000) -> AsyncIterator[Connection]:
     """A connection on which every statement commits by itself. Driver errors leave translated.
 
-    Raises `OutcomeUnknown` at the end when the standby was not waited for.
+    Raises `OutcomeUnknown` at the end when the standby was not waited for, `Unavailable` when the server turned read-only.
     """
     async with _lent(pool, acquire_timeout_ms) as connection:
         with _confirmed_by_standby(connection):
             yield connection
+        _refuse_read_only(connection)
 
 
 @contextlib.asynccontextmanager
 async def transaction(
-    pool: Pool, *, acquire_timeout_ms: int = 5_000, lock_timeout_ms: int | None = None, lock_busy: bool = False
+    pool: Pool,
+    *,
+    acquire_timeout_ms: int = 5_000,
+    commit_timeout_ms: int = 10_000,
+    lock_timeout_ms: int | None = None,
+    lock_busy: bool = False,
 ) -> AsyncIterator[Connection]:
     """One transaction: committed when the block ends, rolled back when it raises.
 
     Args:
+        commit_timeout_ms: how long COMMIT, and in it the standby, is waited for.
         lock_timeout_ms: how long each lock is waited for; the pool's by default.
         lock_busy: raise `LockBusy` when one did not come, instead of `Unavailable`.
 
-    Raises `OutcomeUnknown` when the connection was lost during COMMIT, or the standby was not waited for.
+    Raises `OutcomeUnknown` when COMMIT was not answered, or the standby was not waited for.
     """
     begin = "BEGIN" if lock_timeout_ms is None else f"BEGIN; SET LOCAL lock_timeout = {int(lock_timeout_ms)}"
     async with _lent(pool, acquire_timeout_ms, lock_busy=lock_busy) as connection:
@@ -207,7 +253,7 @@ async def transaction(
         except BaseException as error:
             await _roll_back(connection, error)
             raise
-        await _commit(connection)
+        await _commit(connection, commit_timeout_ms)
 
 
 @contextlib.asynccontextmanager
@@ -250,16 +296,46 @@ def _confirmed_by_standby(connection: Connection) -> Iterator[None]:
         raise OutcomeUnknown(f"committed here, but perhaps not on the standby: {warnings[0]}")
 
 
-async def _commit(connection: Connection) -> None:
+async def _commit(connection: Connection, timeout_ms: int) -> None:
     """COMMIT. What the server refuses with an error has been rolled back, and leaves as that error."""
     with _confirmed_by_standby(connection):
         try:
-            tag = await connection.execute("COMMIT")
+            tag = await _commit_tag(connection, timeout_ms)
         except _SESSION_LOST as error:
             _cut(connection)
             raise OutcomeUnknown(f"the connection was lost during COMMIT: {error or type(error).__name__}") from error
         if tag != "COMMIT":
             raise Unavailable("the database rolled the transaction back; try again")
+
+
+async def _commit_tag(connection: Connection, timeout_ms: int) -> str:
+    """Send COMMIT and return the answer. Neither a cancelled caller nor the end of the time cancels it: see the module."""
+    # The driver cancels at the end of its own time, so that must be the later one.
+    commit = asyncio.ensure_future(connection.execute("COMMIT", timeout=timeout_ms / 1000 + 60))
+    commit.add_done_callback(
+        lambda done: done.cancelled() or done.exception()
+    )  # looked at, whoever may have gone by then
+    try:
+        done, _ = await asyncio.wait({commit}, timeout=timeout_ms / 1000)
+    except asyncio.CancelledError:
+        _cut(connection)
+        raise
+    if not done:
+        _cut(connection)
+        raise OutcomeUnknown(f"no answer to COMMIT within {timeout_ms} ms; the database may be waiting for its standby")
+    return commit.result()
+
+
+def _refuse_read_only(connection: Connection) -> None:
+    """What was read may be old: this server was demoted or closed to writes, and another one may be the primary.
+
+    The server reports both settings with its answers when they change.
+    """
+    settings = connection.get_settings()
+    names = ("default_transaction_read_only", "in_hot_standby")
+    if any(getattr(settings, name, "off") == "on" for name in names):
+        _cut(connection)
+        raise Unavailable("the database no longer takes writes, so another server may be the primary; try again")
 
 
 async def _roll_back(connection: Connection, cause: BaseException) -> None:
@@ -276,8 +352,9 @@ async def _roll_back(connection: Connection, cause: BaseException) -> None:
 
 
 def _is_lost(error: BaseException | None) -> bool:
-    """Whether the connection is of no more use."""
-    return isinstance(error, _SESSION_LOST) and not isinstance(error, (asyncpg.QueryCanceledError, *_REFUSED_VALUES))
+    """Whether the connection is of no more use. On a server that is read-only it is of none, another may take writes."""
+    useless = (*_SESSION_LOST, asyncpg.ReadOnlySQLTransactionError)
+    return isinstance(error, useless) and not isinstance(error, (asyncpg.QueryCanceledError, *_REFUSED_VALUES))
 
 
 def _cut(connection: Connection) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from shoal_runtime.servers import EtcdServer, PostgresServer, SeaweedServer
+from shoal_runtime.servers import EtcdServer, PostgresPair, PostgresServer, SeaweedServer
 
 
 class _Server(Protocol):
@@ -59,6 +59,11 @@ async def _running(server: S) -> AsyncIterator[S]:
 def postgres_server(directory: Path) -> AbstractAsyncContextManager[PostgresServer]:
     """A running Postgres whose data lie in ``directory``; stopped at the end."""
     return _running(PostgresServer(directory))
+
+
+def postgres_pair(directory: Path) -> AbstractAsyncContextManager[PostgresPair]:
+    """A running Postgres and its synchronous standby whose data lie in ``directory``; stopped at the end."""
+    return _running(PostgresPair(directory))
 
 
 def etcd_server(directory: Path) -> AbstractAsyncContextManager[EtcdServer]:

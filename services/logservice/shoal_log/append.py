@@ -265,6 +265,9 @@ class GroupCommitter:
 
     async def _one_by_one(self, work: _Work, error: ShoalError) -> None:
         """The database refused the group for one item's sake: only that item may fail."""
+        if not work.taken:  # it refused a connection, for nobody's sake
+            self._give_up(work, error)
+            return
         if len(work.group) <= 1:
             work.fail(error)
             return

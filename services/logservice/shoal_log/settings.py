@@ -125,6 +125,7 @@ class LogSettings:
         read_connections: pool of reads; appends have their own of ``append.lanes + 2``.
         idle_transaction_timeout_ms: a log node that froze within a transaction loses its locks after that.
         drain_timeout_ms: how long `LogService.close` lets appends finish.
+        require_synchronous_standby: append only over a Postgres that has ``synchronous_standby_names``.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -136,6 +137,7 @@ class LogSettings:
     statement_timeout_ms: int = 10_000
     idle_transaction_timeout_ms: int = 5_000
     drain_timeout_ms: int = 5_000
+    require_synchronous_standby: bool = False
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
-from shoal_core.errors import FailedPrecondition, Internal, Unavailable
+from shoal_core.errors import Internal, Unavailable
 from shoal_log.batches import hashes_from_bytes, hashes_to_bytes
 from shoal_log.decide import Entry, Key, LogState, Plan, Recorded, Scanned
 from shoal_log.lag import LAG, LogLag
@@ -221,7 +221,7 @@ class LogStore:
     async def open(cls, dsn: str, settings: LogSettings, counters: LogCounters) -> LogStore:
         """Connect. Raises `Unavailable`, `FailedPrecondition` (a server that acknowledges before it is durable)."""
 
-        async def pool(name: str, size: int) -> Pool:
+        async def pool(name: str, size: int, *, writes: bool) -> Pool:
             return await open_pool(
                 dsn,
                 application_name=f"shoal-log-{name}",
@@ -229,12 +229,13 @@ class LogStore:
                 statement_timeout_ms=settings.statement_timeout_ms,
                 lock_timeout_ms=settings.append.lock_timeout_ms,
                 idle_transaction_timeout_ms=settings.idle_transaction_timeout_ms,
+                require_synchronous_standby=writes and settings.require_synchronous_standby,
             )
 
-        append_pool = await pool("append", settings.append.lanes + 2)
+        append_pool = await pool("append", settings.append.lanes + 2, writes=True)
         try:
-            await _refuse_lazy_commits(append_pool)
-            return cls(append_pool, await pool("read", settings.read_connections), settings, counters)
+            read_pool = await pool("read", settings.read_connections, writes=False)
+            return cls(append_pool, read_pool, settings, counters)
         except BaseException:
             append_pool.terminate()
             raise
@@ -264,6 +265,7 @@ class LogStore:
         async with transaction(
             self.append_pool,
             acquire_timeout_ms=self._settings.acquire_timeout_ms,
+            commit_timeout_ms=self._settings.statement_timeout_ms,
             lock_timeout_ms=self._settings.append.lock_timeout_ms,
             lock_busy=True,
         ) as connection:
@@ -321,13 +323,6 @@ class LogStore:
             await connection.execute(
                 "INSERT INTO upload_intent (id, collection_id) VALUES ($1::uuid, $2::uuid)", intent_id, collection_id
             )
-
-
-async def _refuse_lazy_commits(pool: Pool) -> None:
-    async with connected(pool) as connection:
-        level = await connection.fetchval("SHOW synchronous_commit")
-    if level == "off":
-        raise FailedPrecondition("Postgres has synchronous_commit = off and would lose acknowledged writes; turn it on")
 
 
 def _state(row: Row) -> LogState:

