@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import ssl
 import tempfile
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -19,6 +20,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 import shoal
+from shoal_cli import certificates
 from shoal_cli.local_cluster import ClusterPlan, LocalCluster
 from shoal_testing.otlp_collector import CLIENT, SERVER, OtlpCollector, ReceivedSpan
 from tests.deploy import telemetry_files as files
@@ -41,18 +43,47 @@ EAGER = {
 _WAIT_S = 60.0
 
 
+class Reach:
+    """HTTP over TLS, without proxies."""
+
+    def __init__(self, ca_file: Path) -> None:
+        self.ca_file = ca_file
+        secure = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file))
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), secure)
+
+    def get(self, address: str, path: str) -> str:
+        """The body of a page. Blocks."""
+        with self._opener.open(f"https://{address}{path}", timeout=20) as response:
+            return str(response.read().decode())
+
+    async def ask(self, address: str, path: str, body: Any, trace_id: str = "") -> tuple[Any, dict[str, str]]:
+        """POST; JSON and headers of the answer."""
+        traceparent = {"traceparent": f"00-{trace_id}-{CALLER}-01"} if trace_id else {}
+        request = urllib.request.Request(
+            f"https://{address}{DATABASE}/{path}",
+            json.dumps(body).encode(),
+            {"content-type": "application/json", **traceparent},
+        )
+        return await asyncio.to_thread(self._open, request)
+
+    def _open(self, request: urllib.request.Request) -> tuple[Any, dict[str, str]]:
+        with self._opener.open(request, timeout=20) as response:
+            return json.loads(response.read()), dict(response.headers)
+
+
 @dataclass(frozen=True, slots=True)
 class World:
-    """A cluster after a write, a large write, a flush of both and the first query. ``headers``: of that query's answer."""
+    """A cluster over TLS after a write, a large write, a flush of both and the first query. ``headers``: of that query's answer."""
 
     cluster: LocalCluster
     collector: OtlpCollector
+    reach: Reach
     headers: dict[str, str]
 
     @property
     def pages(self) -> dict[str, str]:
         """The metrics pages, by role."""
-        return {role.role: _get(f"http://{role.metrics}/metrics") for role in self.cluster.roles.values()}
+        return {role.role: self.reach.get(role.metrics, "/metrics") for role in self.cluster.roles.values()}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -61,55 +92,38 @@ async def world() -> AsyncIterator[World]:
     async with OtlpCollector() as collector:
         environment = {**EAGER, "SHOAL_TELEMETRY__OTLP_ENDPOINT": collector.endpoint}
         one_each = {"frontends": 1, "logservices": 1, "querynodes": 1, "compactors": 1, "sysdbs": 1}
-        cluster = LocalCluster(ClusterPlan(path, environment=environment, **one_each))  # type: ignore[arg-type]
+        directory = path / "certificates"
+        certificates.make(directory, "shoal.internal", [], 1)
+        plan = ClusterPlan(path / "data", environment=environment, certificates=directory, **one_each)  # type: ignore[arg-type]
+        cluster = LocalCluster(plan)
         await cluster.start()
         try:
-            yield World(cluster, collector, await used(cluster))
+            reach = Reach(directory / "ca.crt")
+            yield World(cluster, collector, reach, await used(cluster, reach))
         finally:
             await cluster.stop()
             shutil.rmtree(path)
 
 
-async def used(cluster: LocalCluster) -> dict[str, str]:
+async def used(cluster: LocalCluster, reach: Reach) -> dict[str, str]:
     """Write, wait for the flush without reading, query."""
     address = cluster.find("frontend-0").http
-    made, _ = await ask(address, "collections", {"name": "traced"})
+    made, _ = await reach.ask(address, "collections", {"name": "traced"})
     path = f"collections/{made['id']}"
-    await ask(address, f"{path}/add", {"ids": ["a"], "embeddings": [[1, 0]], "documents": [SECRET]}, WRITE)
+    await reach.ask(address, f"{path}/add", {"ids": ["a"], "embeddings": [[1, 0]], "documents": [SECRET]}, WRITE)
     rows = range(2_000)
     large = {
         "ids": [f"id{n}" for n in rows],
         "embeddings": [[n, 1] for n in rows],
         "documents": [SECRET * 5] * len(rows),
     }
-    await ask(address, f"{path}/add", large, LARGE_WRITE)
-    page = f"http://{cluster.find('logservice-0').metrics}/metrics"
-    await until(lambda: files.value(_get(page), "shoal_log_lag_records") == 0)
+    await reach.ask(address, f"{path}/add", large, LARGE_WRITE)
+    log = cluster.find("logservice-0").metrics
+    await until(lambda: files.value(reach.get(log, "/metrics"), "shoal_log_lag_records") == 0)
     query = {"query_embeddings": [[1, 0]], "n_results": 2}
-    found, headers = await ask(address, f"{path}/query", query, COLD_QUERY)
+    found, headers = await reach.ask(address, f"{path}/query", query, COLD_QUERY)
     assert found["ids"][0][0] == "a"
     return headers
-
-
-async def ask(address: str, path: str, body: Any, trace_id: str = "") -> tuple[Any, dict[str, str]]:
-    """POST; JSON and headers of the answer."""
-    traceparent = {"traceparent": f"00-{trace_id}-{CALLER}-01"} if trace_id else {}
-    request = urllib.request.Request(
-        f"http://{address}{DATABASE}/{path}",
-        json.dumps(body).encode(),
-        {"content-type": "application/json", **traceparent},
-    )
-    return await asyncio.to_thread(_open, request)
-
-
-def _open(request: urllib.request.Request) -> tuple[Any, dict[str, str]]:
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as response:
-        return json.loads(response.read()), dict(response.headers)
-
-
-def _get(url: str) -> str:
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=20) as response:
-        return str(response.read().decode())
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -217,7 +231,8 @@ async def test_a_blocking_client_passes_its_trace_on_over_grpc(world: World) -> 
     )
 
     def count() -> int:
-        with shoal.connect(world.cluster.frontends[0]) as client:
+        credentials = shoal.tls_credentials(world.reach.ca_file)
+        with shoal.connect(world.cluster.frontends[0], credentials=credentials) as client:
             collection = client.get_collection("traced")
             with trace.use_span(NonRecordingSpan(caller)):
                 return collection.count()
