@@ -71,7 +71,7 @@ def test_the_dashboard_is_whole() -> None:
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(ids)) == len(ids)
     titles = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
-    assert titles == ["Is it up?", "Is it fast?", "Is it fresh?", "Is it full?", "Is it right?"]
+    assert titles == ["Is it up?", "Is it fast?", "Is it fresh?", "Is it full?", "Is it right?", "Is it safe?"]
     for panel in files.panels():
         assert panel["title"]
         assert panel["targets"]
