@@ -117,4 +117,4 @@ class Collections(RuleBasedStateMachine):
 
 
 TestCollections = Collections.TestCase
-TestCollections.settings = settings(QUICK, max_examples=60, stateful_step_count=25)
+TestCollections.settings = settings(QUICK, max_examples=40, stateful_step_count=25)

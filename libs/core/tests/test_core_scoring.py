@@ -161,7 +161,7 @@ def grown(children: st.SearchStrategy[Rank]) -> st.SearchStrategy[Rank]:
 RANKS = st.recursive(LEAVES | LEAVES | st.builds(Val, NUMBERS), grown, max_leaves=8)
 
 
-@settings(QUICK, max_examples=600)
+@settings(QUICK, max_examples=300)
 @given(st.data())
 def test_any_expression_scores_as_dictionaries_say(data: st.DataObject) -> None:
     rank = data.draw(RANKS)

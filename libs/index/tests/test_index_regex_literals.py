@@ -87,7 +87,7 @@ DOCUMENTS = st.lists(st.text("abAé日.{- \n", max_size=12), min_size=1, max_siz
 
 
 @given(PATTERNS, DOCUMENTS)
-@settings(QUICK, max_examples=1500)
+@settings(QUICK, max_examples=600)
 @example("(?:a|bb)+(?:ab?){2}", ["aabab", "bbaa"])
 def test_every_match_contains_a_literal_of_each_set(pattern: str, documents: list[str]) -> None:
     required = required_literals(pattern)

@@ -56,7 +56,7 @@ def true_rows(documents: Documents, pattern: str, *, regex: bool) -> list[int]:
 
 
 @given(DOCUMENTS, PATTERNS)
-@settings(QUICK, max_examples=500)
+@settings(QUICK, max_examples=250)
 def test_substring_candidates_miss_nothing_and_exact_ones_are_the_answer(
     documents: list[str | None], pattern: str
 ) -> None:
@@ -93,7 +93,7 @@ def test_several_trigrams_narrow_the_candidates_of_many_rows() -> None:
 
 
 @given(DOCUMENTS, REGEXES)
-@settings(QUICK, max_examples=500)
+@settings(QUICK, max_examples=250)
 def test_regex_candidates_miss_nothing(documents: list[str | None], pattern: str) -> None:
     index = TrigramIndex.build(pa.array(documents, pa.string()))
     found = index.candidates(TextMatcher.REGEX, pattern)

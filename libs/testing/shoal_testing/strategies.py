@@ -37,7 +37,7 @@ Record = dict[str, Any]
 Where = dict[str, Any]
 
 #: The profile of property tests in the unit suite: the same examples in every run.
-QUICK = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+QUICK = settings(max_examples=120, deadline=None, derandomize=True, database=None)
 
 KEYS = ("a", "b", "k:1", "ключ")
 INTS = (0, 1, -1, 2, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63))

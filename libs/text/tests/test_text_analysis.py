@@ -56,7 +56,7 @@ def expected_terms(text: str, analyzer: Analyzer) -> list[str]:
     return [stem for stem in Stemmer(analyzer.language).stemWords(tokens) if stem]
 
 
-@settings(QUICK, max_examples=400)
+@settings(QUICK, max_examples=200)
 @given(st.lists(TEXTS | st.none(), max_size=6), ANALYZERS, st.integers(1, 3))
 def test_a_column_holds_the_terms_of_each_of_its_texts(
     texts: list[str | None], analyzer: Analyzer, pieces: int

@@ -347,7 +347,7 @@ def hostile_columns(draw: st.DrawFn) -> pb.RecordColumns:
     return message
 
 
-@settings(QUICK, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(QUICK, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(hostile_columns())
 def test_hostile_columns_raise_invalid_argument_or_decode_to_sound_arrays(message: pb.RecordColumns) -> None:
     try:

@@ -82,7 +82,7 @@ class _Run:
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-@settings(QUICK, max_examples=150)
+@settings(QUICK, max_examples=60)
 @given(moves=MOVES)
 @example(
     moves=[

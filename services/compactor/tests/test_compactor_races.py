@@ -204,7 +204,7 @@ MOVES = st.lists(
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-@settings(QUICK, max_examples=80)
+@settings(QUICK, max_examples=50)
 @given(moves=MOVES)
 def test_any_interleaving_of_flush_merge_and_writes(shards: int, moves: Sequence[str | list[Op]]) -> None:
     async def run() -> None:
