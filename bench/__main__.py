@@ -2,7 +2,7 @@
 
 import sys
 
-from bench import churn, embedding, engines, filters, functions, gateway, memory, wordnet
+from bench import churn, embedding, engines, filters, functions, gateway, memory, tail, wordnet
 
 OTHERS = {
     "filters": filters.main,
@@ -12,6 +12,7 @@ OTHERS = {
     "engines": engines.main,
     "churn": churn.main,
     "memory": memory.main,
+    "tail": tail.main,
 }
 
 if (main := OTHERS.get(sys.argv[1] if len(sys.argv) > 1 else "")) is not None:

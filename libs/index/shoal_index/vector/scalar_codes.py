@@ -16,6 +16,10 @@ from shoal_index.vector import native
 from shoal_index.vector.column import VectorColumn
 from shoal_index.vector.engine import Mask, Neighbours, Vectors, neighbours
 
+CODED_ROWS = 20_000  # rows from which codes are worth their memory
+
+_FEW = 16  # queries; so many share what a scan with wide registers reads, which then is as fast as codes
+
 
 @dataclass(frozen=True, slots=True)
 class ScalarCodes:
@@ -30,9 +34,19 @@ class ScalarCodes:
     bounds: npt.NDArray[np.float32]
 
     @property
+    def count(self) -> int:
+        """Of vectors."""
+        return len(self.codes)
+
+    @property
     def size_bytes(self) -> int:
         """Of memory."""
         return self.codes.nbytes + self.bounds.nbytes
+
+
+def prefers_codes(rows: int, queries: int) -> bool:
+    """Whether a search of so many allowed rows is faster by codes, where there are some."""
+    return rows >= CODED_ROWS and (queries < _FEW or native.level() in ("v2", "v3"))
 
 
 def code_vectors(vectors: Vectors, space: str) -> ScalarCodes:
