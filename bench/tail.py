@@ -27,7 +27,7 @@ from shoal_index.vector.scalar_codes import code_vectors, search_by_codes
 
 Vectors = npt.NDArray[np.float32]
 
-_ROUNDS = 7
+_ROUNDS = 5
 _LIVE = 0.98
 _TOGETHER = 100  # queries
 

@@ -13,6 +13,7 @@
 namespace shoal {
 
 constexpr int kCodeStep = 32;     // codes of a row are filled up with zeros to a multiple of it
+constexpr int kLine = 64;         // bytes that memory gives at a time
 constexpr int kCodeLevels = 127;
 constexpr int kQueryLevels = 32767;
 constexpr double kLargestSum = 2147483647.0 / kCodeLevels;  // of a query's absolute integers, so that no product overflows
@@ -243,6 +244,7 @@ class CodePart {
                 chunk_ = std::upper_bound(v_.starts, v_.starts + v_.chunk_count, row) - v_.starts - 1;
             int64_t within = row - v_.starts[chunk_];
             codes_[i] = scan_.codes->chunks[chunk_] + within * width_;
+            for (int64_t line = 0; line < width_; line += kLine) __builtin_prefetch(codes_[i] + kLanes * width_ + line);
             if (i == 0) side_by_side(within, v_.starts[chunk_ + 1] - v_.starts[chunk_]);
         }
         bool together = filled == kLanes && row == rows_[0] + kLanes - 1 && row < v_.starts[chunk_ + 1] && rows_[0] >= v_.starts[chunk_];

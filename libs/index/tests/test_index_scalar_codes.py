@@ -11,7 +11,14 @@ from shoal_index.vector import native
 from shoal_index.vector.column import VectorChunk, VectorColumn
 from shoal_index.vector.engine import SPACES, Mask, Vectors
 from shoal_index.vector.exact import search_exact
-from shoal_index.vector.scalar_codes import ScalarCodes, code_vectors, join_codes, search_by_codes
+from shoal_index.vector.scalar_codes import (
+    CODED_ROWS,
+    ScalarCodes,
+    code_vectors,
+    join_codes,
+    prefers_codes,
+    search_by_codes,
+)
 
 DIMENSIONS = (1, 2, 15, 16, 17, 31, 32, 33, 63, 65, 100, 128, 385)
 K = 10
@@ -207,6 +214,13 @@ def test_codes_of_other_vectors_are_refused() -> None:
             allowed=None,
             threads=1,
         )
+
+
+def test_codes_are_for_many_rows_and_few_queries(level: str) -> None:
+    assert not prefers_codes(CODED_ROWS - 1, 1, K)
+    assert prefers_codes(CODED_ROWS, 1, K)
+    assert not prefers_codes(CODED_ROWS, 1, CODED_ROWS // 5)
+    assert prefers_codes(CODED_ROWS, 100, K) == (level in ("v2", "v3"))
 
 
 def test_nothing_allowed_and_nothing_asked() -> None:

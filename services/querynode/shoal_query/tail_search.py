@@ -39,7 +39,7 @@ def search_tail(
     if frozen.vectors is None or not count:
         return no_neighbours(len(queries)), TailScan("nothing")
     codes = [part.codes for part in frozen.parts if part.codes is not None]
-    if len(codes) < len(frozen.parts) or not prefers_codes(count, len(queries)):
+    if len(codes) < len(frozen.parts) or not prefers_codes(count, len(queries), k):
         return search_exact(frozen.vectors, space, queries, k, allowed=allowed, threads=threads), TailScan("scan")
     near, rescored = search_by_codes(frozen.vectors, codes, space, queries, k, allowed=allowed, threads=threads)
     return near, TailScan("codes", int(rescored.sum()))

@@ -18,7 +18,8 @@ from shoal_index.vector.engine import Mask, Neighbours, Vectors, neighbours
 
 CODED_ROWS = 20_000  # rows from which codes are worth their memory
 
-_FEW = 16  # queries; so many share what a scan with wide registers reads, which then is as fast as codes
+_FEW = 32  # queries; more share what a scan reads, which with wide registers then is as fast as codes
+_ROWS_PER_K = 10  # fewer, and too many of them are compared twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,9 @@ class ScalarCodes:
         return self.codes.nbytes + self.bounds.nbytes
 
 
-def prefers_codes(rows: int, queries: int) -> bool:
+def prefers_codes(rows: int, queries: int, k: int) -> bool:
     """Whether a search of so many allowed rows is faster by codes, where there are some."""
-    return rows >= CODED_ROWS and (queries < _FEW or native.level() in ("v2", "v3"))
+    return rows >= max(CODED_ROWS, _ROWS_PER_K * k) and (queries < _FEW or native.level() in ("v2", "v3"))
 
 
 def code_vectors(vectors: Vectors, space: str) -> ScalarCodes:
