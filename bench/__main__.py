@@ -2,7 +2,7 @@
 
 import sys
 
-from bench import churn, embedding, engines, failover, filters, functions, gateway, memory, telemetry, wordnet
+from bench import churn, embedding, engines, failover, filters, functions, gateway, memory, tail, telemetry, wordnet
 
 OTHERS = {
     "filters": filters.main,
@@ -14,6 +14,7 @@ OTHERS = {
     "memory": memory.main,
     "telemetry": telemetry.main,
     "failover": failover.main,
+    "tail": tail.main,
 }
 
 if (main := OTHERS.get(sys.argv[1] if len(sys.argv) > 1 else "")) is not None:

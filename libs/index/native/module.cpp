@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "clusters.hpp"
+#include "codes.hpp"
 #include "graph.hpp"
 #include "scan.hpp"
 
@@ -52,6 +53,13 @@ struct HeldVectors {
     std::vector<const float*> pointers;
     Held starts, squares, inverses, ties;
     double largest_square;
+};
+
+struct HeldCodes {
+    Codes codes;
+    std::unique_ptr<Held[]> chunks, bounds;
+    std::vector<const int8_t*> chunk_pointers;
+    std::vector<const float*> bound_pointers;
 };
 
 struct HeldGraph {
@@ -280,6 +288,71 @@ PyObject* scan_rows(PyObject*, PyObject* args) {
     });
 }
 
+// code_rows(space, vectors, dimension, out_codes, out_bounds): codes of vectors (n, dimension), into (n, width) zeros and (3, n).
+PyObject* code_by_row(PyObject*, PyObject* args) {
+    int space, dimension;
+    PyObject *vectors, *out_codes, *out_bounds;
+    if (!PyArg_ParseTuple(args, "iOiOO", &space, &vectors, &dimension, &out_codes, &out_bounds)) return nullptr;
+    if (dimension < 1) return refuse("vectors have a dimension");
+    Held given, codes, bounds;
+    if (!given.take(vectors, -1)) return nullptr;
+    int64_t rows = given.size_bytes() / (4 * dimension), width = code_width(dimension);
+    if (!codes.take(out_codes, rows * width, true) || !bounds.take(out_bounds, rows * 12, true)) return nullptr;
+    return done([&] {
+        std::vector<float> whole(dimension);
+        for (int64_t i = 0; i < rows; i++)
+            code_row(Space(space), given.as<const float>() + i * dimension, dimension, codes.as<int8_t>() + i * width,
+                     bounds.as<float>() + i, rows, whole.data());
+        return rows;
+    });
+}
+
+// Of each chunk of the vectors its codes and bounds; see `code_rows`. Raises ValueError where they are not of so many rows.
+bool take_codes(HeldCodes& held, const Vectors& vectors, PyObject* chunks, PyObject* bounds) {
+    if (PyTuple_Size(chunks) != vectors.chunk_count || PyTuple_Size(bounds) != vectors.chunk_count)
+        return refuse("the codes are of other vectors") != nullptr;
+    int64_t width = code_width(vectors.dimension);
+    held.chunks = std::make_unique<Held[]>(vectors.chunk_count);
+    held.bounds = std::make_unique<Held[]>(vectors.chunk_count);
+    for (int64_t i = 0; i < vectors.chunk_count; i++) {
+        int64_t rows = vectors.starts[i + 1] - vectors.starts[i];
+        if (!held.chunks[i].take(PyTuple_GetItem(chunks, i), rows * width)) return false;
+        if (!held.bounds[i].take(PyTuple_GetItem(bounds, i), rows * 12)) return false;
+        held.chunk_pointers.push_back(held.chunks[i].as<const int8_t>());
+        held.bound_pointers.push_back(held.bounds[i].as<const float>());
+    }
+    held.codes = {held.chunk_pointers.data(), held.bound_pointers.data(), static_cast<int32_t>(width)};
+    return true;
+}
+
+// scan_codes(vectors, codes, bounds, queries, q, allowed | None, allowed_count, k, threads, out_rows, out_distances, out_counts, out_rescored)
+PyObject* scan_by_codes(PyObject*, PyObject* args) {
+    PyObject *capsule, *chunks, *bounds, *queries, *allowed, *out_rows, *out_distances, *out_counts, *out_rescored;
+    long long q, k, allowed_count;
+    int threads;
+    if (!PyArg_ParseTuple(args, "OO!O!OLOLLiOOOO", &capsule, &PyTuple_Type, &chunks, &PyTuple_Type, &bounds, &queries, &q, &allowed,
+                          &allowed_count, &k, &threads, &out_rows, &out_distances, &out_counts, &out_rescored))
+        return nullptr;
+    auto* held = static_cast<HeldVectors*>(PyCapsule_GetPointer(capsule, kVectors));
+    Held asked, mask, rescored;
+    HeldCodes coded;
+    Output out;
+    if (!held || !asked.take(queries, q * held->vectors.dimension * 4) || !out.take(out_rows, out_distances, out_counts, q, k)) return nullptr;
+    if (!rescored.take(out_rescored, q * 8, true) || !take_codes(coded, held->vectors, chunks, bounds)) return nullptr;
+    if (allowed != Py_None && !mask.take(allowed, held->vectors.rows)) return nullptr;
+    return done([&] {
+        std::unique_ptr<int64_t[]> rows;
+        CodeScan search = {{&held->vectors, asked.as<const float>(), nullptr, q, held->vectors.rows, k, held->largest_square, threads},
+                           &coded.codes, rescored.as<int64_t>()};
+        if (allowed != Py_None) {
+            rows = rows_of(mask.as<const uint8_t>(), held->vectors.rows, std::max(allowed_count, 0LL), &search.row_count);
+            search.rows = rows.get();
+        }
+        scan<CodePart>(search, out.rows.as<int64_t>(), out.distances.as<float>(), out.counts.as<int64_t>());
+        return out.total();
+    });
+}
+
 // search_graph(vectors, graph, queries, q, k, ef, allowed | None, threads, out_rows, out_distances, out_counts, out_compared)
 PyObject* walk_graph(PyObject*, PyObject* args) {
     PyObject *capsule, *links, *queries, *allowed, *out_rows, *out_distances, *out_counts, *out_compared;
@@ -383,7 +456,6 @@ PyObject* measure_lengths(PyObject*, PyObject* args) {
     int64_t rows = given.size_bytes() / (4 * dimension);
     if (!squared.take(squares, rows * 4, true) || !inverted.take(inverses, rows * 4, true)) return nullptr;
     return done([&] {
-        constexpr double kShortest = 1e-15;  // shorter ones have products below what float32 keeps all digits of
         for (int64_t i = 0; i < rows; i++) {
             double length = exact_length(given.as<const float>() + i * dimension, dimension);
             squared.as<float>()[i] = static_cast<float>(length * length);
@@ -397,7 +469,8 @@ PyMethodDef kMethods[] = {{"vectors", make_vectors, METH_VARARGS, nullptr},     
                           {"scan", scan_rows, METH_VARARGS, nullptr},              {"search_graph", walk_graph, METH_VARARGS, nullptr},
                           {"distances", measure_distances, METH_VARARGS, nullptr}, {"lengths", measure_lengths, METH_VARARGS, nullptr},
                           {"clusters", make_clusters, METH_VARARGS, nullptr},      {"search_clusters", scan_clusters, METH_VARARGS, nullptr},
-                          {"code_vectors", code, METH_VARARGS, nullptr},           {nullptr, nullptr, 0, nullptr}};
+                          {"code_vectors", code, METH_VARARGS, nullptr},           {"code_rows", code_by_row, METH_VARARGS, nullptr},
+                          {"scan_codes", scan_by_codes, METH_VARARGS, nullptr},    {nullptr, nullptr, 0, nullptr}};
 
 #define SHOAL_TEXT(name) #name
 #define SHOAL_NAME(name) SHOAL_TEXT(name)

@@ -137,6 +137,8 @@ struct ScanScratch {
 // Some queries, compared with rows block by block. One at a time for a scratch.
 class ScanPart {
   public:
+    typedef ScanScratch Scratch;
+
     ScanPart(const Scan& scan, int64_t first, int64_t last, ScanScratch& scratch)
         : scan_(scan),
           v_(*scan.vectors),
@@ -259,14 +261,16 @@ class ScanPart {
     float factors_[kBlock], offsets_[kBlock];  // a score is product · factor + offset
 };
 
+// Of `Part`s, each with some of the rows.
+template <typename Part, typename Search>
 class RowParts {
   public:
-    RowParts(const Scan& scan, int64_t first, int64_t last, int64_t parts)
+    RowParts(const Search& scan, int64_t first, int64_t last, int64_t parts)
         : scan_(scan), first_(first), last_(last), parts_(parts), found_(parts * (last - first)) {}
 
     void run(int64_t number) {
-        thread_local ScanScratch scratch;
-        ScanPart part(scan_, first_, last_, scratch);
+        thread_local typename Part::Scratch scratch;
+        Part part(scan_, first_, last_, scratch);
         part.run(scan_.row_count * number / parts_, scan_.row_count * (number + 1) / parts_);
         std::vector<int64_t> rows(scan_.k);
         std::vector<float> distances(scan_.k);
@@ -294,13 +298,14 @@ class RowParts {
     }
 
   private:
-    const Scan& scan_;
+    const Search& scan_;
     int64_t first_, last_, parts_;
     std::vector<std::vector<Measured>> found_;
 };
 
 // Many queries are shared out over the threads; of few, the rows are.
-inline void scan(const Scan& scan, int64_t* rows, float* distances, int64_t* counts) {
+template <typename Part = ScanPart, typename Search = Scan>
+void scan(const Search& scan, int64_t* rows, float* distances, int64_t* counts) {
     double work = double(scan.query_count) * scan.row_count * scan.vectors->dimension;
     int threads = static_cast<int>(std::clamp<int64_t>(static_cast<int64_t>(work / kWork), 1, scan.threads));
     bool many = scan.query_count >= 2 * kTile * threads;
@@ -311,8 +316,8 @@ inline void scan(const Scan& scan, int64_t* rows, float* distances, int64_t* cou
     auto whole = [&](int64_t group) {
         int64_t first = group * step, last = std::min(first + step, scan.query_count);
         if (first >= last) return;
-        thread_local ScanScratch scratch;
-        ScanPart part(scan, first, last, scratch);
+        thread_local typename Part::Scratch scratch;
+        Part part(scan, first, last, scratch);
         part.run(0, scan.row_count);
         for (int64_t q = first; q < last; q++) counts[q] = part.finish(q - first, rows + q * scan.k, distances + q * scan.k);
     };
@@ -321,7 +326,7 @@ inline void scan(const Scan& scan, int64_t* rows, float* distances, int64_t* cou
         return;
     }
     for (int64_t first = 0; first < scan.query_count; first += step) {
-        RowParts shared(scan, first, std::min(first + step, scan.query_count), parts);
+        RowParts<Part, Search> shared(scan, first, std::min(first + step, scan.query_count), parts);
         in_parallel(parts, threads, [&](int64_t number) { shared.run(number); });
         shared.merge(rows, distances, counts);
     }

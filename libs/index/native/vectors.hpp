@@ -22,6 +22,7 @@ typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
 typedef double Doubles __attribute__((vector_size(64)));
 
 constexpr int kLanes = 16;
+constexpr double kShortest = 1e-15;  // shorter vectors have products below what float32 keeps all digits of
 
 enum Space : int32_t { kL2 = 0, kCosine = 1, kIp = 2 };
 

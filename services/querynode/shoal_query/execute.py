@@ -31,9 +31,9 @@ from shoal_core.records import (
 from shoal_index.planner import Ask, SegmentPlan
 from shoal_index.segment import in_order
 from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, order_by_distance
-from shoal_index.vector.exact import search_exact
 from shoal_index.version import ShardVersion
 from shoal_query.tail import Frozen, ids_of
+from shoal_query.tail_search import TailScan, search_tail
 
 DISTANCE = "distance"
 ORIGIN = "origin"
@@ -174,7 +174,7 @@ def search_segments(snapshot: Snapshot, selection: Selection, search: Search) ->
 
 def finish_search(
     snapshot: Snapshot, searched_at: int, hits: Sequence[SegmentHits], selection: Selection, search: Search
-) -> tuple[Found, list[SegmentHits]]:
+) -> tuple[Found, list[SegmentHits], TailScan]:
     """Merge segment hits found at the older offset ``searched_at`` with the tail, as of the snapshot.
 
     Rows that the tail replaced in between are dropped; a segment that loses any is searched again, deeper by way of its mask.
@@ -183,10 +183,12 @@ def finish_search(
     sources = [
         (source, hit.near, snapshot.version.segments[source].segment.created) for source, hit in enumerate(current)
     ]
-    tail = _search_tail(snapshot, selection, search)
-    if tail is not None:
-        sources.append((snapshot.tail, tail, snapshot.frozen.created))
-    return _merge(sources, len(search.vectors), search.ask.k), current
+    mask = allowed_rows(snapshot, snapshot.tail, selection)
+    tail, scan = search_tail(
+        snapshot.frozen, snapshot.version.space, search.vectors, search.ask.k, allowed=mask, threads=search.threads
+    )
+    sources.append((snapshot.tail, tail, snapshot.frozen.created))
+    return _merge(sources, len(search.vectors), search.ask.k), current, scan
 
 
 def _refresh(
@@ -199,22 +201,8 @@ def _refresh(
     return search_segment(snapshot, source, selection, search)
 
 
-def _search_tail(snapshot: Snapshot, selection: Selection, search: Search) -> Neighbours | None:
-    mask = allowed_rows(snapshot, snapshot.tail, selection)
-    if mask is None or not mask.any():
-        return None
-    vectors = snapshot.frozen.vectors
-    assert vectors is not None
-    return search_exact(
-        vectors, snapshot.version.space, search.vectors, search.ask.k, allowed=mask, threads=search.threads
-    )
-
-
 def _merge(sources: Sequence[tuple[int, Neighbours, npt.NDArray[np.uint64]]], queries: int, k: int) -> Found:
-    """Per query the k nearest over all sources; equal distances in order of creation."""
-    if not sources:
-        nothing = np.empty(0, np.int64)
-        return Found(nothing, nothing, np.empty(0, np.uint64), np.empty(0, np.float32), np.zeros(queries, np.int64))
+    """Per query the k nearest over all sources, the tail among them; equal distances in order of creation."""
     source = np.concatenate([np.full(len(near.rows), number) for number, near, _ in sources])
     row = np.concatenate([near.rows for _, near, _ in sources])
     distance = np.concatenate([near.distances for _, near, _ in sources])

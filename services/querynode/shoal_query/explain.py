@@ -14,6 +14,7 @@ from shoal_core.ports import Clock
 from shoal_index.planner import SegmentPlan, Strategy
 from shoal_query.execute import Selection, Snapshot, allowed_rows, tail_columns
 from shoal_query.recall_check import ObservedRecall
+from shoal_query.tail_search import TailScan
 from shoal_storage.cache import ReadMeter
 
 
@@ -58,6 +59,7 @@ class Shown:
     Attributes:
         plans: per ranked list and segment how vectors were searched; empty for reads that search none.
         rows: the answer; None for a count.
+        scans: of the tail's vectors; one for each length of a ranked list.
     """
 
     reading: Reading
@@ -68,6 +70,7 @@ class Shown:
     rows: pa.Table | None = None
     from_tail: int = 0
     observed: ObservedRecall | None = None
+    scans: Sequence[TailScan] = ()
 
 
 def explain(shown: Shown) -> Json:
@@ -94,6 +97,7 @@ def explain(shown: Shown) -> Json:
             "matched": tail_matched,
             "after": snapshot.version.compacted_offset,
             "up_to": snapshot.offset,
+            **_scans(shown.scans),
         },
         "matched": tail_matched + sum(segment["matched"] for segment in segments),
         "answered": {"segments": answered - shown.from_tail, "tail": shown.from_tail},
@@ -141,6 +145,16 @@ def _plan(plan: SegmentPlan) -> Mapping[str, object]:
         "recall": plan.recall,
         "rejected": _rejected(plan.rejected),
     }
+
+
+def _scans(scans: Sequence[TailScan]) -> Mapping[str, object]:
+    """How the tail's vectors were searched; ``rescored``: rows that their codes did not rule out, of all queries together."""
+    if not scans:
+        return {}
+    by_codes = [scan for scan in scans if scan.strategy == "codes"]
+    if not by_codes:
+        return {"strategy": scans[0].strategy}
+    return {"strategy": "codes", "rescored": sum(scan.rescored for scan in by_codes)}
 
 
 def _observed(observed: ObservedRecall | None) -> Json | None:

@@ -49,6 +49,7 @@ from shoal_query.recall_check import CheckBudget, check_query
 from shoal_query.rounds import seen
 from shoal_query.services import Services
 from shoal_query.shard import Shard, View
+from shoal_query.tail_search import TailScan
 from shoal_query.usage import Usage
 
 ShardKey = tuple[str, int, int]
@@ -208,7 +209,9 @@ class Node:
                 rows = hydrate(snapshot, ranked.found, Include(), with_origin=request.explain)
                 rows = rows.append_column(SCORE, pa.array(ranked.measures))
                 reading.stages.done("fetch")
-                return _answer(shard, reading, rows, ranked.found, snapshot, selection, request, ranked.plans)
+                return _answer(
+                    shard, reading, rows, ranked.found, snapshot, selection, request, ranked.plans, ranked.scans
+                )
 
             return await self.services.compute(work)
 
@@ -269,16 +272,16 @@ class Node:
 
         def finish() -> tuple[Answer, list[SegmentHits]]:
             if snapshot.offset < before.offset:  # served without a newer head: search at the offset asked for
-                found, current = finish_search(
+                found, current, scan = finish_search(
                     snapshot, 0, search_segments(snapshot, selection, search), selection, search
                 )
             else:
-                found, current = finish_search(snapshot, before.offset, hits, selection, search)
+                found, current, scan = finish_search(snapshot, before.offset, hits, selection, search)
             reading.stages.done("tail")
             rows = hydrate(snapshot, found, request.include, with_origin=request.explain)
             reading.stages.done("fetch")
             plans = [[hit.plan for hit in current]]
-            return _answer(shard, reading, rows, found, snapshot, selection, request, plans), current
+            return _answer(shard, reading, rows, found, snapshot, selection, request, plans, [scan]), current
 
         answer, current = await self.services.compute(finish)
         if any(hit.plan.approximate for hit in current) and not search.ask.paged:
@@ -455,11 +458,13 @@ def _answer(
     selection: Selection,
     request: GetRequest | QueryRequest | SearchRequest,
     plans: Sequence[Sequence[SegmentPlan]] = (),
+    scans: Sequence[TailScan] = (),
 ) -> Answer:
     shown = None
     if request.explain:
         from_tail = int(np.count_nonzero(found.source == snapshot.tail))
-        shown = explain(Shown(reading, request.target, snapshot, selection, plans, rows, from_tail, shard.observed))
+        parts = selection, plans, rows, from_tail, shard.observed, scans
+        shown = explain(Shown(reading, request.target, snapshot, *parts))
     searched = [plan for of_list in plans for plan in of_list]
     recall = None if isinstance(request, GetRequest) else shard.observed.estimate(_recall(searched))
     return Answer(rows, found.counts.astype(np.uint32), _served_at(snapshot), explain=shown, recall=recall)

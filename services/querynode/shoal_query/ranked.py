@@ -24,10 +24,10 @@ from shoal_core.contracts import (
 from shoal_index.planner import Ask, SegmentPlan
 from shoal_index.segment import Segment
 from shoal_index.sparse import count_sparse, scan_sparse
-from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, order_by_distance
-from shoal_index.vector.exact import search_exact
+from shoal_index.vector.engine import Mask, Neighbours, Rows, order_by_distance
 from shoal_query.execute import Found, Selection, Snapshot, allowed_rows
 from shoal_query.tail import Piece
+from shoal_query.tail_search import TailScan, search_tail
 
 SCORE = "score"
 
@@ -43,11 +43,13 @@ class Ranked:
         found: the rows, without distances; one count per leaf.
         measures: (n,) float64 of each row, ascending within a list.
         plans: per dense leaf how each segment was searched.
+        scans: of the tail, for each ``k`` of dense leaves.
     """
 
     found: Found
     measures: Measures
     plans: tuple[tuple[SegmentPlan, ...], ...]
+    scans: tuple[TailScan, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def search_leaves(
         ask: of dense leaves, but for their number and ``k``.
     """
     allowed = [allowed_rows(snapshot, source, selection) for source in range(snapshot.tail + 1)]
-    hits, plans = _search_vectors(snapshot, allowed, leaves, ask, threads=threads)
+    hits, plans, scans = _search_vectors(snapshot, allowed, leaves, ask, threads=threads)
     for number, leaf in enumerate(leaves):
         if isinstance(leaf, DenseLeaf):
             continue
@@ -78,7 +80,7 @@ def search_leaves(
         for start, piece, mask in _pieces(snapshot, allowed[-1]):
             rows, measures = _in_piece(piece, mask, leaf)
             hits.append(_Hits(number, snapshot.tail, rows + start, measures))
-    return Ranked(*_merge(snapshot, hits, [leaf.k for leaf in leaves]), plans)
+    return Ranked(*_merge(snapshot, hits, [leaf.k for leaf in leaves]), plans, scans)
 
 
 def statistics(snapshot: Snapshot, asks: Sequence[TextStatistics | SparseStatistics]) -> tuple[Statistics, ...]:
@@ -127,10 +129,11 @@ def _merge(snapshot: Snapshot, hits: Sequence[_Hits], limits: Sequence[int]) -> 
 
 def _search_vectors(
     snapshot: Snapshot, allowed: Sequence[Mask | None], leaves: Sequence[Leaf], ask: Ask, *, threads: int
-) -> tuple[list[_Hits], tuple[tuple[SegmentPlan, ...], ...]]:
-    """Hits and plans of the dense leaves; those with the same ``k`` are one search."""
+) -> tuple[list[_Hits], tuple[tuple[SegmentPlan, ...], ...], tuple[TailScan, ...]]:
+    """Hits and plans of the dense leaves, and scans of the tail; those with the same ``k`` are one search."""
     dense = {number: leaf for number, leaf in enumerate(leaves) if isinstance(leaf, DenseLeaf)}
     hits: list[_Hits] = []
+    scans: list[TailScan] = []
     plans: dict[int, list[SegmentPlan]] = {number: [] for number in dense}
     for k in sorted({leaf.k for leaf in dense.values()}):
         numbers = [number for number, leaf in dense.items() if leaf.k == k]
@@ -141,17 +144,11 @@ def _search_vectors(
             hits.extend(_split(numbers, source, near))
             for number in numbers:
                 plans[number].append(plan)
-        tail = _search_tail(snapshot, allowed[-1], vectors, k, threads)
-        if tail is not None:
-            hits.extend(_split(numbers, snapshot.tail, tail))
-    return hits, tuple(map(tuple, plans.values()))
-
-
-def _search_tail(snapshot: Snapshot, mask: Mask | None, vectors: Vectors, k: int, threads: int) -> Neighbours | None:
-    frozen = snapshot.frozen
-    if frozen.vectors is None or mask is None or not mask.any():
-        return None
-    return search_exact(frozen.vectors, snapshot.version.space, vectors, k, allowed=mask, threads=threads)
+        space, mask = snapshot.version.space, allowed[-1]
+        near, scan = search_tail(snapshot.frozen, space, vectors, k, allowed=mask, threads=threads)
+        hits.extend(_split(numbers, snapshot.tail, near))
+        scans.append(scan)
+    return hits, tuple(map(tuple, plans.values())), tuple(scans)
 
 
 def _split(leaves: Sequence[int], source: int, near: Neighbours) -> Iterator[_Hits]:

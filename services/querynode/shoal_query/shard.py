@@ -96,7 +96,7 @@ class View:
 
     async def _apart(self, offset: int, dimension: int | None, services: Services) -> Snapshot:
         """A snapshot that no fold stopped at: fold a fresh overlay up to it."""
-        overlay = Overlay(self.version)
+        overlay = Overlay(self.version, keeps_codes=False)
         entries = self.raw.between(self.version.compacted_offset, offset)
         await services.compute(lambda: overlay.advance(entries, offset, dimension))
         return Snapshot(self.version, overlay.frozen, offset, LiveMasks())

@@ -34,8 +34,10 @@ from shoal_core.records import (
 from shoal_core.schema import Analyzer
 from shoal_index.segment import Pieces
 from shoal_index.terms import TermIndex
+from shoal_index.vector import scalar_codes
 from shoal_index.vector.column import VectorChunk, VectorColumn
 from shoal_index.vector.engine import Mask, Rows
+from shoal_index.vector.scalar_codes import ScalarCodes, code_vectors, join_codes
 from shoal_index.version import Located, ShardVersion
 
 _ID_BYTES = 160  # of what is known of an id, in Python objects
@@ -113,20 +115,25 @@ class _Growing:
 
 
 class Piece:
-    """One of the overlay's row tables, with its vectors, and the ranked indexes of its documents, made when first asked for."""
+    """One of the overlay's row tables, with its vectors, and the ranked indexes of its documents, made when first asked for.
+
+    ``codes`` are those of the vectors; a fold sets them, once, where the tail is long.
+    """
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
         self.created: npt.NDArray[np.uint64] = table.column(CREATED_OFFSET).to_numpy()
         self.vectors = VectorChunk(embedding_matrix(table.column(EMBEDDING)))
+        self.codes: ScalarCodes | None = None
         self._table_bytes = int(table.nbytes)
         self._term_indexes: dict[Analyzer, TermIndex] = {}
         self._building = Lock()
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the rows and of the indexes made so far."""
-        return self._table_bytes + sum(index.size_bytes for index in tuple(self._term_indexes.values()))
+        """Bytes of the rows, of their codes and of the indexes made so far."""
+        codes = 0 if self.codes is None else self.codes.size_bytes
+        return self._table_bytes + codes + sum(index.size_bytes for index in tuple(self._term_indexes.values()))
 
     def term_index(self, analyzer: Analyzer) -> TermIndex:
         """The ranked index of the documents."""
@@ -180,9 +187,14 @@ class Frozen:
 
 @dataclass(slots=True)
 class Overlay:
-    """The fold of a tail over a version. One fold at a time; `frozen` may be read by any thread at any time."""
+    """The fold of a tail over a version. One fold at a time; `frozen` may be read by any thread at any time.
+
+    Attributes:
+        keeps_codes: of vectors, where it is long; they take longer to make than one search saves.
+    """
 
     version: ShardVersion
+    keeps_codes: bool = True
     frozen: Frozen = field(init=False)
     _latest: dict[str, int] = field(default_factory=dict)
     _pieces: Pieces | None = None
@@ -272,6 +284,7 @@ class Overlay:
             tables[-1] = concat_rows([tables[-1], last]).combine_chunks()
         kept = [part for part, table in zip(self._parts, tables, strict=False) if part.table is table]
         parts = (*kept, *map(Piece, tables[len(kept) :]))
+        self._code(parts, len(kept))
         created = np.concatenate([part.created for part in parts])
         pieces, vectors = Pieces(tables), VectorColumn([part.vectors for part in parts], created)
         self._pieces, self._vectors, self._parts = pieces, vectors, parts
@@ -279,6 +292,21 @@ class Overlay:
         self._valid_from.extend(np.full(count, to_offset, dtype=np.uint64))
         self._valid_to.extend(np.full(count, _FOREVER, dtype=np.uint64))
         self._created.extend(rows.column(CREATED_OFFSET).to_numpy())
+
+    def _code(self, parts: Sequence[Piece], kept: int) -> None:
+        """Codes for the vectors of a long tail: the last part takes over those of the parts that it is made of, but for the ``kept``
+        first, so that no row is coded twice.
+        """
+        if not self.keeps_codes or sum(len(part.created) for part in parts) < scalar_codes.CODED_ROWS:
+            return
+        taken = [
+            part.codes for part in self._parts[kept:] if part.codes is not None
+        ]  # all of them, or the tail was short
+        for part, known in zip(parts, [*((part.codes,) for part in parts[:kept]), taken], strict=True):
+            codes = [each for each in known if each is not None]
+            start = sum(each.count for each in codes)
+            if start < len(part.created):
+                part.codes = join_codes([*codes, code_vectors(part.vectors.vectors[start:], self.version.space)])
 
     def _hide(self, located: Located, to_offset: int) -> None:
         for segment in np.unique(located.segment[located.segment >= 0]).tolist():

@@ -778,7 +778,7 @@ def test_explain_tells_where_the_rows_came_from() -> None:
         assert answer.rows.column("origin").to_pylist() == [0, 0, 1]
         assert answer.explain is not None
         shard = answer.explain["shards"][0]
-        assert shard["tail"] == {"records": 1, "matched": 1, "after": 2, "up_to": 3}
+        assert shard["tail"] == {"records": 1, "matched": 1, "after": 2, "up_to": 3, "strategy": "scan"}
         assert [(part["rows"], part["live"], part["matched"]) for part in shard["segments"]] == [(2, 2, 2)]
         assert shard["answered"] == {"segments": 2, "tail": 1}
         assert shard["bytes"]["memory"] > 0

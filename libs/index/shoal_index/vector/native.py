@@ -25,6 +25,7 @@ Handle = object  # of what a kernel holds on to
 SPACES: Final = ("l2", "cosine", "ip")  # by their number in native/vectors.hpp
 
 _LEVELS = (4, 3, 2)
+_CODE_STEP = 32  # kCodeStep of native/codes.hpp
 
 
 class Nearest(NamedTuple):
@@ -115,6 +116,44 @@ def scan(vectors: Handle, queries: Array, k: int, *, allowed: npt.NDArray[np.boo
         return Nearest(rows, far, counts, 0)
     total = _loaded().scan(vectors, queries, count, allowed, among, k, threads, rows, far, counts)
     return Nearest(rows, far, counts, total)
+
+
+def code_rows(space: str, vectors: Array) -> tuple[npt.NDArray[np.int8], Floats]:
+    """8-bit codes of float32 vectors (n, dim), and what bounds their error; see `scalar_codes.ScalarCodes`."""
+    vectors = contiguous(vectors, np.float32)
+    count, dimension = vectors.shape
+    codes = np.zeros((count, -(-dimension // _CODE_STEP) * _CODE_STEP), dtype=np.int8)
+    bounds = np.empty((3, count), dtype=np.float32)
+    _loaded().code_rows(SPACES.index(space), vectors, dimension, codes, bounds)
+    return codes, bounds
+
+
+def scan_codes(
+    vectors: Handle,
+    codes: Sequence[npt.NDArray[np.int8]],
+    bounds: Sequence[Floats],
+    queries: Array,
+    k: int,
+    *,
+    allowed: npt.NDArray[np.bool_] | None,
+    threads: int,
+) -> tuple[Nearest, npt.NDArray[np.int64]]:
+    """What `scan` finds, by way of the codes of each chunk, in C order; and (q,) rows that they did not rule out."""
+    queries = contiguous(queries, np.float32)
+    among = 0
+    if allowed is not None:
+        allowed = contiguous(allowed, np.bool_)
+        among = int(np.count_nonzero(allowed))
+        k = min(k, among)
+    count, rows, far, counts = _output(queries, k)
+    rescored = np.zeros(count, dtype=np.int64)
+    if not count or not k:
+        return Nearest(rows, far, counts, 0), rescored
+    coded = tuple(codes), tuple(bounds)
+    total = _loaded().scan_codes(
+        vectors, *coded, queries, count, allowed, among, k, threads, rows, far, counts, rescored
+    )
+    return Nearest(rows, far, counts, total), rescored
 
 
 def search_graph(
