@@ -30,7 +30,8 @@ from shoal_index.vector.engine import SPACES
 from shoal_index.vector.scalar_codes import ScalarCodes, code_vectors
 from shoal_query import tail
 from shoal_query.node import Node
-from shoal_query.shard import Services, Shard
+from shoal_query.services import Services
+from shoal_query.shard import Shard
 from shoal_testing.direct import DirectSystem, InlineExecutor
 from shoal_testing.oracle import OracleCollection
 from shoal_testing.schedules import run_quietly, until
