@@ -11,7 +11,14 @@ from typing import Any, TextIO
 
 from opentelemetry import trace
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "trace_id", "span_id"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+    "trace_id",
+    "span_id",
+    "color_message",  # uvicorn's, for terminals
+}
 
 
 def configure_logging(
