@@ -210,8 +210,8 @@ class CodePart {
             query.vector = copy;
             unit = length > 0 ? 1 / length : 0;
         }
-        double size = v_.space == kCosine ? 1 : v_.space == kIp ? length * std::sqrt(scan_.largest_square) : 0;
-        scratch_.nearest[q].begin(v_, given, length, scan_.k, static_cast<float>(kEpsilon * size), v_.space == kL2 ? 2 * kEpsilon : 0);
+        double error = v_.space == kL2 ? 0 : product_error(Space(v_.space), length, scan_.largest_square);
+        scratch_.nearest[q].begin(v_, given, length, scan_.k, static_cast<float>(kEpsilon * error), v_.space == kL2 ? 2 * kEpsilon : 0);
         code_query(given, unit, &scratch_.codes[q * width_], query);
     }
 

@@ -102,5 +102,13 @@ class Nearest {
 };
 
 constexpr float kEpsilon = 1e-5f;  // relative error of a float32 dot product, generous for any dimension allowed
+constexpr double kTied = 0.02;     // of it: distances so near to each other may be equal once they are rounded to float32
+
+// The error of scores that are made from products, in parts of kEpsilon, for `Nearest`. A distance holds what its score leaves out (the
+// square of the query's length, or 1): what differs by less than float32 keeps of that is equal, and goes by its ties.
+inline double product_error(Space space, double length, double largest_square) {
+    double size = length * std::sqrt(largest_square);
+    return space == kCosine ? 1 : space == kIp ? size + kTied : 2 * size + largest_square + kTied * length * length;
+}
 
 }  // namespace shoal

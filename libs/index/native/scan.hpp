@@ -194,10 +194,9 @@ class ScanPart {
             unit_copy(given, length, v_.dimension, unit);
             pointers_[q] = unit;
         }
-        double size = length * std::sqrt(scan_.largest_square);
         // A squared difference is a sum of squares, whose error is in proportion to it; by way of a product it is not.
         bool tiled = q < tiled_;
-        double error = v_.space == kCosine ? 1 : v_.space == kIp ? size : tiled ? 2 * size + scan_.largest_square : 0;
+        double error = v_.space == kL2 && !tiled ? 0 : product_error(Space(v_.space), length, scan_.largest_square);
         float relative = v_.space == kL2 && !tiled ? 2 * kEpsilon : 0;
         nearest_[q].begin(v_, given, length, scan_.k, static_cast<float>(kEpsilon * error), relative);
     }

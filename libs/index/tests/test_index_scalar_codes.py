@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shoal_index.vector import native
 from shoal_index.vector.column import VectorChunk, VectorColumn
-from shoal_index.vector.engine import SPACES, Mask, Vectors
+from shoal_index.vector.engine import SPACES, Mask, Vectors, exact_distances
 from shoal_index.vector.exact import search_exact
 from shoal_index.vector.scalar_codes import (
     CODED_ROWS,
@@ -34,9 +34,14 @@ def codes_of(column: VectorColumn, space: str) -> list[ScalarCodes]:
 
 
 def check(column: VectorColumn, space: str, queries: Vectors, k: int, allowed: Mask | None = None) -> float:
-    """That both answers are the same; the share of rows that were rescored."""
+    """That both answers are the nearest by the distances of all rows; the share of rows that were rescored."""
     codes = codes_of(column, space)
     true = search_exact(column, space, queries, k, allowed=allowed)
+    names = np.arange(column.count) if allowed is None else np.flatnonzero(allowed)
+    vectors = column.gather(names)
+    measured = [exact_distances(space, query, vectors) for query in queries]
+    order = [np.lexsort((column.ties[names], distances))[:k] for distances in measured]
+    assert true.rows.tolist() == [row for each in order for row in names[each].tolist()]
     rescored = 0
     for threads in (1, 2):
         found, rows = search_by_codes(column, codes, space, queries, k, allowed=allowed, threads=threads)
@@ -125,6 +130,7 @@ def test_the_answer_is_that_of_the_exact_scan(kind: int, space: str, level: str)
     rows=st.integers(1, 400),
     queries=st.integers(1, 20),
     k=st.integers(1, 450),
+    exponents=st.tuples(st.sampled_from([0, 0, -40, -90, 15]), st.sampled_from([0, 0, -60, 20])),
     share=st.sampled_from([None, 0.0, 0.02, 0.5, 0.98]),
     cuts=st.lists(st.integers(1, 400), max_size=4),
 )
@@ -136,10 +142,14 @@ def test_any_rows_chunks_masks_and_k(
     rows: int,
     queries: int,
     k: int,
+    exponents: tuple[int, int],
     share: float | None,
     cuts: list[int],
 ) -> None:
+    """Also where one side is so much longer than the other that most distances are equal in float32."""
     vectors, asked = made(kind, seed, rows, dimension, queries)
+    if KINDS[kind] not in (long, lengths_of_all_sizes):  # which must not get longer
+        vectors, asked = np.ldexp(vectors, exponents[0]), np.ldexp(asked, exponents[1])
     allowed = None if share is None else np.random.default_rng(seed).random(rows) < share
     check(column_of(vectors, [cut for cut in cuts if cut < rows]), space, asked, k, allowed)
 
@@ -221,6 +231,16 @@ def test_codes_are_for_many_rows_and_few_queries(level: str) -> None:
     assert prefers_codes(CODED_ROWS, 1, K)
     assert not prefers_codes(CODED_ROWS, 1, CODED_ROWS // 5)
     assert prefers_codes(CODED_ROWS, 100, K) == (level in ("v2", "v3"))
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_distances_that_are_equal_in_float32_go_by_their_ties(space: str, level: str) -> None:
+    """Rows so short that no distance tells them apart, though products do; by themselves and in batches."""
+    random = np.random.default_rng(8)
+    vectors = np.ldexp(random.standard_normal((300, 5)).astype(np.float32), -40)
+    asked = random.standard_normal((40, 5)).astype(np.float32)
+    for queries in (1, 6, 40):
+        check(column_of(vectors, [100]), space, asked[:queries], K)
 
 
 def test_nothing_allowed_and_nothing_asked() -> None:
