@@ -13,6 +13,7 @@ import jsonschema
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 
+from shoal_cluster.etcd.client import channel_target
 from shoal_runtime.config import ROLES, load
 from shoal_runtime.server import split_address
 from tests.deploy.chart import (
@@ -137,6 +138,7 @@ def test_every_process_could_load_its_configuration(manifests: list[Manifest], m
         assert section.advertise == f"{POD_IP}:{port}"
         assert section.listen.startswith("0.0.0.0:")
         assert all(endpoint.endswith(":2379") for endpoint in config.etcd.endpoints)
+        assert channel_target(config.etcd.endpoints).startswith("dns:///")
         assert config.etcd.endpoints
         assert config.etcd.cluster == "somewhere.release-shoal"
         assert bool(config.postgres.dsn.get_secret_value()) == (role in ROLES_OF_SECRETS["SHOAL_POSTGRES__DSN"])

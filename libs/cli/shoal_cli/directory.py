@@ -7,7 +7,7 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-from shoal_core.errors import Corrupt, FailedPrecondition, InvalidArgument, NewerFormat, ShoalError
+from shoal_core.errors import Corrupt, FailedPrecondition, InvalidArgument, NewerFormat
 from shoal_runtime.servers.process import DirectoryLock
 
 # Where each keeps its objects. Postgres lies in the same place, so one would find the other's collections without their objects.
@@ -49,7 +49,7 @@ def lock_directory(path: Path, objects: str) -> DirectoryLock:
         )
     try:
         _check_format(path)
-    except ShoalError:
+    except BaseException:
         lock.release()
         raise
     return lock
@@ -64,7 +64,7 @@ def _check_format(path: Path) -> None:
     try:
         found = json.loads(file.read_text("utf-8"))
         number, release = int(found["format"]), str(found["release"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
         raise Corrupt(
             f"{file} does not say which format the directory has; restore it from a backup", field="path"
         ) from error
@@ -83,6 +83,11 @@ def _write_format(file: Path) -> None:
         out.flush()
         os.fsync(out.fileno())
     os.replace(fresh, file)
+    directory = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _release() -> str:

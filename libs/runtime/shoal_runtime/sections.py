@@ -114,7 +114,7 @@ class EtcdSection(Section):
     """The member registry."""
 
     endpoints: Addresses = ()
-    """host:port of every etcd server; several are separated by commas in the environment."""
+    """host:port: one name, which resolves to all servers, or the addresses of several, separated by commas in the environment."""
     cluster: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "default"
     """Clusters of different names share an etcd without seeing each other."""
     lease_ttl_s: Annotated[int, Field(ge=2)] = 5

@@ -85,7 +85,7 @@ class Telemetry:
     def gauge(
         self, name: str, help_text: str, read: Callable[[], float], attributes: Attributes = NO_ATTRIBUTES
     ) -> None:
-        """A number that is read when metrics are. ``read`` must be quick and must not raise."""
+        """A number that is read when metrics are, maybe in another thread. ``read`` must be quick, change nothing and not raise."""
         self.gauges(name, help_text, lambda: ((read(), attributes),))
 
     def gauges(self, name: str, help_text: str, read: Callable[[], Iterable[Labelled]]) -> None:
@@ -116,8 +116,8 @@ def _tracer_provider(settings: TelemetrySection, resource: Resource, processors:
     if settings.otlp_endpoint:
         exporter = OTLPSpanExporter(settings.otlp_endpoint, insecure=_is_insecure(settings))
         processors.append(BatchSpanProcessor(exporter))
-    # Spans that are not recorded still carry ids, so traces connect log lines. A caller's decision is passed on either way.
-    sampler = ParentBased(TraceIdRatioBased(settings.trace_share) if processors else ALWAYS_OFF)
+    # Spans that are not recorded still carry ids, so traces connect log lines. Where nobody receives spans, nobody can have them made.
+    sampler = ParentBased(TraceIdRatioBased(settings.trace_share)) if processors else ALWAYS_OFF
     provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
     for processor in processors:
         provider.add_span_processor(processor)

@@ -12,6 +12,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from pydantic import SecretStr
 
 from shoal_runtime.logs import configure_logging
@@ -136,3 +137,15 @@ def test_text_for_people_and_warnings_in_the_log(log: io.StringIO) -> None:
         warnings.warn("old", UserWarning, stacklevel=1)
         logging.captureWarnings(False)
     assert "WARNING py.warnings" in log.getvalue()
+
+
+def test_where_nobody_receives_spans_no_caller_can_have_them_made() -> None:
+    telemetry = Telemetry("test")
+    caller = SpanContext(5, 7, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    context = set_span_in_context(NonRecordingSpan(caller))
+    try:
+        span = telemetry.tracer("test").start_span("work", context)
+        assert not span.is_recording()
+        assert span.get_span_context().trace_id == 5  # log lines name the caller's trace all the same
+    finally:
+        telemetry.close()

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -161,6 +162,7 @@ async def open_pool(
         "idle_in_transaction_session_timeout": str(idle_timeout_ms),
         "default_transaction_isolation": "read committed",
         "jit": "off",
+        "client_min_messages": "warning",  # a warning is how it is said that the standby was not waited for
     }
     try:
         with database_errors():
@@ -172,11 +174,11 @@ async def open_pool(
                 command_timeout=statement_timeout_ms / 1000 + 2,
                 server_settings=settings,
                 connect=PrimaryFinder().connect,
-                init=_require_standby if require_synchronous_standby else None,
+                init=partial(_check_session, require_synchronous_standby),
                 reset=_keep_session,
                 connection_class=TracedConnection,
             )
-            await _check_and_warn(pool)
+            await _warn(pool)
             return pool
     except Unavailable as error:
         if isinstance(error.__cause__, FailedPrecondition):
@@ -184,18 +186,18 @@ async def open_pool(
         raise
 
 
-async def _require_standby(session: Session) -> None:
+async def _check_session(require_synchronous_standby: bool, session: Session) -> None:
+    """Each session anew: after a failover the server is another one, with settings of its own."""
     try:
-        (await read_durability(session)).check(require_synchronous_standby=True)
+        (await read_durability(session)).check(require_synchronous_standby=require_synchronous_standby)
     except FailedPrecondition as error:  # it may pass: another standby, another primary
         raise Unavailable(error.message) from error
 
 
-async def _check_and_warn(pool: Pool) -> None:
+async def _warn(pool: Pool) -> None:
     try:
         async with pool.acquire() as connection:
             durability = await read_durability(connection)
-        durability.check(require_synchronous_standby=False)
     except BaseException:
         pool.terminate()
         raise

@@ -91,7 +91,7 @@ def _handler(method: MethodDescriptor, behaviour: Behaviour, tracer: trace.Trace
                 tracing.end_with(span, grpc.StatusCode.OK)
                 return encoded
             code, details, metadata = status_of(failure)
-            tracing.end_with(span, code, details)
+            tracing.end_with(span, code)
         return await context.abort(code, details, metadata)
 
     return handle

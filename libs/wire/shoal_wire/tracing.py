@@ -66,8 +66,8 @@ def server_span(
         yield span
 
 
-def end_with(span: trace.Span, code: grpc.StatusCode, message: str = "") -> None:
-    """Note how the call ended."""
+def end_with(span: trace.Span, code: grpc.StatusCode) -> None:
+    """Note how the call ended; not with what message, which may quote what a caller sent."""
     span.set_attribute("rpc.grpc.status_code", code.value[0])
     if code in _SERVER_FAULTS:
-        span.set_status(trace.StatusCode.ERROR, message)
+        span.set_status(trace.StatusCode.ERROR)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, TraceFlags
 
 from shoal_testing.spans import RecordedSpans, id_of, linked_from, parent_of
 from shoal_wire.spans import child_span, root_span, shared_span
-from shoal_wire.tracing import client_span
+from shoal_wire.tracing import client_span, end_with
 
 
 def unrecorded(span_id: int = 7) -> NonRecordingSpan:
@@ -30,6 +31,13 @@ def test_without_a_recorded_caller_nothing_is_made_and_its_ids_stay(spans: Recor
     with trace.use_span(unrecorded()), child_span("work"), client_span("service", "Method"):
         assert trace.get_current_span().get_span_context().span_id == 7
     assert spans.all() == []
+
+
+def test_how_a_call_ended_is_told_without_its_message(spans: RecordedSpans) -> None:
+    with spans.tracer.start_as_current_span("call") as span:
+        end_with(span, grpc.StatusCode.INTERNAL)
+    assert spans.one("call").status.status_code is StatusCode.ERROR
+    assert spans.one("call").status.description is None
 
 
 def test_a_root_begins_a_trace_whatever_is_current(spans: RecordedSpans) -> None:

@@ -6,6 +6,7 @@ its age too, in time for what comes after: the version that names the old segmen
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -13,8 +14,10 @@ from shoal_compactor.garbage import GarbageSettings
 from shoal_compactor.policy import is_overdue
 from shoal_compactor.publish import Publisher
 from shoal_core.contracts import Collection
-from shoal_core.errors import InvalidArgument, NotFound
+from shoal_core.errors import InvalidArgument, NotFound, ShoalError
 from shoal_storage.manifest import Manifest
+
+_log = logging.getLogger(__name__)
 
 _PAGE = 1_000
 _PASSES = 16  # over all collections, within the deadline
@@ -59,7 +62,7 @@ async def overdue_collections(
 ) -> AsyncIterator[Collection]:
     """One pass: those of ``mine`` with a row that died before ``erase_before_ms``, Unix time.
 
-    Raises what the catalog and the store raise.
+    What cannot be read is logged and left to the next pass. Raises what the catalog raises for a page.
     """
     after = ""
     while True:
@@ -79,6 +82,9 @@ async def overdue_collections(
                 manifest = await publisher.current(collection)
             except NotFound:
                 continue  # deleted meanwhile, or its version was replaced and swept: the next pass sees the newer one
+            except ShoalError as error:  # of this collection: those after it have deadlines too
+                _log.warning("cannot look for rows to erase in collection %s: %s", item.collection_id, error)
+                continue
             if _has_overdue(manifest, erase_before_ms):
                 yield collection
         if len(page) < _PAGE:

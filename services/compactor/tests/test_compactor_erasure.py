@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from shoal_compactor.compactor import Compactor, CompactorSettings
-from shoal_compactor.erasure import ErasureTimes, erasure_times
+from shoal_compactor.erasure import ErasureTimes, erasure_times, overdue_collections
 from shoal_compactor.garbage import GarbageSettings
 from shoal_compactor.policy import MergePolicy
-from shoal_core.contracts import EVERYTHING
+from shoal_core.contracts import EVERYTHING, Collection
 from shoal_core.errors import InvalidArgument
-from shoal_storage.manifest import SegmentRef, ShardManifest, encode_manifest
+from shoal_storage.manifest import Manifest, SegmentRef, ShardManifest, decode_manifest, encode_manifest
 from shoal_testing.compaction import SteppedJob
 from shoal_testing.garbage import SweptWorld
 from shoal_testing.schedules import settle
@@ -198,3 +201,37 @@ async def test_a_pass_finds_what_others_left_and_leaves_alone_what_is_others() -
     assert await compactor.erase_due() == 0
     await world.catalog.delete_collection(world.collection.id)
     assert await compactor.erase_due() == 0
+
+
+async def test_a_collection_that_cannot_be_read_keeps_no_other_from_its_deadline() -> None:
+    """Whatever their order is: each of two in turn is of a later format, and the other one is found."""
+    worlds = [await _written() for _ in range(2)]
+    good = [bytes(await world.objects.get(world.version.manifest_key)) for world in worlds]
+    for broken, whole in ((0, 1), (1, 0)):
+        manifests = [*good]
+        manifests[broken] = json.dumps({**json.loads(good[broken]), "format": 99}).encode()
+        publisher: Any = _TwoCollections(worlds, manifests)
+        found = overdue_collections(publisher, lambda name: True, GarbageSettings(), worlds[0].clock.time_ns())
+        assert [collection.id async for collection in found] == [str(whole)]
+
+
+class _TwoCollections:
+    """What a pass needs of a publisher and of its catalog, over two worlds as if they were one. Ids are their positions."""
+
+    def __init__(self, worlds: Sequence[SweptWorld], manifests: Sequence[bytes]) -> None:
+        self._worlds, self._manifests = worlds, manifests
+        self.catalog = self
+
+    async def collections_with_garbage(self, **_: object) -> list[Any]:
+        everything = {"version_retention_ms": 0, "deleted_retention_ms": 0, "everything": True}
+        items = [
+            (await world.catalog.collections_with_garbage(after="", limit=9, **everything))[0]  # type: ignore[arg-type]
+            for world in self._worlds
+        ]
+        return [replace(item, collection_id=str(at)) for at, item in enumerate(items)]
+
+    async def get_collection_by_id(self, collection_id: str) -> Collection:
+        return replace(self._worlds[int(collection_id)].collection, id=collection_id)
+
+    async def current(self, collection: Collection) -> Manifest:
+        return decode_manifest(memoryview(self._manifests[int(collection.id)]))

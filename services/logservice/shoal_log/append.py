@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from opentelemetry import trace
 
@@ -191,7 +191,8 @@ class GroupCommitter:
         with ExitStack() as stack:
             await self._transact_within(stack, work)
         if work.plan is not None:
-            self._on_group(len(work.group), (self._clock.monotonic() - began) * 1_000)
+            with suppress(Exception):  # it is committed: what is measured of it must not change the answer
+                self._on_group(len(work.group), (self._clock.monotonic() - began) * 1_000)
 
     async def _transact_within(self, stack: ExitStack, work: _Work) -> None:
         """``stack``: ends the group's span, after COMMIT. It begins when the group is taken: only then its callers are known."""

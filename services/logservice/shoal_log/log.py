@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from uuid import UUID
 
@@ -30,6 +31,9 @@ from shoal_storage.postgres import Pool
 from shoal_wire.spans import root_span
 
 _MAX_OFFSET = 2**63 - 1
+
+
+_log = logging.getLogger(__name__)
 
 
 class LogService:
@@ -291,8 +295,9 @@ class LogService:
                 with root_span("log maintenance"):
                     await self._trimmer.ensure_partitions()
                     await self.trim()
-            except (ShoalError, OSError):
+            except (ShoalError, OSError) as error:
                 self.counters.maintenance_failures += 1  # appends make a missing partition themselves
+                _log.warning("maintenance of the log failed: %s", error)
 
 
 def _check_id(text: str) -> str:

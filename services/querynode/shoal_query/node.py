@@ -124,6 +124,7 @@ class Node:
     def usage(self) -> Usage:
         """What is held and under way now."""
         shards = list(self._shards.values())
+        since = self.services.clock.monotonic() - _IN_USE_S
         return Usage(
             reads=self._admission.present,
             refused_reads=self._admission.refused,
@@ -131,7 +132,7 @@ class Node:
             loaded_bytes=sum(list(self._sizes.values())),
             tail_records=sum(shard.tail_records for shard in shards),
             tail_bytes=sum(shard.tail_bytes for shard in shards),
-            version_age_ms=max((shard.version_age_ms for shard in shards), default=0.0),
+            version_age_ms=max((shard.version_age_ms for shard in shards if shard.read_at >= since), default=0.0),
         )
 
     def kernels(self) -> Mapping[str, str]:
@@ -225,12 +226,14 @@ class Node:
     async def drop_idle(self, max_age_ms: int) -> int:
         """Drop shards that were not read for so long, which hold blocks of versions that may be gone; how many went."""
         since = self.services.clock.monotonic() - max_age_ms / 1000
-        idle = [(key, shard) for key, shard in self._shards.items() if shard.read_at < since and not shard.is_loading]
-        for key, shard in idle:
-            await self._drop(key, shard)
+        dropped = 0
+        for key, shard in list(self._shards.items()):
+            if shard.read_at < since and not shard.is_loading:  # now: dropping the one before took a while
+                await self._drop(key, shard)
+                dropped += 1
         for shard in self._shards.values():
             shard.forget_past(since)
-        return len(idle)
+        return dropped
 
     async def close(self) -> None:
         """Stop all work in the background."""

@@ -48,11 +48,19 @@ class QueueTime:
         step.waited_ms += waited_ms
 
     def recent_mean_ms(self) -> float:
-        """Milliseconds waited in all queues together, per read admitted, over the last 30 seconds (in steps of 5); 0 without reads."""
-        self._forget(self.clock.monotonic())
-        reads = sum(step.reads for step in self._steps)
-        return sum(step.waited_ms for step in self._steps) / reads if reads else 0.0
+        """Milliseconds waited in all queues together, per read admitted, over the last 30 seconds (in steps of 5); 0 without reads.
+
+        Changes nothing: metrics may be read in another thread.
+        """
+        now = self.clock.monotonic()
+        steps = [step for step in self._steps.copy() if not _is_over(step, now)]
+        reads = sum(step.reads for step in steps)
+        return sum(step.waited_ms for step in steps) / reads if reads else 0.0
 
     def _forget(self, now: float) -> None:
-        while self._steps and self._steps[0].ends_at <= now - _WINDOW_S + _STEP_S:
+        while self._steps and _is_over(self._steps[0], now):
             self._steps.popleft()
+
+
+def _is_over(step: _Step, now: float) -> bool:
+    return step.ends_at <= now - _WINDOW_S + _STEP_S

@@ -13,7 +13,7 @@ class Usage:
         reads, refused_reads: at work or waiting; refused since start, as too many waited.
         loaded_bytes: as of the last look at each shard, see `NodeSettings.loaded_bytes`.
         tail_records, tail_bytes: operations after the versions served, of all shards, and the bytes they take.
-        version_age_ms: the longest that a shard has known of a newer version than the one it serves.
+        version_age_ms: the longest that a shard which was read of late has known of a newer version than the one it serves.
     """
 
     reads: int

@@ -40,6 +40,16 @@ async def test_the_mean_is_of_all_waits_per_read_over_thirty_seconds() -> None:
     assert queue_time.recent_mean_ms() == 0
 
 
+async def test_a_reading_changes_nothing() -> None:
+    """It may happen in another thread, in the middle of a wait that is told."""
+    clock = VirtualClock()
+    queue_time = QueueTime(clock)
+    queue_time.waited(ADMISSION, 10)
+    await clock.advance(60)
+    assert queue_time.recent_mean_ms() == 0
+    assert len(queue_time._steps) == 1
+
+
 async def test_what_is_remembered_is_bounded() -> None:
     clock = VirtualClock()
     queue_time = QueueTime(clock)

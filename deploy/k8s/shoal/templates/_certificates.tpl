@@ -28,6 +28,14 @@
 
 {{- define "shoal.tlsSettings" -}}
 {{- $values := .root.Values -}}
+{{- with $values.frontend.tls -}}
+{{- if and (not $values.tls.enabled) (or .existingSecret .clientCaSecret (ne .clientCertificates "none")) -}}
+{{- fail "frontend.tls needs tls.enabled: else callers would get plain text" -}}
+{{- end -}}
+{{- if and .clientCaSecret (eq .clientCertificates "none") -}}
+{{- fail "frontend.tls.clientCaSecret is for frontend.tls.clientCertificates: required" -}}
+{{- end -}}
+{{- end -}}
 {{- $found := include "shoal.certificates" . | fromYaml -}}
 {{- if $found.tls }}
 tls.cert_file: /etc/shoal/tls/tls.crt

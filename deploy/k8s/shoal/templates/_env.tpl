@@ -81,6 +81,9 @@ cache.directory: /var/lib/shoal/blocks
 {{ include "shoal.secret" (dict "name" "SHOAL_FRONTEND__ACCESS__ROOT_TOKEN" "secret" .existingSecret "key" .rootTokenKey) }}
 {{- end }}
 {{- end }}
+{{- range $name, $from := (index .root.Values .role).secretEnv }}
+{{ include "shoal.secret" (dict "name" $name "secret" $from.secret "key" $from.key) }}
+{{- end }}
 {{- if has "s3" $uses }}
 {{- include "shoal.s3Keys" . }}
 {{- end }}

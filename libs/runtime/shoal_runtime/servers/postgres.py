@@ -146,6 +146,7 @@ class PostgresServer:
             self._fence.refuse()
             await uninterrupted(asyncio.to_thread(self._prepare))
             await self._process.start(self._command())
+            self._fence.refuse()  # it may have been fenced meanwhile
             await self._process.wait_ready(self._is_ready, _START_TIMEOUT_S)
         except BaseException:
             await uninterrupted(self.stop())
@@ -186,11 +187,18 @@ class PostgresServer:
         self._upstream = None
 
     async def rejoin(self, upstream: Upstream) -> None:
-        """Come back as a standby, with a new copy of the primary's data; its own are removed."""
+        """Come back as a standby, with a new copy of the primary's data; its own are removed.
+
+        It stays fenced until it has the copy. Raises as `start` does.
+        """
         await self.stop()
-        await asyncio.to_thread(shutil.rmtree, self._pgdata, ignore_errors=True)
-        await asyncio.to_thread(self._fence.clear)
         self.follow(upstream)
+        await self._home.open()
+        try:
+            await uninterrupted(asyncio.to_thread(self._copy_anew))
+        finally:
+            self._home.close()
+        await asyncio.to_thread(self._fence.clear)
         await self.start()
 
     async def configure(self, settings: Mapping[str, str]) -> None:
@@ -249,6 +257,11 @@ class PostgresServer:
         return len(lines) >= 8 and int(lines[0]) == self.pid and lines[7].strip() == "ready"
 
     # Blocking from here on: called in threads.
+
+    def _copy_anew(self) -> None:
+        if self._pgdata.exists():
+            shutil.rmtree(self._pgdata)
+        self._prepare()
 
     def _prepare(self) -> None:
         self._install = usable_install(self._install or wheel_install(), self._account, self._copies_dir)
