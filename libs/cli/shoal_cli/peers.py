@@ -78,7 +78,7 @@ def find_peers(config: Config, security: Security = PLAIN) -> Peers:
     )
     registry = EtcdRegistry(etcd, config.etcd.cluster, clock=clock, random=random, lease_ttl_s=config.etcd.lease_ttl_s)
     channels = ChannelPool(
-        channel_settings(config), clock=clock, security=security.callers, close_grace_ms=config.rpc.close_grace_ms
+        channel_settings(config), clock=clock, security=security.members, close_grace_ms=config.rpc.close_grace_ms
     )
     security.follow(channels, etcd)
     policy = RendezvousPolicy()

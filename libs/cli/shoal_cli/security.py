@@ -24,7 +24,7 @@ from shoal_runtime.lifecycle import Background
 from shoal_runtime.sections import AuditSection, TlsSection, settings_of
 from shoal_runtime.service_sections import FrontendTlsSection
 from shoal_runtime.telemetry import Telemetry
-from shoal_runtime.tls import Callers, Refused, ServerContext, channel_credentials, grpc_server_credentials, role_name
+from shoal_runtime.tls import MemberTls, Refused, ServerContext, channel_credentials, grpc_server_credentials, role_name
 
 FRONTEND = "frontend"
 
@@ -38,14 +38,14 @@ class Security:
         public: what callers of the frontend see.
         clients: who signs the certificates that those callers must have; None: they need none.
         etcd: towards etcd.
-        callers: towards other members, with ``own``.
+        members: towards other members, with ``own``.
     """
 
     own: Certificates | None = None
     public: Certificates | None = None
     clients: Certificates | None = None
     etcd: Certificates | None = None
-    callers: Callers | None = None
+    members: MemberTls | None = None
     audit: Audit = no_audit
 
     def server_credentials(self, role: str) -> grpc.ServerCredentials | None:
@@ -108,7 +108,7 @@ def open_security(
     own = _own(role, config.tls, clock)
     public, clients = public_certificates(config.frontend.tls, own, clock) if role == FRONTEND else (None, None)
     security = Security(
-        own, public, clients, _etcd(config, clock), None if own is None else Callers(own, config.tls.domain), audit
+        own, public, clients, _etcd(config, clock), None if own is None else MemberTls(own, config.tls.domain), audit
     )
     if own is not None or public is not None:
         stack.enter_context(refused_handshakes(security.refused("grpc")))

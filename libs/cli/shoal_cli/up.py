@@ -33,7 +33,7 @@ from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_runtime.telemetry import Telemetry
 
 _DRAIN_S = 5.0
-_FRONTEND_VARIABLES = "SHOAL_FRONTEND__"
+_PASSED_ON = ("SHOAL_FRONTEND__", "SHOAL_AUDIT__")
 _ADDRESS_VARIABLES = ("__LISTEN", "__ADVERTISE", "__METRICS", "__HTTP")
 
 
@@ -118,7 +118,7 @@ async def serve_cluster(
         _, port = split_address(http, "http")
         http = f"{http.rpartition(':')[0]}:{port or free_ports(1)[0]}"
     async with stop_signals() as stop:
-        environment = _settings_of_frontends() | ({"SHOAL_FRONTEND__ALLOW_RESET": "true"} if allow_reset else {})
+        environment = _passed_on() | ({"SHOAL_FRONTEND__ALLOW_RESET": "true"} if allow_reset else {})
         plan = ClusterPlan(
             path, querynodes=querynodes, grpc=grpc, http=http, environment=environment, certificates=certificates
         )
@@ -143,12 +143,12 @@ async def _serve_http(gateway: Gateway, http: str, stack: AsyncExitStack, tls: s
     return f"{http.rpartition(':')[0]}:{bound}"
 
 
-def _settings_of_frontends() -> dict[str, str]:
-    """What this process was told about frontends; where they listen is decided by its own options."""
+def _passed_on() -> dict[str, str]:
+    """What this process was told about frontends and the audit log; where they listen is decided by its own options."""
     return {
         name: value
         for name, value in os.environ.items()
-        if name.upper().startswith(_FRONTEND_VARIABLES) and not name.upper().endswith(_ADDRESS_VARIABLES)
+        if name.upper().startswith(_PASSED_ON) and not name.upper().endswith(_ADDRESS_VARIABLES)
     }
 
 

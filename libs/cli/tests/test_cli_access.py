@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import grpc.aio
 import pytest
 from typer.testing import CliRunner
 
-from shoal import aio
+from shoal import aio, tls_credentials
+from shoal_cli import certificates, up
 from shoal_cli.access import admin_of, parse_grant, parse_ttl_ms, shown
 from shoal_cli.entry import authenticates, gate_settings
 from shoal_cli.main import app
 from shoal_cli.up import embedded_server
 from shoal_core.contracts import CredentialKind, Grant, Role
-from shoal_core.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
+from shoal_core.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
 from shoal_frontend.access.gate import GateSettings, TenantLimits
 from shoal_frontend.access.limiter import Rates
 from shoal_frontend.access.quotas import Quotas
+from shoal_runtime.audit import configure_audit
 from shoal_runtime.config import Config, load
 from shoal_runtime.service_sections import AccessSection, FrontendSection
 from shoal_wire.clients import PublicClient
@@ -161,3 +171,28 @@ async def test_the_commands(tmp_path: Path) -> None:
         code, output = await shoal("token", "list", token=token)
         assert code == 1
         assert token not in output
+
+
+@pytest.mark.integration
+async def test_one_process_speaks_tls_and_has_an_audit_log(tmp_path: Path) -> None:
+    certificates.make(tmp_path / "tls", "shoal.internal", [], 1)
+    files = {"cert_file": tmp_path / "tls" / "frontend.crt", "key_file": tmp_path / "tls" / "frontend.key"}
+    audit = tmp_path / "audit.log"
+    config = load({"frontend": {"tls": files, "access": {"root_token": ROOT}}, "audit": {"file": audit}})
+    try:
+        async with embedded_server(tmp_path / "data", "127.0.0.1:0", config=config) as (address, _):
+            credentials = tls_credentials(tmp_path / "tls" / "ca.crt")
+            async with await aio.connect(address, token=ROOT, credentials=credentials) as root:
+                await root.create_collection("docs")
+            async with await aio.connect(address, token=ROOT, timeout_ms=1_000) as plain:
+                with pytest.raises(Unavailable):
+                    await plain.status()
+    finally:
+        configure_audit(None)  # closes the file
+    assert [json.loads(line)["message"] for line in audit.read_text().splitlines()] == ["create_collection done"]
+
+
+def test_a_cluster_is_told_about_frontends_and_the_audit_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FRONTEND__ALLOW_RESET", "AUDIT__FILE", "FRONTEND__LISTEN", "QUERYNODE__THREADS"):
+        monkeypatch.setenv(f"SHOAL_{name}", "x")
+    assert set(up._passed_on()) == {"SHOAL_FRONTEND__ALLOW_RESET", "SHOAL_AUDIT__FILE"}

@@ -1,4 +1,4 @@
-"""The audit log: lines of the logger ``shoal.audit``, among the other logs or in a file of their own."""
+"""The audit log: JSON lines of the logger ``shoal.audit``, between the other logs or in a file of their own."""
 
 from __future__ import annotations
 

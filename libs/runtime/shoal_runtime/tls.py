@@ -38,7 +38,7 @@ def grpc_server_credentials(
     return grpc.dynamic_ssl_server_credentials(make(), changed, require_client_authentication=clients is not None)
 
 
-class Callers:
+class MemberTls:
     """Implements `shoal_cluster.channels.ChannelSecurity`: this process's certificate, towards members known by their role."""
 
     def __init__(self, certificates: Certificates, domain: str) -> None:
