@@ -155,6 +155,27 @@ async def test_failure_to_start_shows_the_tail_of_the_log(tmp_path: Path) -> Non
     await process.stop()
 
 
+async def test_a_server_that_ended_before_it_could_be_watched_is_told_by_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard may have reaped its child by the time that the child's pid arrives here."""
+
+    async def never() -> bool:
+        return False
+
+    def too_late(_pid: int, _flags: int = 0) -> int:
+        raise ProcessLookupError
+
+    process = ServerProcess("brief")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pidfd_open", too_late)
+        await process.start(_command(tmp_path, "raise SystemExit('that was all')"))
+    process.kill()
+    with pytest.raises(Unavailable, match=r"exit code 1\)(?s:.*)that was all"):
+        await process.wait_ready(never, 10.0)
+    await process.stop()
+
+
 def test_a_second_process_is_refused_and_told_who_has_the_directory(tmp_path: Path) -> None:
     lock = DirectoryLock(tmp_path / "data")
     lock.acquire()

@@ -129,7 +129,7 @@ class ServerProcess:
         self._forget()
 
     def kill(self) -> None:
-        """SIGKILL the server itself, as a fault would; `wait_exit` tells when it is gone."""
+        """SIGKILL the server itself, as a fault would, unless it has ended; `wait_exit` tells when it is gone."""
         if self._pidfd >= 0:
             self._killed = True
             with contextlib.suppress(ProcessLookupError):
@@ -175,7 +175,8 @@ class ServerProcess:
             os.close(status_write)
             status_write = -1
             self._pid = _read_pid(status_read)
-            self._pidfd = os.pidfd_open(self._pid)
+            with contextlib.suppress(ProcessLookupError):  # it ended already, which its guard's exit code tells
+                self._pidfd = os.pidfd_open(self._pid)
         except (OSError, ValueError) as error:
             if self._guard is not None:
                 self._guard.kill()
