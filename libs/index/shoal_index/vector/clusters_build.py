@@ -157,16 +157,20 @@ def _balanced(source: _Source, centroids: Floats, owner: npt.NDArray[np.int64]) 
     sizes = np.bincount(owner, minlength=len(centroids))
     usual = np.sqrt(source.column.count) / _LISTS
     gone = (sizes > _LONG * usual) | (sizes < usual / _SHORT)
+    same = centroids, np.empty(0, dtype=np.int64)
+    if not gone.any():
+        return same
     random = np.random.default_rng(_SEED)
     parts = [centroids[~gone]]
+    members = np.split(np.argsort(owner, kind="stable"), np.cumsum(sizes)[:-1])
     for number in np.flatnonzero(gone & (sizes > usual)):
-        rows = np.flatnonzero((owner == number) & source.trained)
+        rows = members[number][source.trained[members[number]]]
         count = min(round(sizes[number] / usual), len(rows))
         some = source.take(np.sort(random.permutation(rows)[: _SAMPLED * count]))
         parts.append(np.unique(_means(some, count, random, source.threads), axis=0) if count else centroids[[number]])
     balanced = np.concatenate(parts)
-    if not gone.any() or not len(balanced):
-        return centroids, np.empty(0, dtype=np.int64)
+    if not len(balanced):
+        return same
     moved = np.flatnonzero(gone[owner])
     names = np.cumsum(~gone) - 1
     owner[:] = names[owner]
