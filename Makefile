@@ -9,7 +9,7 @@ TYPED := $(sort $(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py tests/*
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup clients demo test test-unit test-integration lint format types imports protos protos-check docs docs-check constraints bench clean distclean
+.PHONY: help setup clients demo test test-unit test-deep test-integration lint format types imports protos protos-check docs docs-check constraints bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: setup clients lint types imports protos-check docs-check ## all checks and
 
 test-unit: setup ## the tests without servers and processes (ARGS=... for pytest)
 	$(PYTEST_UNIT) $(ARGS)
+
+test-deep: setup ## the same with ten times as many examples of each property, and other ones in every run (DEPTH=...)
+	SHOAL_TEST_DEPTH=$(or $(DEPTH),10) $(PYTEST_UNIT) $(ARGS)
 
 test-integration: setup clients ## the tests with real Postgres, etcd, S3 and processes (ARGS=... for pytest)
 	$(PYTEST) -m "integration or cluster" -q $(ARGS)

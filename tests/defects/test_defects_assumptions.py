@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.logservice.tests.log_support import state_of
@@ -43,7 +43,7 @@ from shoal_storage.blocks import BlockRef, encode_blob
 from shoal_storage.cache import BlockCache
 from shoal_testing.direct import DirectSystem
 from shoal_testing.memory_objects import MemoryObjectStore
-from shoal_testing.strategies import QUICK, Op, to_operation_batch
+from shoal_testing.strategies import Op, examples, to_operation_batch
 from shoal_testing.virtual_clock import SeededRandom, VirtualClock
 from shoal_text.analysis import analyze_text
 from tests.defects.defect_support import (
@@ -274,7 +274,7 @@ def scaled(vector: npt.NDArray[np.int64], exponent: int) -> npt.NDArray[np.float
     return np.ldexp(vector.astype(np.float64), exponent).astype(np.float32)
 
 
-@settings(QUICK, max_examples=40)
+@examples(40)
 @given(
     exponents=st.lists(st.sampled_from(EXPONENTS), min_size=40, max_size=40),
     of_query=st.sampled_from(EXPONENTS),
@@ -368,7 +368,7 @@ def test_assumption_05_the_assignment_policy_is_pluggable_and_its_vectors_are_go
 # --- 6: membership tests of caches
 
 
-@settings(QUICK, max_examples=60)
+@examples(60)
 @given(
     steps=st.lists(st.tuples(st.integers(0, 5), st.lists(st.integers(0, 6), max_size=4)), max_size=30),
     on_disk=st.booleans(),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_core.contracts import CollectionRef
@@ -18,6 +18,7 @@ from shoal_frontend.api import Api
 from shoal_frontend.http_api.app import all_routes, create_app
 from shoal_frontend.http_api.gateway import Gateway
 from shoal_testing.direct import DirectSystem
+from shoal_testing.strategies import examples
 from tests.isolation.isolation_routes import CALLS, ROUTES, Aim, filled
 from tests.isolation.isolation_worlds import (
     COLLECTIONS,
@@ -31,7 +32,7 @@ from tests.isolation.isolation_worlds import (
     two_worlds,
 )
 
-EXAMPLES = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = examples(30)
 PLACES = st.sampled_from(list(places()))
 HOME = st.sampled_from([place for place in places() if (place.tenant, place.database) == ("acme", "main")])
 

@@ -10,7 +10,6 @@ from collections.abc import Coroutine
 from random import Random
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -24,7 +23,7 @@ from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
 from shoal_testing.oracle import OracleCollection
 from shoal_testing.random_queries import draw_where
 from shoal_testing.random_records import DIMENSION, SHARDS, SPACES, Plan, draw_batch, draw_schema
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 from tests.semantics.pairs import State, compare, draw_settled, write
 
 _seeds = st.integers(0, 2**32 - 1)
@@ -117,4 +116,4 @@ class Collections(RuleBasedStateMachine):
 
 
 TestCollections = Collections.TestCase
-TestCollections.settings = settings(QUICK, max_examples=40, stateful_step_count=25)
+TestCollections.settings = examples(30, stateful_step_count=25)

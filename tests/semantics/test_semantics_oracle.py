@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_compactor.compactor import CompactorSettings
@@ -24,7 +24,7 @@ from shoal_frontend.database import DatabaseService
 from shoal_testing import strategies
 from shoal_testing.direct import DirectSystem
 from shoal_testing.oracle import OracleCollection
-from shoal_testing.strategies import from_row_table, to_operation_batch
+from shoal_testing.strategies import examples, from_row_table, to_operation_batch
 
 DIMENSION = 3
 EVERYTHING = Include(documents=True, metadatas=True, embeddings=True, uris=True)
@@ -93,7 +93,7 @@ def _comparable(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     steps=st.lists(_step, min_size=1, max_size=12),
     shards=st.sampled_from([1, 2, 5]),
@@ -152,7 +152,7 @@ def _shapes(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(strategies.QUICK, max_examples=40)
+@strategies.examples(40)
 @given(
     steps=st.lists(_step, min_size=1, max_size=8),
     shards=st.sampled_from([1, 3]),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.embedding.core import GatewayCore, Identity
@@ -25,7 +25,7 @@ from shoal_core.errors import (
     Unavailable,
 )
 from shoal_testing.embedding_stub import vector_of
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 from shoal_testing.virtual_clock import SeededRandom, VirtualClock
 
 FREE = GatewayLimits(timeout_ms=None, call_timeout_ms=None)
@@ -84,7 +84,7 @@ async def embedded(core: GatewayCore, clock: VirtualClock, wanted: Sequence[str]
 # --- order and bounds
 
 
-@settings(QUICK, max_examples=80)
+@examples(80)
 @given(
     count=st.integers(0, 60),
     per_call=st.integers(1, 9),
@@ -116,7 +116,7 @@ def test_the_order_is_that_of_the_texts_in_any_order_of_the_calls(
     assert all(len(call) == 1 or sum(map(len, call)) <= characters for call in backend.calls)
 
 
-@settings(QUICK, max_examples=60)
+@examples(60)
 @given(
     rate=st.floats(0.01, 1000),
     burst=st.integers(1, 5),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import shoal
@@ -41,7 +41,7 @@ from shoal_testing.embedding_stub import (
     Fault,
     vector_of,
 )
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 
 SERVICES = ("ollama", "openai", "huggingface_server")
 QUICKLY = GatewayLimits(texts_per_call=3, concurrency=2, attempts=3, first_backoff_ms=0, answer_size_bytes=1 << 16)
@@ -129,7 +129,7 @@ async def test_a_wrong_answer_is_a_clear_error(service: str, fault: Fault) -> No
             assert caught.value.field == "documents[1]"
 
 
-@settings(QUICK, max_examples=40)
+@examples(40)
 @given(
     service=st.sampled_from(SERVICES),
     faults=st.lists(st.sampled_from(sorted(set(Fault) - {Fault.SILENT})), max_size=12),

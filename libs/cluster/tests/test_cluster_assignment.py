@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_cluster.assignment import (
@@ -22,6 +22,7 @@ from shoal_cluster.assignment import (
 )
 from shoal_core.errors import InvalidArgument
 from shoal_core.ports import Member
+from shoal_testing.strategies import examples
 
 NODES = tuple(Member("querynode", f"node-{i}", f"10.0.0.{i}:7000") for i in range(5))
 COLLECTION = "0190a3b2-0000-7000-8000-000000000001"
@@ -97,7 +98,7 @@ class TestGoldenVectors:
 
 @pytest.mark.parametrize("policy", POLICIES, ids=["rendezvous", "modulo"])
 class TestEveryPolicy:
-    @settings(max_examples=50, deadline=None)
+    @examples(50)
     @given(key=st.text(max_size=20), members=member_sets, replicas=st.integers(1, 15), data=st.data())
     def test_distinct_bounded_and_independent_of_order(
         self, policy: AssignmentPolicy, key: str, members: tuple[Member, ...], replicas: int, data: st.DataObject
@@ -106,7 +107,7 @@ class TestEveryPolicy:
         assert len(set(ids(chosen))) == len(chosen) == min(replicas, len(members))
         assert policy.assign(key, data.draw(st.permutations(members)), replicas) == chosen
 
-    @settings(max_examples=50, deadline=None)
+    @examples(50)
     @given(key=st.text(max_size=20), members=member_sets, replicas=st.integers(1, 12))
     def test_fewer_replicas_are_a_prefix(
         self, policy: AssignmentPolicy, key: str, members: tuple[Member, ...], replicas: int
@@ -127,7 +128,7 @@ class TestEveryPolicy:
 
 
 class TestRendezvous:
-    @settings(max_examples=50, deadline=None)
+    @examples(50)
     @given(key=st.text(max_size=20), members=member_sets, data=st.data())
     def test_a_leaving_member_only_closes_its_gap(
         self, key: str, members: tuple[Member, ...], data: st.DataObject
@@ -150,7 +151,7 @@ class TestRendezvous:
 
 
 class TestBoundedLoad:
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(keys=key_sets, members=member_sets, factor=st.floats(1, 3), data=st.data())
     def test_every_key_has_a_place_within_the_bound(
         self, keys: list[str], members: tuple[Member, ...], factor: float, data: st.DataObject

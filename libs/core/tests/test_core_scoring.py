@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_core.errors import InvalidArgument
@@ -33,7 +33,7 @@ from shoal_core.ranking import (
     leaves_of,
 )
 from shoal_core.scoring import LeafHits, best_first, best_of_groups, rrf, score
-from shoal_testing.strategies import FLOATS, INTS, QUICK, STRINGS, kind_of, to_row_table
+from shoal_testing.strategies import FLOATS, INTS, STRINGS, examples, kind_of, to_row_table
 
 NAN, INF = math.nan, math.inf
 RECORDS = 6
@@ -161,7 +161,7 @@ def grown(children: st.SearchStrategy[Rank]) -> st.SearchStrategy[Rank]:
 RANKS = st.recursive(LEAVES | LEAVES | st.builds(Val, NUMBERS), grown, max_leaves=8)
 
 
-@settings(QUICK, max_examples=300)
+@examples(300)
 @given(st.data())
 def test_any_expression_scores_as_dictionaries_say(data: st.DataObject) -> None:
     rank = data.draw(RANKS)
@@ -277,7 +277,7 @@ def best_by_hand(records: Sequence[dict[str, Any]], by: GroupBy, scored: Sequenc
     return [sum(before(other, at) for other in numbers if group(other) == group(at)) < by.k for at in numbers]
 
 
-@settings(QUICK, max_examples=300)
+@examples(300)
 @given(
     records=st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys("abc", VALUES)), max_size=10),
     keys=st.lists(st.sampled_from("abc"), min_size=1, max_size=2),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_core.errors import InvalidArgument
@@ -33,7 +33,7 @@ from shoal_index.filtering import Step
 from shoal_index.indexes import Input
 from shoal_index.segment import TO_FLUSH, TO_READ, Segment, open_segment
 from shoal_storage.blocks import BlockRef
-from shoal_testing.strategies import KEYS, QUICK, Record, records, to_row_table, where_documents, wheres
+from shoal_testing.strategies import KEYS, Record, examples, records, to_row_table, where_documents, wheres
 
 ALL_OFF = Schema(off=frozenset(Index))
 SCHEMAS = (
@@ -90,7 +90,7 @@ def merged(
 
 
 @pytest.mark.parametrize("verifying", VERIFY_NS)
-@settings(QUICK, max_examples=50)
+@examples(50)
 @given(rows=some_records(), schema=st.sampled_from(SCHEMAS), trees=st.lists(filters(), min_size=1, max_size=4))
 def test_a_segment_answers_what_evaluate_says(
     verifying: str, rows: list[Record], schema: Schema, trees: list[Filter]
@@ -106,7 +106,7 @@ def test_a_segment_answers_what_evaluate_says(
                 assert step.estimated == step.matched or step.how not in ("values", "validity")
 
 
-@settings(QUICK, max_examples=50)
+@examples(50)
 @given(data=st.data(), after=st.sampled_from(SCHEMAS))
 def test_so_does_a_merged_one(data: st.DataObject, after: Schema) -> None:
     parts = [to_row_table(rows, 2) for rows in data.draw(st.lists(some_records(), min_size=2, max_size=3))]

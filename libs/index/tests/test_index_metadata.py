@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_core.evaluate import evaluate
@@ -17,7 +17,7 @@ from shoal_core.records import ID, Kind, MetadataField
 from shoal_index.metadata import Codes, ValueIndex, pack_indexes, unpack_indexes
 from shoal_index.postings import Int64s
 from shoal_storage.blocks import decode_block, encode_block
-from shoal_testing.strategies import FLOATS, INFINITIES, INTS, QUICK, STRINGS
+from shoal_testing.strategies import FLOATS, INFINITIES, INTS, STRINGS, examples
 
 _POOLS: dict[Kind, list[Any]] = {
     Kind.INT: [*INTS],
@@ -61,7 +61,7 @@ def check(index: ValueIndex, codes: Codes, expected: list[bool]) -> None:
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-@settings(QUICK, max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_counts_and_masks_are_those_of_evaluate(kind: Kind, data: st.DataObject) -> None:
     column = data.draw(columns(kind))
@@ -78,7 +78,7 @@ def test_counts_and_masks_are_those_of_evaluate(kind: Kind, data: st.DataObject)
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-@settings(QUICK, max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_merged_is_what_would_be_built(kind: Kind, data: st.DataObject) -> None:
     parts = data.draw(st.lists(columns(kind), min_size=1, max_size=3))
@@ -96,7 +96,7 @@ def test_merged_is_what_would_be_built(kind: Kind, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-@settings(QUICK, max_examples=30)
+@examples(30)
 @given(data=st.data())
 def test_blocks_hold_all_of_an_index(kind: Kind, data: st.DataObject) -> None:
     column = data.draw(columns(kind))

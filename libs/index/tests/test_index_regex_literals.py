@@ -5,11 +5,11 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shoal_index.regex_literals import MAX_LENGTH, MAX_LITERALS, MAX_SETS, required_literals
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 
 
 def sets(*alternatives: str) -> set[frozenset[bytes]]:
@@ -87,7 +87,7 @@ DOCUMENTS = st.lists(st.text("abAé日.{- \n", max_size=12), min_size=1, max_siz
 
 
 @given(PATTERNS, DOCUMENTS)
-@settings(QUICK, max_examples=600)
+@examples(600)
 @example("(?:a|bb)+(?:ab?){2}", ["aabab", "bbaa"])
 def test_every_match_contains_a_literal_of_each_set(pattern: str, documents: list[str]) -> None:
     required = required_literals(pattern)

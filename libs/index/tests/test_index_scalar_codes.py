@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_index.vector import native
@@ -19,6 +19,7 @@ from shoal_index.vector.scalar_codes import (
     prefers_codes,
     search_by_codes,
 )
+from shoal_testing.strategies import examples
 
 DIMENSIONS = (1, 2, 15, 16, 17, 31, 32, 33, 63, 65, 100, 128, 385)
 K = 10
@@ -121,7 +122,7 @@ def test_the_answer_is_that_of_the_exact_scan(kind: int, space: str, level: str)
             check(column_of(vectors, [100, 117, 250]), space, asked, K)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     kind=st.integers(0, len(KINDS) - 1),
     seed=st.integers(0, 2**32 - 1),

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_core.records import SPARSE_TYPE
 from shoal_index import sparse
 from shoal_index.sparse import SparseIndex, count_sparse, scan_sparse
 from shoal_storage.blocks import decode_block, encode_block
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 
 Vector = Mapping[int, float]
-SOME = settings(QUICK, max_examples=150)
+SOME = examples(150)
 
 _INDICES = (0, 1, 2, 3, 7, 4_294_967_295)
 _NUMBERS = (0.0, -0.0, 1.0, -1.0, 0.5, 0.1, -0.1, 1e-30, 3e38, -3e38)

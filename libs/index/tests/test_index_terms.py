@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_core.schema import Analyzer
 from shoal_index.terms import TermIndex
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 
 ANALYZER = Analyzer(language="none", stop_words=("the",))
 WORDS = ("a", "b", "cc", "é", "日本", "the", "\U0001f600x", "\uffff", "")
@@ -66,7 +66,7 @@ def oracle_scores(
     return weights, average, scores
 
 
-@settings(QUICK, max_examples=100)
+@examples(100)
 @given(DOCUMENTS, st.lists(st.sampled_from(QUERY), min_size=1, max_size=6), st.sampled_from([0.0, 1.2, 2.0]), st.data())
 def test_scores_are_those_of_the_formula(
     documents: list[str | None], asked: list[str], k1: float, data: st.DataObject
@@ -89,7 +89,7 @@ def test_scores_are_those_of_the_formula(
     np.testing.assert_allclose(scores, [expected[row] for row in rows.tolist()], rtol=1e-12)
 
 
-@settings(QUICK, max_examples=100)
+@examples(100)
 @given(DOCUMENTS, st.data())
 def test_statistics_count_live_rows_only(documents: list[str | None], data: st.DataObject) -> None:
     live = data.draw(st.none() | st.lists(st.booleans(), min_size=len(documents), max_size=len(documents)))
@@ -103,7 +103,7 @@ def test_statistics_count_live_rows_only(documents: list[str | None], data: st.D
     assert statistics.frequencies.tolist() == [sum(term in terms_of(text) for text in kept) for term in QUERY]
 
 
-@settings(QUICK, max_examples=100)
+@examples(100)
 @given(st.lists(DOCUMENTS, min_size=1, max_size=4), st.data())
 def test_a_merged_index_is_the_one_built_of_what_remains(parts: list[list[str | None]], data: st.DataObject) -> None:
     places = [(part, row) for part, documents in enumerate(parts) for row in range(len(documents))]
@@ -117,7 +117,7 @@ def test_a_merged_index_is_the_one_built_of_what_remains(parts: list[list[str | 
     assert_same(merged, TermIndex.build(column([parts[part][row] for part, row in kept]), ANALYZER))
 
 
-@settings(QUICK, max_examples=50)
+@examples(50)
 @given(DOCUMENTS)
 def test_a_table_and_back(documents: list[str | None]) -> None:
     index = TermIndex.build(column(documents), ANALYZER)

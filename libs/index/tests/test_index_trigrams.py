@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_core.filters import TextMatcher
 from shoal_index import trigrams
 from shoal_index.trigrams import TrigramIndex
 from shoal_storage.blocks import decode_block, encode_block
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 
 Documents = Sequence[str | None]
 
@@ -56,7 +56,7 @@ def true_rows(documents: Documents, pattern: str, *, regex: bool) -> list[int]:
 
 
 @given(DOCUMENTS, PATTERNS)
-@settings(QUICK, max_examples=250)
+@examples(250)
 def test_substring_candidates_miss_nothing_and_exact_ones_are_the_answer(
     documents: list[str | None], pattern: str
 ) -> None:
@@ -93,7 +93,7 @@ def test_several_trigrams_narrow_the_candidates_of_many_rows() -> None:
 
 
 @given(DOCUMENTS, REGEXES)
-@settings(QUICK, max_examples=250)
+@examples(250)
 def test_regex_candidates_miss_nothing(documents: list[str | None], pattern: str) -> None:
     index = TrigramIndex.build(pa.array(documents, pa.string()))
     found = index.candidates(TextMatcher.REGEX, pattern)
@@ -104,7 +104,7 @@ def test_regex_candidates_miss_nothing(documents: list[str | None], pattern: str
 
 
 @given(DOCUMENTS, st.randoms(use_true_random=False), st.integers(1, 3))
-@settings(QUICK, max_examples=300)
+@examples(300)
 def test_merged_and_stored_equals_built(documents: list[str | None], shuffle: random.Random, count: int) -> None:
     new_row = list(range(len(documents)))
     shuffle.shuffle(new_row)

@@ -7,12 +7,13 @@ both signs, empty strings and lists.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from shoal_core.records import (
@@ -36,8 +37,29 @@ Op = tuple[str, str, Vector | None, str | None, str | None, dict[str, Any] | Non
 Record = dict[str, Any]
 Where = dict[str, Any]
 
-#: The profile of property tests in the unit suite: the same examples in every run.
-QUICK = settings(max_examples=120, deadline=None, derandomize=True, database=None)
+
+def examples(count: int, **more: Any) -> settings:
+    """The profile of a property test: so many examples, the same in every run.
+
+    With ``SHOAL_TEST_DEPTH=n`` in the environment n times as many, others in every run, and how to repeat one that fails.
+
+    Args:
+        more: further settings of hypothesis.
+    """
+    depth = int(os.environ.get("SHOAL_TEST_DEPTH", "0"))
+    return settings(
+        max_examples=count * max(depth, 1),
+        deadline=None,
+        derandomize=not depth,
+        database=None,
+        print_blob=bool(depth),
+        suppress_health_check=[HealthCheck.too_slow],  # how fast the machine is, says nothing
+        **more,
+    )
+
+
+#: Of most tests.
+QUICK = examples(120)
 
 KEYS = ("a", "b", "k:1", "ключ")
 INTS = (0, 1, -1, 2, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63))

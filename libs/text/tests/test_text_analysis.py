@@ -7,12 +7,12 @@ from importlib import import_module
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_core.errors import InvalidArgument
 from shoal_core.schema import Analyzer
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 from shoal_text import analysis
 from shoal_text.analysis import Analyzed, analyze_column, analyze_text, check_analyzer
 from shoal_text.stop_words import STOP_WORDS
@@ -56,7 +56,7 @@ def expected_terms(text: str, analyzer: Analyzer) -> list[str]:
     return [stem for stem in Stemmer(analyzer.language).stemWords(tokens) if stem]
 
 
-@settings(QUICK, max_examples=200)
+@examples(200)
 @given(st.lists(TEXTS | st.none(), max_size=6), ANALYZERS, st.integers(1, 3))
 def test_a_column_holds_the_terms_of_each_of_its_texts(
     texts: list[str | None], analyzer: Analyzer, pieces: int

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from google.protobuf.message import DecodeError, Message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.wire.tests.wire_support import same
@@ -27,7 +27,7 @@ from shoal_core.records import (
     MetadataField,
     embedding_type,
 )
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import QUICK, examples
 from shoal_wire.codec.answers import (
     answer_size_bytes,
     decode_answer,
@@ -347,7 +347,7 @@ def hostile_columns(draw: st.DrawFn) -> pb.RecordColumns:
     return message
 
 
-@settings(QUICK, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@examples(200)
 @given(hostile_columns())
 def test_hostile_columns_raise_invalid_argument_or_decode_to_sound_arrays(message: pb.RecordColumns) -> None:
     try:

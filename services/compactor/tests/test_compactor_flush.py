@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_compactor.flush import FlushSettings
@@ -15,9 +15,9 @@ from shoal_compactor.policy import MergePolicy
 from shoal_core.contracts import AppendRequest, Tail, TailRequest
 from shoal_core.records import encode_batch
 from shoal_testing.compaction import CompactionWorld
-from shoal_testing.strategies import QUICK, Op, operations, to_operation_batch
+from shoal_testing.strategies import Op, examples, operations, to_operation_batch
 
-_SOME = settings(QUICK, max_examples=60)
+_SOME = examples(60)
 JOBS = st.lists(operations(2) | operations(2) | st.sampled_from(("flush", "flush", "merge")), max_size=14)
 
 

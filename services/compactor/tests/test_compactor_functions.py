@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_compactor.counting import SegmentCounts
@@ -20,7 +20,7 @@ from shoal_index.segment import BlockReader
 from shoal_index.value_counts import count_values, sum_counts
 from shoal_storage.blocks import BlockRef
 from shoal_testing.functions import FunctionWorld, counted, values_of
-from shoal_testing.strategies import QUICK, Op, operations, to_operation_batch
+from shoal_testing.strategies import Op, examples, operations, to_operation_batch
 
 GUARD = "summary::s:total_count"
 
@@ -75,7 +75,7 @@ STEPS = st.one_of(
 
 
 @given(st.integers(1, 3), st.lists(STEPS, max_size=14), st.integers(1, 4))
-@settings(QUICK, max_examples=50)
+@examples(50)
 async def test_outputs_are_those_of_an_oracle(shards: int, steps: list[Any], batch_records: int) -> None:
     world = await FunctionWorld.create(shards=shards)
     await world.attach(RECORD_COUNTER, "count")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shoal_core.errors import Conflict, NotFound, UploadExpired
 from shoal_testing.compaction import SteppedJob
 from shoal_testing.garbage import SweptWorld
 from shoal_testing.schedules import run_quietly
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 
 JOBS = ("flush", "flush", "merge", "sweep", "sweep2")
 PAUSES_S = (1, 30, 14 * 60, 16 * 60, 31 * 60)
@@ -82,7 +82,7 @@ class _Run:
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-@settings(QUICK, max_examples=60)
+@examples(30)
 @given(moves=MOVES)
 @example(
     moves=[

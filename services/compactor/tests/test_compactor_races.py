@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_compactor.policy import MergePolicy
 from shoal_core.errors import Conflict, Fenced, VersionConflict
 from shoal_testing.compaction import POLICY, CompactionWorld, SteppedJob
-from shoal_testing.strategies import QUICK, Op, operations
+from shoal_testing.strategies import Op, examples, operations
 
 FLUSH_STEPS = ["read", "folded", "uploaded", "tombstones", "manifest", "publish"]
 MERGE_STEPS = ["merge-read", "merge-built", "merge-uploaded", "tombstones", "manifest", "publish"]
@@ -204,7 +204,7 @@ MOVES = st.lists(
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-@settings(QUICK, max_examples=50)
+@examples(30)
 @given(moves=MOVES)
 def test_any_interleaving_of_flush_merge_and_writes(shards: int, moves: Sequence[str | list[Op]]) -> None:
     async def run() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.frontend.tests.frontend_http_support import Site, http_of
@@ -32,7 +32,7 @@ from shoal_frontend.embedding import Embedded, EmbeddingSettings, FunctionSettin
 from shoal_testing.direct import DirectSystem
 from shoal_testing.embedding_stub import DIMENSION, PASSING, EmbeddingStub, Fault, vector_of
 from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 
 NO_VECTORS = np.zeros((0, 0), np.float32)
 ALL = Include(documents=True, embeddings=True)
@@ -133,7 +133,7 @@ async def test_vectors_that_came_stay_and_the_others_are_made_in_their_rows() ->
         assert caught.value.field == "documents[3]", "the record's place, not the text's"
 
 
-@settings(QUICK, max_examples=30)
+@examples(30)
 @given(
     given=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=14),
     faults=st.lists(st.sampled_from([*sorted(PASSING), Fault.NONE, Fault.MISSING, Fault.NAN]), max_size=6),

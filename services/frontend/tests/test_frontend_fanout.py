@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.frontend.tests.frontend_support import Cluster, Nodes, Read, put, remove
@@ -32,7 +32,7 @@ from shoal_core.ranking import DenseQuery, Knn, Search, TextQuery
 from shoal_frontend.database import DatabaseService
 from shoal_frontend.fanout import target_of
 from shoal_testing.schedules import Gate, Turns, hooked, run_quietly, settle
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 
 SHARDS = 4
 SPANNING = [f"id-{n}" for n in range(12)]
@@ -374,7 +374,7 @@ def contents(draw: st.DrawFn) -> list[tuple[str, float]]:
     return [(f"id-{name}", float(draw(st.integers(0, 3)))) for name in names]
 
 
-@settings(QUICK, max_examples=60)
+@examples(40)
 @given(
     records=contents(),
     compacted=st.integers(0, 25),

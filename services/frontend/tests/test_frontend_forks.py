@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_compactor.compactor import CompactorSettings
@@ -19,7 +19,7 @@ from shoal_core.contracts import CollectionRef, Include
 from shoal_testing.direct import DirectSystem
 from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
 from shoal_testing.oracle import OracleCollection
-from shoal_testing.strategies import from_row_table, to_operation_batch
+from shoal_testing.strategies import examples, from_row_table, to_operation_batch
 
 RETENTION_S = 3600.0
 IDS = [f"id{n}" for n in range(8)]
@@ -119,7 +119,7 @@ class Forest:
         return f"tree{self.count}"
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(moves)
 def test_forks_live_and_die_apart(script: list[Move]) -> None:
     async def play() -> None:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.frontend.tests.frontend_http_support import Answered, Site, T, http_of
 from shoal_core.contracts import CollectionRef
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 
 GET, COMMIT = "conditional/get", "conditional/commit"
 CONFLICT = (
@@ -346,7 +346,7 @@ def played() -> Iterator[tuple[asyncio.Runner, Site]]:
         yield runner, Site()
 
 
-@settings(QUICK, max_examples=60)
+@examples(60)
 @given(given_steps=steps)
 def test_transactions_behave_as_in_a_history_of_states(
     played: tuple[asyncio.Runner, Site], given_steps: list[tuple[str, Any, Any]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shoal_core.errors import InvalidArgument, ShoalError
@@ -17,7 +17,7 @@ from shoal_frontend.http_api.bodies import parse
 from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.matrices import parse_with_matrix
 from shoal_frontend.http_api.vectors import parse_vectors
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import QUICK, examples
 
 NAME = "embeddings"
 
@@ -103,7 +103,7 @@ FRAGMENTS = (
 )
 
 
-@settings(QUICK, max_examples=2_000)
+@examples(2_000)
 @given(
     parts=st.lists(st.sampled_from(FRAGMENTS), max_size=8), frame=st.sampled_from(("%s", "{%s}", '{"embeddings":[%s]}'))
 )

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.frontend.tests.frontend_http_support import Http, Site, T, compact
@@ -22,7 +22,7 @@ from shoal_frontend.http_api.bodies import LARGE_BYTES, MAX_BODY_BYTES, parse
 from shoal_frontend.http_api.body_error import BodyError
 from shoal_frontend.http_api.records import parse_records
 from shoal_frontend.http_api.vectors import parse_vectors
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 
 NO_BODY = "Failed to deserialize the JSON body into the target type: "
 
@@ -479,7 +479,7 @@ DEFINITION = st.fixed_dictionaries(
 )
 
 
-@settings(QUICK, max_examples=200)
+@examples(200)
 @given(
     asks=st.tuples(st.sampled_from(RECORDS), PARTS | st.builds(lambda likely, more: likely | more, LIKELY, PARTS))
     | st.tuples(st.sampled_from(CATALOG), DEFINITION)

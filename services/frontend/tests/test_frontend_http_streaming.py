@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.frontend.tests.frontend_http_support import Site
@@ -24,7 +24,7 @@ from shoal_frontend.http_api.answers import DISTANCE, SCORE, get_json, query_jso
 from shoal_frontend.http_api.gateway import Message
 from shoal_frontend.http_api.pieces import PIECE_BYTES
 from shoal_frontend.http_api.sending import WHOLE_BYTES, sent
-from shoal_testing.strategies import QUICK
+from shoal_testing.strategies import examples
 
 EVERYTHING = ["embeddings", "documents", "uris", "metadatas", "distances"]
 SMALL, LARGE = 0, 1 << 40
@@ -51,7 +51,7 @@ def answer_of(*counts: int, seed: int = 0, longest: int = 40) -> Answer:
     return Answer(pa.table(columns), np.array(counts, np.uint32), ServedAt(1, 1))
 
 
-@settings(QUICK, max_examples=60)
+@examples(60)
 @given(
     counts=st.lists(st.integers(0, 12), max_size=6),
     piece=st.sampled_from((1, 64, 500, 4000)),

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_core.consistency import STRONG, Consistency, ReadLevel, ServedAt, as_of
@@ -56,7 +56,7 @@ from shoal_frontend.fanout import Fanout, target_of
 from shoal_frontend.search import search
 from shoal_frontend.validate_search import check_searched, check_searches
 from shoal_testing import oracle_search
-from shoal_testing.strategies import QUICK, Record, from_row_table, to_row_table
+from shoal_testing.strategies import Record, examples, from_row_table, to_row_table
 from shoal_text.analysis import analyze_text
 
 SCHEMA = Schema(analyzer=Analyzer(stop_words=("the",)), sparse={"w": SparseConfig(idf=True)})
@@ -336,7 +336,7 @@ PAYLOADS = st.fixed_dictionaries(
 ).map(lambda payload: payload if "rank" in payload else {k: v for k, v in payload.items() if k != "group_by"})
 
 
-@settings(QUICK, max_examples=250)
+@examples(150)
 @given(
     records=RECORDS, payloads=st.lists(PAYLOADS, min_size=1, max_size=3), some=st.none() | st.sets(st.integers(0, 20))
 )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_compactor.compactor import CompactorSettings
@@ -46,7 +46,7 @@ from shoal_storage.manifest import decode_manifest, empty_manifest
 from shoal_testing.direct import DirectSystem
 from shoal_testing.oracle import OracleCollection
 from shoal_testing.schedules import threads_inline
-from shoal_testing.strategies import QUICK, Op, to_operation_batch
+from shoal_testing.strategies import Op, examples, to_operation_batch
 
 DIMENSION = 3
 PLAIN = Analyzer(tokenizer="whitespace", language="none")
@@ -197,7 +197,7 @@ def _text_leaf(terms: set[str], k: int) -> TextLeaf:
     return TextLeaf(tuple(sorted(terms)), weights, k, average_length=2.5, k1=1.2, b=0.75, analyzer=PLAIN)
 
 
-@settings(QUICK, max_examples=120)
+@examples(120)
 @given(
     compacted=st.lists(batches(), max_size=3),
     tail=st.lists(batches(), max_size=4),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_compactor.compactor import CompactorSettings
@@ -29,10 +29,10 @@ from shoal_testing import strategies
 from shoal_testing.direct import DirectSystem
 from shoal_testing.oracle import OracleCollection
 from shoal_testing.schedules import threads_inline
-from shoal_testing.strategies import QUICK, Op, from_row_table, to_operation_batch
+from shoal_testing.strategies import Op, examples, from_row_table, to_operation_batch
 
 DIMENSION = 2
-SOME = settings(QUICK, max_examples=80)
+SOME = examples(80)
 
 
 def entry(first: int, end: int, size: int = 10) -> TailEntry:
