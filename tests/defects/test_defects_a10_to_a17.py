@@ -105,7 +105,7 @@ async def segments(at: Laid) -> list[Segment]:
     """The segments of the only shard, read anew."""
     node = at.system.new_node("fresh")
     await another_database(at.system, node=node).count(at.ref)
-    [shard] = node._shards.values()
+    [shard] = node.loaded.shards.values()
     assert shard.view is not None
     found = [view.segment for view in shard.view.version.segments]
     await node.close()
@@ -432,8 +432,8 @@ async def test_a15_what_a_node_has_loaded_is_bounded() -> None:
         for ref in refs:
             await system.database.write(ref, to_operation_batch([put("a")], 1))
             assert (await system.database.count(ref)).count == 1
-            assert sum(shard.size_bytes for shard in system.node._shards.values()) <= 110_000
-    assert len(system.node._shards) < 15
+            assert sum(shard.size_bytes for shard in system.node.loaded.shards.values()) <= 110_000
+    assert len(system.node.loaded.shards) < 15
     assert system.node.counters.dropped_shards > 100
     await system.node.close()
 

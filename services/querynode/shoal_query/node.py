@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -44,18 +43,14 @@ from shoal_query.execute import (
     select_rows,
 )
 from shoal_query.explain import Reading, Shown, Stages, explain
+from shoal_query.loaded import LoadedShards, key_of
 from shoal_query.ranked import SCORE, search_leaves, statistics
 from shoal_query.recall_check import CheckBudget, check_query
 from shoal_query.rounds import seen
 from shoal_query.services import Services
 from shoal_query.shard import Shard, View
 from shoal_query.tail_search import TailScan
-from shoal_query.usage import Usage
-
-ShardKey = tuple[str, int, int]
-
-_IN_USE_S = 60.0  # since the last read of a shard
-_LOOKS = 16  # at the memory used, at least, while it grows from nothing to all that is allowed
+from shoal_query.usage import Counters, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +78,6 @@ class NodeSettings:
 
 
 @dataclass(slots=True)
-class Counters:
-    """What a query node has done since its start. ``recall_checks``: queries that were asked again exactly."""
-
-    reads: int = 0
-    recall_checks: int = 0
-    retaken_snapshots: int = 0
-    dropped_shards: int = 0
-
-
-@dataclass(slots=True)
 class Node:
     """One query node. ``name`` appears in explained answers."""
 
@@ -100,12 +85,8 @@ class Node:
     services: Services
     settings: NodeSettings = field(default_factory=NodeSettings)
     counters: Counters = field(default_factory=Counters)
-    _shards: OrderedDict[ShardKey, Shard] = field(default_factory=OrderedDict)
-    _sizes: dict[ShardKey, int] = field(default_factory=dict)  # in bytes, as of the last look at each
-    _touched: set[ShardKey] = field(default_factory=set)  # read since the last look
+    loaded: LoadedShards = field(init=False)
     _admission: Admission = field(init=False)
-    _reads_since_shrink: int = 0
-    _crowded: bool = False  # with all of their vectors, the shards would not fit
     _kernels: Mapping[str, str] = field(default_factory=dict)
     _checks: CheckBudget = field(init=False)
     _checking: set[asyncio.Task[None]] = field(default_factory=set)
@@ -113,26 +94,26 @@ class Node:
     def __post_init__(self) -> None:
         self._checks = CheckBudget(self.settings.recall_check_share)
         settings = self.settings
+        self.loaded = LoadedShards(self.services, settings.loaded_bytes, settings.reads_per_shrink, self.counters)
         self._admission = Admission(settings.reads_at_work, settings.reads_waiting, self.services.queue_time)
 
     def observed_recall(self) -> float:
         """The mean over the checks of all shards held; 1 before the first."""
-        observed = [shard.observed for shard in self._shards.values()]
+        observed = [shard.observed for shard in self.loaded.shards.values()]
         checks = sum(each.checks for each in observed)
         return 1.0 - sum(each.missed for each in observed) / checks if checks else 1.0
 
     def usage(self) -> Usage:
         """What is held and under way now."""
-        shards = list(self._shards.values())
-        since = self.services.clock.monotonic() - _IN_USE_S
+        shards = list(self.loaded.shards.values())
         return Usage(
             reads=self._admission.present,
             refused_reads=self._admission.refused,
             shards=len(shards),
-            loaded_bytes=sum(list(self._sizes.values())),
+            loaded_bytes=sum(list(self.loaded.sizes.values())),
             tail_records=sum(shard.tail_records for shard in shards),
             tail_bytes=sum(shard.tail_bytes for shard in shards),
-            version_age_ms=max((shard.version_age_ms for shard in shards if shard.read_at >= since), default=0.0),
+            version_age_ms=max((shard.version_age_ms for shard in self.loaded.in_use()), default=0.0),
         )
 
     def kernels(self) -> Mapping[str, str]:
@@ -224,27 +205,14 @@ class Node:
         return StatisticsAnswer(found, _served_at(snapshot))
 
     async def drop_idle(self, max_age_ms: int) -> int:
-        """Drop shards that were not read for so long, which hold blocks of versions that may be gone; how many went."""
-        since = self.services.clock.monotonic() - max_age_ms / 1000
-        dropped = 0
-        for key, shard in list(self._shards.items()):
-            if shard.read_at < since and not shard.is_loading:  # now: dropping the one before took a while
-                await self._drop(key, shard)
-                dropped += 1
-        for shard in self._shards.values():
-            shard.forget_past(since)
-        return dropped
+        """See `LoadedShards.drop_idle`."""
+        return await self.loaded.drop_idle(max_age_ms)
 
     async def close(self) -> None:
         """Stop all work in the background."""
         for task in self._checking:
             task.cancel()
-        shards = list(self._shards.values())
-        self._shards.clear()
-        self._sizes.clear()
-        self._touched.clear()
-        for shard in shards:
-            await shard.close()
+        await self.loaded.close()
 
     async def _search(
         self,
@@ -293,7 +261,7 @@ class Node:
 
     def _corrected(self, shard: Shard, ask: Ask) -> Ask:
         shard.observed.fade(self.services.clock.monotonic())
-        return shard.observed.corrected(replace(ask, paged=True) if self._crowded else ask)
+        return shard.observed.corrected(replace(ask, paged=True) if self.loaded.crowded else ask)
 
     def _check_now_and_then(
         self, shard: Shard, snapshot: Snapshot, selection: Selection, hits: list[SegmentHits], vectors: Vectors
@@ -380,76 +348,18 @@ class Node:
         """An admitted read of a shard. A collection that is gone takes its shard with it."""
         async with self._admission.admitted():
             self.counters.reads += 1
-            key = (target.collection_id, target.shard, target.shards)
-            shard = self._shards.get(key)
-            if shard is None:
-                shard = self._shards[key] = Shard(target, self.services)
-            self._shards.move_to_end(key)
-            shard.read_at = self.services.clock.monotonic()
+            key, shard = key_of(target), self.loaded.open(target)
             try:
                 yield shard
             except NotFound:
-                await self._drop(key, shard)
+                await self.loaded.drop(key, shard)
                 raise
             except ShoalError:
                 if shard.is_idle:  # there may be any number of collections that cannot be loaded
-                    await self._drop(key, shard)
+                    await self.loaded.drop(key, shard)
                 raise
             finally:
-                self._touched.add(key)
-                await self._shrink(key)
-
-    async def _shrink(self, keep: ShardKey) -> None:
-        """Adding up is not for every read, nor for shards that nobody read: sizes change slowly, and with reads."""
-        self._reads_since_shrink += 1
-        if self._reads_since_shrink < self.settings.reads_per_shrink and not self._has_grown(keep):
-            return
-        self._reads_since_shrink = 0
-        self._touched &= self._shards.keys()
-        self._sizes |= {key: self._shards[key].look() for key in self._touched}
-        self._touched = {key for key in self._touched if self._shards[key].is_loading}
-        total = sum(self._sizes.values())
-        self._notice_crowding(total)
-        for key, shard in list(self._shards.items()):
-            if total <= self.settings.loaded_bytes:
-                return
-            await shard.release()
-            if self._shards.get(key) is shard:
-                total -= self._sizes.get(key, 0)
-                self._sizes[key] = shard.look()
-                total += self._sizes[key]
-        for key, shard in list(self._shards.items()):
-            if total <= self.settings.loaded_bytes or key == keep:
-                return
-            if not shard.is_loading:  # it would only be loaded again
-                total -= self._sizes.get(key, 0)
-                await self._drop(key, shard)
-
-    def _has_grown(self, key: ShardKey) -> bool:
-        """Whether a shard is new, or has more of its vectors in memory, by so much that it should be looked at."""
-        shard = self._shards.get(key)
-        if shard is None:
-            return False
-        grown = shard.grown_bytes if key in self._sizes else shard.touched_bytes + shard.unread_bytes
-        return grown * _LOOKS > self.settings.loaded_bytes
-
-    def _notice_crowding(self, total: int) -> None:
-        """Whether the shards in use would fit with all of their vectors. ``total``: what is in memory."""
-        since = self.services.clock.monotonic() - _IN_USE_S
-        unread = sum(shard.unread_bytes for shard in self._shards.values() if shard.read_at >= since)
-        crowded = total + unread > self.settings.loaded_bytes
-        if self._crowded and not crowded:
-            for shard in self._shards.values():
-                shard.read_ahead()
-        self._crowded = crowded
-
-    async def _drop(self, key: ShardKey, shard: Shard) -> None:
-        if self._shards.get(key) is not shard:
-            return  # another read was faster
-        del self._shards[key]
-        self._sizes.pop(key, None)
-        self.counters.dropped_shards += 1
-        await shard.close()
+                await self.loaded.read(key)
 
 
 def _answer(
