@@ -25,7 +25,7 @@ from shoal_core.schema import DOCUMENT_KEY, Analyzer, Index, Schema
 from shoal_core.scoring import rrf
 from shoal_frontend.database import DatabaseService
 from shoal_index.segment import Segment, open_segment
-from shoal_query.node import NodeSettings
+from shoal_query.node import Node, NodeSettings
 from shoal_testing.compaction import Crash
 from shoal_testing.direct import DirectSystem
 from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
@@ -426,7 +426,8 @@ async def test_a15_objects_of_crashed_jobs_are_swept(job: str, dies_at: str) -> 
 async def test_a15_what_a_node_has_loaded_is_bounded() -> None:
     """Prefetched roots were kept in a map that only grew."""
     system = DirectSystem()
-    system.node.settings = NodeSettings(loaded_bytes=100_000, reads_per_shrink=1)
+    system.node = Node("node", system.node.services, NodeSettings(loaded_bytes=100_000, reads_per_shrink=1))
+    system.database = system.new_database()
     refs = [await system.create(f"collection-{n}") for n in range(60)]
     for _ in range(2):
         for ref in refs:
