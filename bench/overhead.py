@@ -2,11 +2,12 @@
 
     make bench ARGS="overhead [--records 20000] [--queries 200] [--rounds 7] [--together 100]"
 
-An embedded system over glosses of WordNet in 384 dimensions, compacted into one segment, in this process and without sockets. One query
-at a time, then several together in one call. In every round the layers take turns; printed are the medians over the rounds of a round's median, in microseconds
-a call, the processor time of all threads, and the ratio to the kernel. ``plan``: what the planner chose and how hard it looks.
+An embedded system over glosses of WordNet in 384 dimensions, compacted into one segment, in this process and without sockets. One
+query at a time, then several together in one call, then queries one by one of several tasks at once. In every round the layers take
+turns; printed are medians over the rounds of a round's median, in microseconds a call, the ratio to the kernel, and the processor time
+of all threads. The title says what the planner chose and how hard it looks.
 
-Answers have ids and distances; those ``with records`` documents and metadata too. Layers from ``node`` on read strongly unless they say otherwise.
+Answers have ids and distances; those *with records* documents and metadata too. Layers from *node* on read strongly, but for one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,7 @@ _PLACE = Path(__file__).resolve().parents[1] / ".cache"
 _BATCH = 5_000
 _NEVER_MS = 10**12
 _WARM = 20
+_TASKS = 8
 
 Vectors = npt.NDArray[np.float32]
 Layer = Callable[[Vectors], Awaitable[object]]
@@ -78,6 +79,28 @@ async def measure(layers: Mapping[str, Layer], calls: Sequence[Vectors], rounds:
             if number:
                 found[name].wall.append(1e6 * statistics.median(taken))
                 found[name].cpu.append(1e6 * (time.process_time() - used) / len(calls))
+    return found
+
+
+async def measure_at_once(layers: Mapping[str, Layer], calls: Sequence[Vectors], rounds: int) -> dict[str, Figures]:
+    """The same, of several tasks that ask at once: the time of all divided by the calls."""
+
+    async def at_once(layer: Layer) -> None:
+        left = iter(calls)
+
+        async def one_by_one() -> None:
+            for call in left:
+                await layer(call)
+
+        await asyncio.gather(*(one_by_one() for _ in range(_TASKS)))
+
+    found = {name: Figures() for name in layers}
+    for _ in range(rounds):
+        for name, layer in layers.items():
+            used, started = time.process_time(), time.perf_counter()
+            await at_once(layer)
+            found[name].wall.append(1e6 * (time.perf_counter() - started) / len(calls))
+            found[name].cpu.append(1e6 * (time.process_time() - used) / len(calls))
     return found
 
 
@@ -210,6 +233,8 @@ def run(path: Path, options: argparse.Namespace) -> None:
             found: dict[str, Figures] = loop.run(partial(measure, layers, calls, options.rounds))
             found |= measure_sync(collection, calls, options.rounds)
             report(f"{title}, by {plan}", found)
+        layers, _ = layers_of(system, collection, one[0])
+        report(f"{_TASKS} tasks, each one query", loop.run(partial(measure_at_once, layers, one, options.rounds)))
     finally:
         loop.close()
 
