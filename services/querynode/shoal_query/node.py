@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pyarrow as pa
 
-from shoal_core.consistency import Consistency, ReadLevel, ServedAt
+from shoal_core.consistency import Consistency, ReadLevel
 from shoal_core.contracts import (
     Answer,
     CountAnswer,
@@ -26,30 +25,27 @@ from shoal_core.contracts import (
 )
 from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound, ShoalError, SnapshotGone
 from shoal_core.filters import Filter
-from shoal_index.planner import DEFAULT_RECALL, Ask, SegmentPlan
+from shoal_index.planner import DEFAULT_RECALL, Ask
 from shoal_index.vector import kernels
 from shoal_index.vector.engine import Vectors
 from shoal_query.admission import Admission
+from shoal_query.answers import answer_of, served_at
 from shoal_query.execute import (
-    Found,
     Search,
-    SegmentHits,
     Selection,
     Snapshot,
     count_rows,
-    finish_search,
     hydrate,
-    search_segments,
     select_rows,
 )
 from shoal_query.explain import Reading, Shown, Stages, explain
 from shoal_query.loaded import LoadedShards, key_of
+from shoal_query.nearest import Nearest, NearestRead
 from shoal_query.ranked import SCORE, search_leaves, statistics
 from shoal_query.recall_check import CheckBudget, check_query
 from shoal_query.rounds import seen
 from shoal_query.services import Services
 from shoal_query.shard import Shard, View
-from shoal_query.tail_search import TailScan
 from shoal_query.usage import Counters, Usage
 
 
@@ -65,6 +61,7 @@ class NodeSettings:
         staleness_ms: how long reads that need no read index may go without one.
         attempts: how often a strong read takes a new snapshot when its version was replaced under it.
         recall_check_share: of one core's time for asking queries again exactly; 0 for none.
+        brief_search_us: searches that are reckoned to take no longer run on the event loop, without a thread; 0 for none.
     """
 
     loaded_bytes: int = 8 << 30
@@ -75,6 +72,7 @@ class NodeSettings:
     staleness_ms: int = 5_000
     attempts: int = 5
     recall_check_share: float = 0.01
+    brief_search_us: int = 120
 
 
 @dataclass(slots=True)
@@ -135,7 +133,7 @@ class Node:
                 reading.stages.done("select")
                 rows = hydrate(snapshot, found, request.include, with_origin=request.explain)
                 reading.stages.done("fetch")
-                return _answer(shard, reading, rows, found, snapshot, selection, request)
+                return answer_of(shard, reading, rows, found, snapshot, selection, request)
 
             return await self.services.compute(work)
 
@@ -151,26 +149,32 @@ class Node:
                 total = count_rows(snapshot, selection)
                 reading.stages.done("select")
                 shown = explain(Shown(reading, request.target, snapshot, selection)) if request.explain else None
-                return CountAnswer(total, _served_at(snapshot), shown)
+                return CountAnswer(total, served_at(snapshot), shown)
 
             return await self.services.compute(work)
 
     async def query(self, request: QueryRequest, *, encoded: bool = False) -> Answer:
-        """See `QueryNode`. The segments are searched while the read index and the tail are fetched."""
+        """See `QueryNode`. Segments are searched while the read index and the tail are fetched, if that takes long."""
         selection = _selection(request.where, request.ids)
         async with self._reading(request.target) as shard:
             ask = self._corrected(shard, _ask(request, k=request.k, queries=len(request.vectors)))
             search = Search(request.vectors, ask, self.settings.threads)
-            reading = self._begin(shard)
+            read = NearestRead(
+                self.services, shard, request, selection, search, self._begin(shard), self.settings.brief_search_us
+            )
             for _ in range(self.settings.attempts):
                 view = await shard.loaded()
                 _check_dimension(request.vectors.shape[1], view, shard)
                 try:
-                    return await self._search(shard, view, request, selection, search, reading)
+                    found = await self._nearest(read, view)
                 except SnapshotGone:
                     self.counters.retaken_snapshots += 1
                     if request.snapshot_offset and shard.view is view:
                         raise
+                    continue
+                if any(hit.plan.approximate for hit in found.hits) and not ask.paged:
+                    self._check_now_and_then(shard, found, selection, request.vectors)
+                return found.answer
         raise SnapshotGone(f"the snapshot was replaced {self.settings.attempts} times during the read; try again")
 
     async def search(self, request: SearchRequest) -> Answer:
@@ -191,7 +195,7 @@ class Node:
                 rows = hydrate(snapshot, ranked.found, Include(), with_origin=request.explain)
                 rows = rows.append_column(SCORE, pa.array(ranked.measures))
                 reading.stages.done("fetch")
-                return _answer(
+                return answer_of(
                     shard, reading, rows, ranked.found, snapshot, selection, request, ranked.plans, ranked.scans
                 )
 
@@ -202,7 +206,7 @@ class Node:
         async with self._reading(request.target) as shard:
             snapshot = await self._snapshot(shard, request.target, request.consistency, request.snapshot_offset)
             found = await self.services.compute(lambda: statistics(snapshot, request.asks))
-        return StatisticsAnswer(found, _served_at(snapshot))
+        return StatisticsAnswer(found, served_at(snapshot))
 
     async def drop_idle(self, max_age_ms: int) -> int:
         """See `LoadedShards.drop_idle`."""
@@ -214,58 +218,28 @@ class Node:
             task.cancel()
         await self.loaded.close()
 
-    async def _search(
-        self,
-        shard: Shard,
-        view: View,
-        request: QueryRequest,
-        selection: Selection,
-        search: Search,
-        reading: Reading,
-    ) -> Answer:
-        before, pinned = view.newest(), None
-        if request.consistency.level is ReadLevel.AS_OF:
-            before = pinned = await self._snapshot(shard, request.target, request.consistency, request.snapshot_offset)
-        elif request.snapshot_offset and before.offset > request.snapshot_offset:
-            before = pinned = await self._pinned(shard, view, request.target, request.snapshot_offset)
-        segments = asyncio.ensure_future(self.services.compute(lambda: search_segments(before, selection, search)))
-        segments.add_done_callback(seen)
-        try:
-            snapshot = pinned or await self._snapshot_of(
-                shard, view, request.target, request.consistency, request.snapshot_offset
-            )
+    async def _nearest(self, read: NearestRead, view: View) -> Nearest:
+        """The read at a snapshot that meets its demand. The dimension may be known only then."""
+        shard, request = read.shard, read.request
+        target, consistency, offset = request.target, request.consistency, request.snapshot_offset
+
+        async def known(taking: Awaitable[Snapshot]) -> Snapshot:
+            snapshot = await taking
             _check_dimension(request.vectors.shape[1], view, shard)
-            reading.stages.done("snapshot")
-            hits = await segments
-        finally:
-            segments.cancel()
-        reading.stages.done("search")
+            return snapshot
 
-        def finish() -> tuple[Answer, list[SegmentHits]]:
-            if snapshot.offset < before.offset:  # served without a newer head: search at the offset asked for
-                found, current, scan = finish_search(
-                    snapshot, 0, search_segments(snapshot, selection, search), selection, search
-                )
-            else:
-                found, current, scan = finish_search(snapshot, before.offset, hits, selection, search)
-            reading.stages.done("tail")
-            rows = hydrate(snapshot, found, request.include, with_origin=request.explain)
-            reading.stages.done("fetch")
-            plans = [[hit.plan for hit in current]]
-            return _answer(shard, reading, rows, found, snapshot, selection, request, plans, [scan]), current
-
-        answer, current = await self.services.compute(finish)
-        if any(hit.plan.approximate for hit in current) and not search.ask.paged:
-            self._check_now_and_then(shard, snapshot, selection, current, request.vectors)
-        return answer
+        before = view.newest()
+        if consistency.level is ReadLevel.AS_OF:
+            return await read.at(await known(self._snapshot(shard, target, consistency, offset)))
+        if offset and before.offset > offset:
+            return await read.at(await known(self._pinned(shard, view, target, offset)))
+        return await read.meanwhile(before, lambda: known(self._snapshot_of(shard, view, target, consistency, offset)))
 
     def _corrected(self, shard: Shard, ask: Ask) -> Ask:
         shard.observed.fade(self.services.clock.monotonic())
         return shard.observed.corrected(replace(ask, paged=True) if self.loaded.crowded else ask)
 
-    def _check_now_and_then(
-        self, shard: Shard, snapshot: Snapshot, selection: Selection, hits: list[SegmentHits], vectors: Vectors
-    ) -> None:
+    def _check_now_and_then(self, shard: Shard, nearest: Nearest, selection: Selection, vectors: Vectors) -> None:
         """Ask one of the queries again exactly, in the background, if there is time to spare for it."""
         clock = self.services.clock
         if not self._checks.begin(clock.monotonic()):
@@ -276,7 +250,9 @@ class Node:
             started_at = clock.monotonic()
             try:
                 query = vectors[number : number + 1]
-                found = await self.services.compute(lambda: check_query(snapshot, selection, hits, query, number))
+                found = await self.services.compute(
+                    lambda: check_query(nearest.snapshot, selection, nearest.hits, query, number)
+                )
                 for estimated, recall in found:
                     shard.observed.add(estimated, recall)
                 self.counters.recall_checks += 1
@@ -362,35 +338,8 @@ class Node:
                 await self.loaded.read(key)
 
 
-def _answer(
-    shard: Shard,
-    reading: Reading,
-    rows: pa.Table,
-    found: Found,
-    snapshot: Snapshot,
-    selection: Selection,
-    request: GetRequest | QueryRequest | SearchRequest,
-    plans: Sequence[Sequence[SegmentPlan]] = (),
-    scans: Sequence[TailScan] = (),
-) -> Answer:
-    shown = None
-    if request.explain:
-        from_tail = int(np.count_nonzero(found.source == snapshot.tail))
-        parts = selection, plans, rows, from_tail, shard.observed, scans
-        shown = explain(Shown(reading, request.target, snapshot, *parts))
-    searched = [plan for of_list in plans for plan in of_list]
-    recall = None if isinstance(request, GetRequest) else shard.observed.estimate(_recall(searched))
-    return Answer(rows, found.counts.astype(np.uint32), _served_at(snapshot), explain=shown, recall=recall)
-
-
 def _ask(request: QueryRequest | SearchRequest, *, k: int, queries: int) -> Ask:
     return Ask(k, request.recall or DEFAULT_RECALL, request.ef, request.exact, queries)
-
-
-def _recall(plans: Sequence[SegmentPlan]) -> float | None:
-    """The least of what the segments are estimated to give; the tail gives all."""
-    known = [plan.recall for plan in plans if plan.recall is not None]
-    return min(known, default=1.0) if len(known) == len(plans) else None
 
 
 def _check_dimension(given: int, view: View, shard: Shard) -> None:
@@ -403,7 +352,3 @@ def _check_dimension(given: int, view: View, shard: Shard) -> None:
 
 def _selection(where: Filter | None, ids: tuple[str, ...] | None) -> Selection:
     return Selection(where, None if ids is None else pa.array(dict.fromkeys(ids), pa.string()))
-
-
-def _served_at(snapshot: Snapshot) -> ServedAt:
-    return ServedAt(snapshot.offset, snapshot.version.version)
