@@ -2,7 +2,20 @@
 
 import sys
 
-from bench import churn, embedding, engines, failover, filters, functions, gateway, memory, tail, telemetry, wordnet
+from bench import (
+    churn,
+    embedding,
+    engines,
+    failover,
+    filters,
+    functions,
+    gateway,
+    memory,
+    overhead,
+    tail,
+    telemetry,
+    wordnet,
+)
 
 OTHERS = {
     "filters": filters.main,
@@ -15,6 +28,7 @@ OTHERS = {
     "telemetry": telemetry.main,
     "failover": failover.main,
     "tail": tail.main,
+    "overhead": overhead.main,
 }
 
 if (main := OTHERS.get(sys.argv[1] if len(sys.argv) > 1 else "")) is not None:

@@ -122,7 +122,7 @@ async def run(name: str, rounds: int, cache: Path, count: int) -> None:
         await system.compact(ref, merge=True)
         seconds = time.perf_counter() - started
         recall, plans = await recall_of(system, ref, queries)
-        held = sum(shard.size_bytes for shard in system.node._shards.values()) / 2**20
+        held = sum(shard.size_bytes for shard in system.node.loaded.shards.values()) / 2**20
         resident = (resident_bytes() - sum(written) - ingested) / 2**20
         print(
             f"{number:3} {recall:.4f}  [{plans}]  {held:.0f} held, {resident:.0f} resident, {seconds:.1f} s, "

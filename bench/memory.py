@@ -110,7 +110,7 @@ async def measure(data: EngineData, share: float, recall: float, count: int) -> 
             settings = NodeSettings(loaded_bytes=budget, recall_check_share=0.0)
             node = Node("node", replace(system.node.services, blocks=cache), settings)
             await node.query(QueryRequest(target, queries[:1], K))
-            for shard in node._shards.values():
+            for shard in node.loaded.shards.values():
                 await shard.release()
             empty_system_cache(path)
             for temperature in ("cold", "warm"):

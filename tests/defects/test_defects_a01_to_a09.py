@@ -386,7 +386,7 @@ async def test_a09_a_read_that_starts_again_takes_a_new_snapshot() -> None:
                 at.system.log.trim(at.ref.id, compacted)
                 offset = (await at.write(put(f"new-{compacted}"))).token.offset
                 await at.ids()
-                assert {loaded(shard) for shard in at.system.node._shards.values()} == {compacted}
+                assert {loaded(shard) for shard in at.system.node.loaded.shards.values()} == {compacted}
 
         database = another_database(at.system, before=overtake)
         for number in range(3):

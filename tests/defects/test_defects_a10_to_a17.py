@@ -25,7 +25,7 @@ from shoal_core.schema import DOCUMENT_KEY, Analyzer, Index, Schema
 from shoal_core.scoring import rrf
 from shoal_frontend.database import DatabaseService
 from shoal_index.segment import Segment, open_segment
-from shoal_query.node import NodeSettings
+from shoal_query.node import Node, NodeSettings
 from shoal_testing.compaction import Crash
 from shoal_testing.direct import DirectSystem
 from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
@@ -105,7 +105,7 @@ async def segments(at: Laid) -> list[Segment]:
     """The segments of the only shard, read anew."""
     node = at.system.new_node("fresh")
     await another_database(at.system, node=node).count(at.ref)
-    [shard] = node._shards.values()
+    [shard] = node.loaded.shards.values()
     assert shard.view is not None
     found = [view.segment for view in shard.view.version.segments]
     await node.close()
@@ -426,14 +426,15 @@ async def test_a15_objects_of_crashed_jobs_are_swept(job: str, dies_at: str) -> 
 async def test_a15_what_a_node_has_loaded_is_bounded() -> None:
     """Prefetched roots were kept in a map that only grew."""
     system = DirectSystem()
-    system.node.settings = NodeSettings(loaded_bytes=100_000, reads_per_shrink=1)
+    system.node = Node("node", system.node.services, NodeSettings(loaded_bytes=100_000, reads_per_shrink=1))
+    system.database = system.new_database()
     refs = [await system.create(f"collection-{n}") for n in range(60)]
     for _ in range(2):
         for ref in refs:
             await system.database.write(ref, to_operation_batch([put("a")], 1))
             assert (await system.database.count(ref)).count == 1
-            assert sum(shard.size_bytes for shard in system.node._shards.values()) <= 110_000
-    assert len(system.node._shards) < 15
+            assert sum(shard.size_bytes for shard in system.node.loaded.shards.values()) <= 110_000
+    assert len(system.node.loaded.shards) < 15
     assert system.node.counters.dropped_shards > 100
     await system.node.close()
 

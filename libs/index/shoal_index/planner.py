@@ -81,6 +81,7 @@ class SegmentPlan:
         rejected: the strategies not chosen, each with the reason.
         compared: rows whose distance is computed exactly.
         way: the number of the segment's way that is gone; -1 for none of them.
+        cost_ns: what a query takes, as `costs` has it.
     """
 
     strategy: Strategy
@@ -90,6 +91,7 @@ class SegmentPlan:
     rejected: tuple[tuple[Strategy, str], ...] = ()
     compared: int = 0
     way: int = -1
+    cost_ns: float = 0.0
 
     @property
     def approximate(self) -> bool:
@@ -103,10 +105,12 @@ def plan_segment(ask: Ask, *, rows: int, dimension: int, allowed: int, ways: Seq
     if wanted == 0:
         return SegmentPlan(Strategy.NOTHING, 0)
     strategies = tuple(dict.fromkeys(way.strategy for way in ways)) or (Strategy.GRAPH, Strategy.CLUSTERS)
+    row = costs.scan_row(dimension, shared=ask.queries >= _SHARED)
+    scanning = allowed * row * (_PAGED_SCAN if ask.paged else 1.0)
 
     def scan(*reasons: str) -> SegmentPlan:
         rejected = tuple(zip(strategies, reasons * len(strategies), strict=False))
-        return SegmentPlan(Strategy.SCAN, wanted, rejected=rejected, compared=allowed)
+        return SegmentPlan(Strategy.SCAN, wanted, rejected=rejected, compared=allowed, cost_ns=scanning)
 
     if not ways:
         return scan("the segment is small and has none")
@@ -114,8 +118,6 @@ def plan_segment(ask: Ask, *, rows: int, dimension: int, allowed: int, ways: Seq
         return scan("an exact answer was asked for")
     if allowed <= SCAN_ROWS:
         return scan(f"only {allowed} rows may be answered, at most {SCAN_ROWS} are always compared one by one")
-    row = costs.scan_row(dimension, shared=ask.queries >= _SHARED)
-    scanning = allowed * row * (_PAGED_SCAN if ask.paged else 1.0)
     options = [_option(ask, number, way, wanted, rows, allowed) for number, way in enumerate(ways)]
     best = [min((o for o in options if o.strategy is each), key=lambda option: option.cost) for each in strategies]
     chosen = min(best, key=lambda option: option.cost)
@@ -131,7 +133,14 @@ def plan_segment(ask: Ask, *, rows: int, dimension: int, allowed: int, ways: Seq
     recall = None if math.isnan(chosen.point.recall) else chosen.point.recall
     index = ways[chosen.way].index
     return SegmentPlan(
-        chosen.strategy, wanted, chosen.point.effort, recall, tuple(others), index.measured(wanted), chosen.way
+        chosen.strategy,
+        wanted,
+        chosen.point.effort,
+        recall,
+        tuple(others),
+        index.measured(wanted),
+        chosen.way,
+        chosen.cost,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shoal_core.filters import Filter
 from shoal_core.hashing import hash_ids
@@ -27,6 +28,7 @@ from shoal_core.records import (
     MetadataField,
     concat_rows,
     embedding_matrix,
+    metadata_fields,
     one_chunk,
 )
 from shoal_core.schema import Analyzer
@@ -71,6 +73,7 @@ class Pieces:
 
     def __init__(self, tables: Sequence[pa.Table]) -> None:
         self.tables = tuple(tables)
+        self._names = [frozenset(table.schema.names) for table in tables]
         self.starts = np.cumsum([0, *(table.num_rows for table in tables)])
 
     def split(self, rows: Rows) -> list[tuple[int, Rows, npt.NDArray[np.int64]]]:
@@ -83,14 +86,20 @@ class Pieces:
 
     def take(self, rows: Rows, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows, in their order: of all columns, or of those named, one of which every table has; null where one has none."""
+        if len(self.tables) == 1:
+            return _taken(self._chosen(0, columns), rows)
         parts = self.split(rows) or [(0, rows, rows)]  # of no rows
-        taken = [self._chosen(n, columns).take(pa.array(within)) for n, within, _ in parts]
+        taken = [_taken(self._chosen(n, columns), within) for n, within, _ in parts]
         return in_order(taken, [at for _, _, at in parts])
 
     def _chosen(self, number: int, columns: Sequence[str] | None) -> pa.Table:
-        table = self.tables[number]
-        present = set(table.schema.names)
+        table, present = self.tables[number], self._names[number]
         return table if columns is None else table.select([name for name in columns if name in present])
+
+
+def _taken(table: pa.Table, rows: Rows) -> pa.Table:
+    """`pa.Table.take` without what it does around the same function, which for few rows takes as long."""
+    return pc.call_function("take", [table, pa.array(rows)])
 
 
 def in_order(parts: Sequence[pa.Table], positions: Sequence[npt.NDArray[np.int64]]) -> pa.Table:
@@ -124,10 +133,15 @@ class Segment:
         self.ways = tuple(ways)
         self.indexes = indexes
         self.schema: pa.Schema = pieces.tables[0].schema
+        self.fields = metadata_fields(self.schema.names)
+        self.row_bytes = sum(block.size_bytes for block in ref.blocks.get("rows", ())) / max(
+            ref.rows, 1
+        )  # without vectors
         self.created: npt.NDArray[np.uint64] = vectors.ties
         self._ids = ids
         self._pieces = pieces
         self._table = pa.concat_tables(pieces.tables)
+        self.row_bytes = self._table.nbytes / max(ref.rows, 1)  # on average, without its vector
         self._matchings: OrderedDict[Filter, Matching] = OrderedDict()
         self._matchings_lock = Lock()
         self._matchings_bytes = 0
@@ -228,8 +242,7 @@ class Segment:
 
         Never answers fewer than k rows of a query when k are allowed.
         """
-        count = self.rows if allowed is None else int(np.count_nonzero(allowed))
-        plan = self._plan(self._looked_at(ask, allowed, count), count)
+        plan = self.plan(ask, allowed)
         if plan.strategy is Strategy.NOTHING:
             return no_neighbours(len(queries)), plan
         if plan.strategy is Strategy.SCAN:
@@ -238,6 +251,19 @@ class Segment:
         found, compared = index.search_counting(queries, plan.k, effort=plan.effort, allowed=allowed, threads=threads)
         self.vectors.touch(len(queries) * index.touched(plan.k, float(compared.sum()) / max(len(queries), 1)))
         return self._completed(found, queries, plan, allowed, threads), plan
+
+    def plan(self, ask: Ask, allowed: Mask | None) -> SegmentPlan:
+        """How `search` finds the nearest allowed rows. Made once for searches that want the same."""
+        count = self.rows if allowed is None else int(np.count_nonzero(allowed))
+        asked = self._looked_at(ask, allowed, count), count
+        plan = self._plans.get(asked)
+        if plan is None:
+            dimension = self.vectors.dimension
+            plan = plan_segment(asked[0], rows=self.rows, dimension=dimension, allowed=count, ways=self.ways)
+            if len(self._plans) >= _KEPT_PLANS:
+                self._plans.clear()
+            self._plans[asked] = plan
+        return plan
 
     def scan(self, queries: Vectors, k: int, *, allowed: Mask | None, threads: int) -> Neighbours:
         """The ``k`` nearest of the allowed rows, all of which are compared."""
@@ -250,16 +276,6 @@ class Segment:
         if clusters is None or allowed is None or ask.exact or count <= SCAN_ROWS or count == self.rows:
             return ask
         return replace(ask, scattered=clusters.clumping(allowed) < _SCATTERED)
-
-    def _plan(self, ask: Ask, allowed: int) -> SegmentPlan:
-        """Made once for searches that want the same."""
-        plan = self._plans.get((ask, allowed))
-        if plan is None:
-            plan = plan_segment(ask, rows=self.rows, dimension=self.vectors.dimension, allowed=allowed, ways=self.ways)
-            if len(self._plans) >= _KEPT_PLANS:
-                self._plans.clear()
-            self._plans[ask, allowed] = plan
-        return plan
 
     def _completed(
         self, found: Neighbours, queries: Vectors, plan: SegmentPlan, allowed: Mask | None, threads: int

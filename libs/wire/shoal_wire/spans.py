@@ -50,6 +50,9 @@ def shared_span(name: str, askers: Sequence[Span], attributes: Attributes | None
     asked for. If none is recorded no span is made, and the block has the first asker's context.
     """
     recorded = list(dict.fromkeys(span for span in askers if span.is_recording()))
+    if not recorded and askers and trace.get_current_span() is askers[0]:
+        yield askers[0]
+        return
     if not recorded:
         with trace.use_span(askers[0] if askers else trace.INVALID_SPAN, record_exception=False):
             yield trace.get_current_span()

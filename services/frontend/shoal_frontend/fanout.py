@@ -47,6 +47,7 @@ _ATTEMPTS = 8
 _FETCHED_AT_ONCE = 10_000  # ids of one request
 
 T = TypeVar("T")
+R = TypeVar("R", GetRequest, QueryRequest, CountRequest)
 
 
 def target_of(collection: Collection, shard: int = 0) -> Target:
@@ -89,7 +90,7 @@ class Fanout:
     ) -> Answer | EncodedAnswer:
         """A get of any number of shards; ``request.target`` is replaced."""
         if _answers_itself(collection, request.consistency):
-            return await self.nodes.get(replace(request, target=target_of(collection)), encoded=encoded)
+            return await self.nodes.get(_of_first_shard(request, collection), encoded=encoded)
         stages = Stages(self.clock)
         return await self.at_one_snapshot(
             collection, request.consistency, lambda at: self.get_at(collection, request, at, stages)
@@ -100,7 +101,7 @@ class Fanout:
     ) -> Answer | EncodedAnswer:
         """A query of any number of shards; ``request.target`` is replaced."""
         if _answers_itself(collection, request.consistency):
-            return await self.nodes.query(replace(request, target=target_of(collection)), encoded=encoded)
+            return await self.nodes.query(_of_first_shard(request, collection), encoded=encoded)
         stages = Stages(self.clock)
         return await self.at_one_snapshot(
             collection, request.consistency, lambda at: self._query(collection, request, at, stages)
@@ -109,7 +110,7 @@ class Fanout:
     async def count(self, collection: Collection, request: CountRequest) -> CountAnswer:
         """A count of any number of shards; ``request.target`` is replaced."""
         if _answers_itself(collection, request.consistency):
-            return await self.nodes.count(replace(request, target=target_of(collection)))
+            return await self.nodes.count(_of_first_shard(request, collection))
         stages = Stages(self.clock)
 
         async def count_at(offset: int) -> CountAnswer:
@@ -260,6 +261,11 @@ class Fanout:
 
     async def _node_query(self, request: QueryRequest) -> Answer:
         return cast(Answer, await self.nodes.query(request))
+
+
+def _of_first_shard(request: R, collection: Collection) -> R:
+    target = target_of(collection)
+    return request if request.target == target else replace(request, target=target)
 
 
 def _answers_itself(collection: Collection, consistency: Consistency) -> bool:

@@ -241,7 +241,7 @@ def test_a_version_published_between_the_phases(trim: bool) -> None:
         last = await cluster.write(*(put(name, 3, text="new") for name in SPANNING[:6]), remove(SPANNING[7]))
         await cluster.compact(trim=trim)
         for node in cluster.backends:  # they load the newer version, which cannot serve the snapshot of the first phase
-            for shard in node._shards.values():
+            for shard in node.loaded.shards.values():
                 await shard.newest_offset(1)
         await settle(300)
         gate.open()

@@ -407,6 +407,18 @@ async def test_large_bodies_and_answers_are_the_same_as_small_ones() -> None:
     assert wrong.status == 422
 
 
+async def test_the_estimated_recall_is_a_header() -> None:
+    """Bodies are those that clients know."""
+    site = await Site().start()
+    assert (await site.post("add", {"ids": ["a", "b"], "embeddings": [[1.0], [2.0]]})).status == 201
+    answer = await site.post("query", {"query_embeddings": [[1.0]]})
+    assert answer.headers["shoal-recall"] == "1.0000", "every record was compared"
+    assert "recall" not in answer.json
+    knn = {"rank": {"$knn": {"query": [1.0]}}}
+    assert (await site.post("search", {"searches": [knn, knn]})).headers["shoal-recall"] == "1.0000"
+    assert "shoal-recall" not in (await site.post("get", {})).headers
+
+
 @pytest.mark.parametrize("declared", [True, False])
 async def test_bodies_beyond_the_limit_are_refused(declared: bool) -> None:
     site = await Site().start()

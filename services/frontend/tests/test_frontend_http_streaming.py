@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,17 @@ async def test_small_answers_are_one_message_with_their_length() -> None:
     start, body = connection.messages
     assert dict(start["headers"])[b"content-length"] == b"30"
     assert len(body["body"]) == 30
+
+
+@pytest.mark.parametrize(
+    ("recalls", "header"),
+    [([0.97345, 0.91], "0.9100"), ([0.97342], "0.9734"), ([0.9, None], None), ([None], None), ([], None)],
+)
+async def test_the_least_recall_is_told_where_all_are_known(recalls: list[float | None], header: str | None) -> None:
+    answers = [replace(answer_of(3), recall=recall) for recall in recalls]
+    small = await sent(answers, lambda _: counted([], 3, 10))
+    large = await sent(answers, lambda _: counted([], 100))
+    assert small.headers.get("shoal-recall") == large.headers.get("shoal-recall") == header
 
 
 async def test_large_answers_go_in_pieces() -> None:

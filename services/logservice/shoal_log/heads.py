@@ -44,7 +44,7 @@ class KnownHeads:
     def learn(self, state: LogState) -> LogState:
         """Add an observation; returns what is known now."""
         known = self._states.get(state.collection_id)
-        if known is not None and known.incarnation == state.incarnation:
+        if known is not None and known != state and known.incarnation == state.incarnation:
             state = join(known, state)
         self._states[state.collection_id] = state
         self._states.move_to_end(state.collection_id)

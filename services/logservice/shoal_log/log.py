@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 from uuid import UUID
 
@@ -30,6 +31,7 @@ from shoal_log.trim_store import PartitionStore
 from shoal_storage.postgres import Pool
 from shoal_wire.spans import root_span
 
+_USUAL_ID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAX_OFFSET = 2**63 - 1
 
 
@@ -302,6 +304,8 @@ class LogService:
 
 def _check_id(text: str) -> str:
     """A UUID in its usual form. Raises `NotFound`: no collection has another id."""
+    if isinstance(text, str) and _USUAL_ID.fullmatch(text):
+        return text
     try:
         return str(UUID(text))
     except (ValueError, AttributeError, TypeError) as error:

@@ -5,7 +5,7 @@ Sources are the version's segments, in order, and last the tail's overlay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,10 +30,10 @@ from shoal_core.records import (
 )
 from shoal_index.planner import Ask, SegmentPlan
 from shoal_index.segment import in_order
-from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, order_by_distance
+from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, no_neighbours, order_by_distance
 from shoal_index.version import ShardVersion
 from shoal_query.tail import Frozen, ids_of
-from shoal_query.tail_search import TailScan, search_tail
+from shoal_query.tail_search import NOT_SEARCHED, TailScan, search_tail
 
 DISTANCE = "distance"
 ORIGIN = "origin"
@@ -183,6 +183,8 @@ def finish_search(
     sources = [
         (source, hit.near, snapshot.version.segments[source].segment.created) for source, hit in enumerate(current)
     ]
+    if snapshot.frozen.pieces is None:
+        return _merge(sources, len(search.vectors), search.ask.k), current, NOT_SEARCHED
     mask = allowed_rows(snapshot, snapshot.tail, selection)
     tail, scan = search_tail(
         snapshot.frozen, snapshot.version.space, search.vectors, search.ask.k, allowed=mask, threads=search.threads
@@ -203,6 +205,11 @@ def _refresh(
 
 def _merge(sources: Sequence[tuple[int, Neighbours, npt.NDArray[np.uint64]]], queries: int, k: int) -> Found:
     """Per query the k nearest over all sources, the tail among them; equal distances in order of creation."""
+    sources = [each for each in sources if len(each[1].rows)]
+    if not sources:
+        return _merged(0, no_neighbours(queries), np.empty(0, dtype=np.uint64))
+    if len(sources) == 1:  # is in this order already
+        return _merged(*sources[0])
     source = np.concatenate([np.full(len(near.rows), number) for number, near, _ in sources])
     row = np.concatenate([near.rows for _, near, _ in sources])
     distance = np.concatenate([near.distances for _, near, _ in sources])
@@ -213,6 +220,11 @@ def _merge(sources: Sequence[tuple[int, Neighbours, npt.NDArray[np.uint64]]], qu
     rank = np.arange(len(order)) - np.repeat(np.cumsum(totals) - totals, totals) if queries > 1 else None
     chosen = order if rank is None else order[rank < k]
     return Found(source[chosen], row[chosen], created[chosen], distance[chosen], np.minimum(totals, k))
+
+
+def _merged(source: int, near: Neighbours, created: npt.NDArray[np.uint64]) -> Found:
+    """What one source found."""
+    return Found(np.full(len(near.rows), source), near.rows, created[near.rows], near.distances, near.counts)
 
 
 # --- get and count -----------------------------------------------------------------------------------------------------
@@ -278,12 +290,7 @@ def count_rows(snapshot: Snapshot, selection: Selection) -> int:
 
 def hydrate(snapshot: Snapshot, found: Found, include: Include, *, with_origin: bool) -> pa.Table:
     """The rows found, with the columns asked for, in their order."""
-    tables, positions = [], []
-    for source in np.unique(found.source).tolist():
-        at = np.flatnonzero(found.source == source)
-        tables.append(_take(snapshot, source, found.row[at], include))
-        positions.append(at)
-    rows = in_order(tables, positions) if tables else empty_rows(None).select([ID, CREATED_OFFSET])
+    rows = _rows_of(snapshot, found, include)
     if found.distance is not None:
         rows = rows.append_column(DISTANCE, pa.array(found.distance))
     if with_origin:
@@ -291,24 +298,37 @@ def hydrate(snapshot: Snapshot, found: Found, include: Include, *, with_origin: 
     return rows
 
 
+def _rows_of(snapshot: Snapshot, found: Found, include: Include) -> pa.Table:
+    if len(found.source) == 0:
+        return empty_rows(None).select([ID, CREATED_OFFSET])
+    first = int(found.source[0])
+    if bool((found.source == first).all()):
+        return _take(snapshot, first, found.row, include)
+    positions = [(source, np.flatnonzero(found.source == source)) for source in np.unique(found.source).tolist()]
+    tables = [_take(snapshot, source, found.row[at], include) for source, at in positions]
+    return in_order(tables, [at for _, at in positions])
+
+
 def _take(snapshot: Snapshot, source: int, rows: Rows, include: Include) -> pa.Table:
     if source == snapshot.tail:
         assert snapshot.frozen.pieces is not None
         pieces = snapshot.frozen.pieces
         names = dict.fromkeys(name for table in pieces.tables for name in table.schema.names)
-        return pieces.take(rows, _columns(list(names), include))
+        return pieces.take(rows, _columns(names, metadata_fields(names), include))
     segment = snapshot.version.segments[source].segment
-    return segment.take(rows, _columns([*segment.schema.names, EMBEDDING], include))
+    columns = _columns(segment.schema.names, segment.fields, include)
+    return segment.take(rows, [*columns, EMBEDDING] if include.embeddings else columns)
 
 
-def _columns(available: Sequence[str], include: Include) -> list[str]:
+def _columns(available: Collection[str], fields: Sequence[MetadataField], include: Include) -> list[str]:
     wanted = [ID, CREATED_OFFSET]
     if include.documents and DOCUMENT in available:
         wanted.append(DOCUMENT)
     if include.embeddings and EMBEDDING in available:
         wanted.append(EMBEDDING)
-    fields = [field for field in metadata_fields(available) if field.key != URI_KEY]
-    wanted.extend(field.column for field in fields if include.metadatas or field.key in include.keys)
+    if include.metadatas or include.keys:
+        users = (field for field in fields if field.key != URI_KEY)
+        wanted.extend(field.column for field in users if include.metadatas or field.key in include.keys)
     if (include.uris or URI_KEY in include.keys) and _URI in available:
         wanted.append(_URI)
     return wanted

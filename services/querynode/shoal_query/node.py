@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pyarrow as pa
 
-from shoal_core.consistency import Consistency, ReadLevel, ServedAt
+from shoal_core.consistency import Consistency, ReadLevel
 from shoal_core.contracts import (
     Answer,
     CountAnswer,
@@ -27,35 +25,28 @@ from shoal_core.contracts import (
 )
 from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound, ShoalError, SnapshotGone
 from shoal_core.filters import Filter
-from shoal_index.planner import DEFAULT_RECALL, Ask, SegmentPlan
+from shoal_index.planner import DEFAULT_RECALL, Ask
 from shoal_index.vector import kernels
 from shoal_index.vector.engine import Vectors
 from shoal_query.admission import Admission
+from shoal_query.answers import answer_of, served_at
 from shoal_query.execute import (
-    Found,
     Search,
-    SegmentHits,
     Selection,
     Snapshot,
     count_rows,
-    finish_search,
     hydrate,
-    search_segments,
     select_rows,
 )
 from shoal_query.explain import Reading, Shown, Stages, explain
+from shoal_query.loaded import LoadedShards, key_of
+from shoal_query.nearest import Nearest, NearestRead
 from shoal_query.ranked import SCORE, search_leaves, statistics
 from shoal_query.recall_check import CheckBudget, check_query
 from shoal_query.rounds import seen
 from shoal_query.services import Services
 from shoal_query.shard import Shard, View
-from shoal_query.tail_search import TailScan
-from shoal_query.usage import Usage
-
-ShardKey = tuple[str, int, int]
-
-_IN_USE_S = 60.0  # since the last read of a shard
-_LOOKS = 16  # at the memory used, at least, while it grows from nothing to all that is allowed
+from shoal_query.usage import Counters, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +61,7 @@ class NodeSettings:
         staleness_ms: how long reads that need no read index may go without one.
         attempts: how often a strong read takes a new snapshot when its version was replaced under it.
         recall_check_share: of one core's time for asking queries again exactly; 0 for none.
+        brief_search_us: searches that are reckoned to take no longer run on the event loop, without a thread; 0 for none.
     """
 
     loaded_bytes: int = 8 << 30
@@ -80,16 +72,7 @@ class NodeSettings:
     staleness_ms: int = 5_000
     attempts: int = 5
     recall_check_share: float = 0.01
-
-
-@dataclass(slots=True)
-class Counters:
-    """What a query node has done since its start. ``recall_checks``: queries that were asked again exactly."""
-
-    reads: int = 0
-    recall_checks: int = 0
-    retaken_snapshots: int = 0
-    dropped_shards: int = 0
+    brief_search_us: int = 120
 
 
 @dataclass(slots=True)
@@ -100,12 +83,8 @@ class Node:
     services: Services
     settings: NodeSettings = field(default_factory=NodeSettings)
     counters: Counters = field(default_factory=Counters)
-    _shards: OrderedDict[ShardKey, Shard] = field(default_factory=OrderedDict)
-    _sizes: dict[ShardKey, int] = field(default_factory=dict)  # in bytes, as of the last look at each
-    _touched: set[ShardKey] = field(default_factory=set)  # read since the last look
+    loaded: LoadedShards = field(init=False)
     _admission: Admission = field(init=False)
-    _reads_since_shrink: int = 0
-    _crowded: bool = False  # with all of their vectors, the shards would not fit
     _kernels: Mapping[str, str] = field(default_factory=dict)
     _checks: CheckBudget = field(init=False)
     _checking: set[asyncio.Task[None]] = field(default_factory=set)
@@ -113,26 +92,26 @@ class Node:
     def __post_init__(self) -> None:
         self._checks = CheckBudget(self.settings.recall_check_share)
         settings = self.settings
+        self.loaded = LoadedShards(self.services, settings.loaded_bytes, settings.reads_per_shrink, self.counters)
         self._admission = Admission(settings.reads_at_work, settings.reads_waiting, self.services.queue_time)
 
     def observed_recall(self) -> float:
         """The mean over the checks of all shards held; 1 before the first."""
-        observed = [shard.observed for shard in self._shards.values()]
+        observed = [shard.observed for shard in self.loaded.shards.values()]
         checks = sum(each.checks for each in observed)
         return 1.0 - sum(each.missed for each in observed) / checks if checks else 1.0
 
     def usage(self) -> Usage:
         """What is held and under way now."""
-        shards = list(self._shards.values())
-        since = self.services.clock.monotonic() - _IN_USE_S
+        shards = list(self.loaded.shards.values())
         return Usage(
             reads=self._admission.present,
             refused_reads=self._admission.refused,
             shards=len(shards),
-            loaded_bytes=sum(list(self._sizes.values())),
+            loaded_bytes=sum(list(self.loaded.sizes.values())),
             tail_records=sum(shard.tail_records for shard in shards),
             tail_bytes=sum(shard.tail_bytes for shard in shards),
-            version_age_ms=max((shard.version_age_ms for shard in shards if shard.read_at >= since), default=0.0),
+            version_age_ms=max((shard.version_age_ms for shard in self.loaded.in_use()), default=0.0),
         )
 
     def kernels(self) -> Mapping[str, str]:
@@ -154,7 +133,7 @@ class Node:
                 reading.stages.done("select")
                 rows = hydrate(snapshot, found, request.include, with_origin=request.explain)
                 reading.stages.done("fetch")
-                return _answer(shard, reading, rows, found, snapshot, selection, request)
+                return answer_of(shard, reading, rows, found, snapshot, selection, request)
 
             return await self.services.compute(work)
 
@@ -170,26 +149,32 @@ class Node:
                 total = count_rows(snapshot, selection)
                 reading.stages.done("select")
                 shown = explain(Shown(reading, request.target, snapshot, selection)) if request.explain else None
-                return CountAnswer(total, _served_at(snapshot), shown)
+                return CountAnswer(total, served_at(snapshot), shown)
 
             return await self.services.compute(work)
 
     async def query(self, request: QueryRequest, *, encoded: bool = False) -> Answer:
-        """See `QueryNode`. The segments are searched while the read index and the tail are fetched."""
+        """See `QueryNode`. Segments are searched while the read index and the tail are fetched, if that takes long."""
         selection = _selection(request.where, request.ids)
         async with self._reading(request.target) as shard:
             ask = self._corrected(shard, _ask(request, k=request.k, queries=len(request.vectors)))
             search = Search(request.vectors, ask, self.settings.threads)
-            reading = self._begin(shard)
+            read = NearestRead(
+                self.services, shard, request, selection, search, self._begin(shard), self.settings.brief_search_us
+            )
             for _ in range(self.settings.attempts):
                 view = await shard.loaded()
                 _check_dimension(request.vectors.shape[1], view, shard)
                 try:
-                    return await self._search(shard, view, request, selection, search, reading)
+                    found = await self._nearest(read, view)
                 except SnapshotGone:
                     self.counters.retaken_snapshots += 1
                     if request.snapshot_offset and shard.view is view:
                         raise
+                    continue
+                if any(hit.plan.approximate for hit in found.hits) and not ask.paged:
+                    self._check_now_and_then(shard, found, selection, request.vectors)
+                return found.answer
         raise SnapshotGone(f"the snapshot was replaced {self.settings.attempts} times during the read; try again")
 
     async def search(self, request: SearchRequest) -> Answer:
@@ -210,7 +195,7 @@ class Node:
                 rows = hydrate(snapshot, ranked.found, Include(), with_origin=request.explain)
                 rows = rows.append_column(SCORE, pa.array(ranked.measures))
                 reading.stages.done("fetch")
-                return _answer(
+                return answer_of(
                     shard, reading, rows, ranked.found, snapshot, selection, request, ranked.plans, ranked.scans
                 )
 
@@ -221,83 +206,40 @@ class Node:
         async with self._reading(request.target) as shard:
             snapshot = await self._snapshot(shard, request.target, request.consistency, request.snapshot_offset)
             found = await self.services.compute(lambda: statistics(snapshot, request.asks))
-        return StatisticsAnswer(found, _served_at(snapshot))
+        return StatisticsAnswer(found, served_at(snapshot))
 
     async def drop_idle(self, max_age_ms: int) -> int:
-        """Drop shards that were not read for so long, which hold blocks of versions that may be gone; how many went."""
-        since = self.services.clock.monotonic() - max_age_ms / 1000
-        dropped = 0
-        for key, shard in list(self._shards.items()):
-            if shard.read_at < since and not shard.is_loading:  # now: dropping the one before took a while
-                await self._drop(key, shard)
-                dropped += 1
-        for shard in self._shards.values():
-            shard.forget_past(since)
-        return dropped
+        """See `LoadedShards.drop_idle`."""
+        return await self.loaded.drop_idle(max_age_ms)
 
     async def close(self) -> None:
         """Stop all work in the background."""
         for task in self._checking:
             task.cancel()
-        shards = list(self._shards.values())
-        self._shards.clear()
-        self._sizes.clear()
-        self._touched.clear()
-        for shard in shards:
-            await shard.close()
+        await self.loaded.close()
 
-    async def _search(
-        self,
-        shard: Shard,
-        view: View,
-        request: QueryRequest,
-        selection: Selection,
-        search: Search,
-        reading: Reading,
-    ) -> Answer:
-        before, pinned = view.newest(), None
-        if request.consistency.level is ReadLevel.AS_OF:
-            before = pinned = await self._snapshot(shard, request.target, request.consistency, request.snapshot_offset)
-        elif request.snapshot_offset and before.offset > request.snapshot_offset:
-            before = pinned = await self._pinned(shard, view, request.target, request.snapshot_offset)
-        segments = asyncio.ensure_future(self.services.compute(lambda: search_segments(before, selection, search)))
-        segments.add_done_callback(seen)
-        try:
-            snapshot = pinned or await self._snapshot_of(
-                shard, view, request.target, request.consistency, request.snapshot_offset
-            )
+    async def _nearest(self, read: NearestRead, view: View) -> Nearest:
+        """The read at a snapshot that meets its demand. The dimension may be known only then."""
+        shard, request = read.shard, read.request
+        target, consistency, offset = request.target, request.consistency, request.snapshot_offset
+
+        async def known(taking: Awaitable[Snapshot]) -> Snapshot:
+            snapshot = await taking
             _check_dimension(request.vectors.shape[1], view, shard)
-            reading.stages.done("snapshot")
-            hits = await segments
-        finally:
-            segments.cancel()
-        reading.stages.done("search")
+            return snapshot
 
-        def finish() -> tuple[Answer, list[SegmentHits]]:
-            if snapshot.offset < before.offset:  # served without a newer head: search at the offset asked for
-                found, current, scan = finish_search(
-                    snapshot, 0, search_segments(snapshot, selection, search), selection, search
-                )
-            else:
-                found, current, scan = finish_search(snapshot, before.offset, hits, selection, search)
-            reading.stages.done("tail")
-            rows = hydrate(snapshot, found, request.include, with_origin=request.explain)
-            reading.stages.done("fetch")
-            plans = [[hit.plan for hit in current]]
-            return _answer(shard, reading, rows, found, snapshot, selection, request, plans, [scan]), current
-
-        answer, current = await self.services.compute(finish)
-        if any(hit.plan.approximate for hit in current) and not search.ask.paged:
-            self._check_now_and_then(shard, snapshot, selection, current, request.vectors)
-        return answer
+        before = view.newest()
+        if consistency.level is ReadLevel.AS_OF:
+            return await read.at(await known(self._snapshot(shard, target, consistency, offset)))
+        if offset and before.offset > offset:
+            return await read.at(await known(self._pinned(shard, view, target, offset)))
+        return await read.meanwhile(before, lambda: known(self._snapshot_of(shard, view, target, consistency, offset)))
 
     def _corrected(self, shard: Shard, ask: Ask) -> Ask:
         shard.observed.fade(self.services.clock.monotonic())
-        return shard.observed.corrected(replace(ask, paged=True) if self._crowded else ask)
+        return shard.observed.corrected(replace(ask, paged=True) if self.loaded.crowded else ask)
 
-    def _check_now_and_then(
-        self, shard: Shard, snapshot: Snapshot, selection: Selection, hits: list[SegmentHits], vectors: Vectors
-    ) -> None:
+    def _check_now_and_then(self, shard: Shard, nearest: Nearest, selection: Selection, vectors: Vectors) -> None:
         """Ask one of the queries again exactly, in the background, if there is time to spare for it."""
         clock = self.services.clock
         if not self._checks.begin(clock.monotonic()):
@@ -308,7 +250,9 @@ class Node:
             started_at = clock.monotonic()
             try:
                 query = vectors[number : number + 1]
-                found = await self.services.compute(lambda: check_query(snapshot, selection, hits, query, number))
+                found = await self.services.compute(
+                    lambda: check_query(nearest.snapshot, selection, nearest.hits, query, number)
+                )
                 for estimated, recall in found:
                     shard.observed.add(estimated, recall)
                 self.counters.recall_checks += 1
@@ -380,107 +324,22 @@ class Node:
         """An admitted read of a shard. A collection that is gone takes its shard with it."""
         async with self._admission.admitted():
             self.counters.reads += 1
-            key = (target.collection_id, target.shard, target.shards)
-            shard = self._shards.get(key)
-            if shard is None:
-                shard = self._shards[key] = Shard(target, self.services)
-            self._shards.move_to_end(key)
-            shard.read_at = self.services.clock.monotonic()
+            key, shard = key_of(target), self.loaded.open(target)
             try:
                 yield shard
             except NotFound:
-                await self._drop(key, shard)
+                await self.loaded.drop(key, shard)
                 raise
             except ShoalError:
                 if shard.is_idle:  # there may be any number of collections that cannot be loaded
-                    await self._drop(key, shard)
+                    await self.loaded.drop(key, shard)
                 raise
             finally:
-                self._touched.add(key)
-                await self._shrink(key)
-
-    async def _shrink(self, keep: ShardKey) -> None:
-        """Adding up is not for every read, nor for shards that nobody read: sizes change slowly, and with reads."""
-        self._reads_since_shrink += 1
-        if self._reads_since_shrink < self.settings.reads_per_shrink and not self._has_grown(keep):
-            return
-        self._reads_since_shrink = 0
-        self._touched &= self._shards.keys()
-        self._sizes |= {key: self._shards[key].look() for key in self._touched}
-        self._touched = {key for key in self._touched if self._shards[key].is_loading}
-        total = sum(self._sizes.values())
-        self._notice_crowding(total)
-        for key, shard in list(self._shards.items()):
-            if total <= self.settings.loaded_bytes:
-                return
-            await shard.release()
-            if self._shards.get(key) is shard:
-                total -= self._sizes.get(key, 0)
-                self._sizes[key] = shard.look()
-                total += self._sizes[key]
-        for key, shard in list(self._shards.items()):
-            if total <= self.settings.loaded_bytes or key == keep:
-                return
-            if not shard.is_loading:  # it would only be loaded again
-                total -= self._sizes.get(key, 0)
-                await self._drop(key, shard)
-
-    def _has_grown(self, key: ShardKey) -> bool:
-        """Whether a shard is new, or has more of its vectors in memory, by so much that it should be looked at."""
-        shard = self._shards.get(key)
-        if shard is None:
-            return False
-        grown = shard.grown_bytes if key in self._sizes else shard.touched_bytes + shard.unread_bytes
-        return grown * _LOOKS > self.settings.loaded_bytes
-
-    def _notice_crowding(self, total: int) -> None:
-        """Whether the shards in use would fit with all of their vectors. ``total``: what is in memory."""
-        since = self.services.clock.monotonic() - _IN_USE_S
-        unread = sum(shard.unread_bytes for shard in self._shards.values() if shard.read_at >= since)
-        crowded = total + unread > self.settings.loaded_bytes
-        if self._crowded and not crowded:
-            for shard in self._shards.values():
-                shard.read_ahead()
-        self._crowded = crowded
-
-    async def _drop(self, key: ShardKey, shard: Shard) -> None:
-        if self._shards.get(key) is not shard:
-            return  # another read was faster
-        del self._shards[key]
-        self._sizes.pop(key, None)
-        self.counters.dropped_shards += 1
-        await shard.close()
-
-
-def _answer(
-    shard: Shard,
-    reading: Reading,
-    rows: pa.Table,
-    found: Found,
-    snapshot: Snapshot,
-    selection: Selection,
-    request: GetRequest | QueryRequest | SearchRequest,
-    plans: Sequence[Sequence[SegmentPlan]] = (),
-    scans: Sequence[TailScan] = (),
-) -> Answer:
-    shown = None
-    if request.explain:
-        from_tail = int(np.count_nonzero(found.source == snapshot.tail))
-        parts = selection, plans, rows, from_tail, shard.observed, scans
-        shown = explain(Shown(reading, request.target, snapshot, *parts))
-    searched = [plan for of_list in plans for plan in of_list]
-    recall = None if isinstance(request, GetRequest) else shard.observed.estimate(_recall(searched))
-    return Answer(rows, found.counts.astype(np.uint32), _served_at(snapshot), explain=shown, recall=recall)
+                await self.loaded.read(key)
 
 
 def _ask(request: QueryRequest | SearchRequest, *, k: int, queries: int) -> Ask:
     return Ask(k, request.recall or DEFAULT_RECALL, request.ef, request.exact, queries)
-
-
-def _recall(plans: Sequence[SegmentPlan]) -> float | None:
-    """The least of what the segments are estimated to give; the tail gives all."""
-    known = [plan.recall for plan in plans if plan.recall is not None]
-    return min(known, default=1.0) if len(known) == len(plans) else None
 
 
 def _check_dimension(given: int, view: View, shard: Shard) -> None:
@@ -493,7 +352,3 @@ def _check_dimension(given: int, view: View, shard: Shard) -> None:
 
 def _selection(where: Filter | None, ids: tuple[str, ...] | None) -> Selection:
     return Selection(where, None if ids is None else pa.array(dict.fromkeys(ids), pa.string()))
-
-
-def _served_at(snapshot: Snapshot) -> ServedAt:
-    return ServedAt(snapshot.offset, snapshot.version.version)

@@ -36,7 +36,7 @@ class Rounds(Generic[T]):
         return await asyncio.shield(self._next)
 
     async def _round(self, before: asyncio.Task[T] | None) -> T:
-        if before is not None:
+        if before is not None and not before.done():
             await asyncio.wait([before])
         self._under_way, self._next = self._next, None
         askers, self._askers = self._askers, []

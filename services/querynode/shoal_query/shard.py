@@ -28,6 +28,7 @@ from shoal_core.errors import (
 )
 from shoal_index.segment import Segment
 from shoal_index.version import SegmentView, ShardVersion, open_shard
+from shoal_query.brief import BriefSearches
 from shoal_query.execute import LiveMasks, Snapshot
 from shoal_query.recall_check import ObservedRecall
 from shoal_query.rounds import Rounds, seen
@@ -124,6 +125,7 @@ class Shard:
         self._looking_back = asyncio.Lock()
         self.read = ReadMeter()
         self.observed = ObservedRecall()
+        self.brief = BriefSearches(services.clock)
 
     @property
     def size_bytes(self) -> int:

@@ -25,6 +25,9 @@ class TailScan:
     rescored: int = 0
 
 
+NOT_SEARCHED = TailScan("nothing")
+
+
 def search_tail(
     frozen: Frozen, space: str, queries: Vectors, k: int, *, allowed: Mask | None, threads: int
 ) -> tuple[Neighbours, TailScan]:
@@ -37,7 +40,7 @@ def search_tail(
     assert allowed is not None, "the tail has a mask at every offset"
     count = int(np.count_nonzero(allowed))
     if frozen.vectors is None or not count:
-        return no_neighbours(len(queries)), TailScan("nothing")
+        return no_neighbours(len(queries)), NOT_SEARCHED
     codes = [part.codes for part in frozen.parts if part.codes is not None]
     if len(codes) < len(frozen.parts) or not prefers_codes(count, len(queries), k):
         return search_exact(frozen.vectors, space, queries, k, allowed=allowed, threads=threads), TailScan("scan")

@@ -23,3 +23,13 @@ class Usage:
     tail_records: int
     tail_bytes: int
     version_age_ms: float
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a query node has done since its start. ``recall_checks``: queries that were asked again exactly."""
+
+    reads: int = 0
+    recall_checks: int = 0
+    retaken_snapshots: int = 0
+    dropped_shards: int = 0

@@ -67,8 +67,8 @@ async def test_a_quarter_of_the_vectors_is_enough_memory(tmp_path: Path, monkeyp
         found.append(answer.rows.column(ID).to_pylist())
         exact = await roomy.query(replace(request, exact=True))
         true.append(exact.rows.column(ID).to_pylist())
-        [shard] = lean._shards.values()
-        await roomy._shards[next(iter(roomy._shards))].release()
+        [shard] = lean.loaded.shards.values()
+        await roomy.loaded.shards[next(iter(roomy.loaded.shards))].release()
         assert shard.size_bytes <= VECTOR_BYTES // 4 + VECTOR_BYTES // 16
         if number % 50 == 0:
             await system.clock.advance(5.0)  # which would be time to check a query
@@ -82,7 +82,7 @@ async def test_a_quarter_of_the_vectors_is_enough_memory(tmp_path: Path, monkeyp
     assert whole.rows.column(DISTANCE).to_pylist() == again.rows.column(DISTANCE).to_pylist(), (
         "more than fits is read, and let go of"
     )
-    assert next(iter(lean._shards.values())).size_bytes <= VECTOR_BYTES // 4
+    assert next(iter(lean.loaded.shards.values())).size_bytes <= VECTOR_BYTES // 4
     await lean.close()
     await roomy.close()
     await cache.close()
@@ -120,17 +120,17 @@ async def test_shards_that_nobody_reads_do_not_crowd_a_node(tmp_path: Path) -> N
     node = Node("node", replace(system.node.services, blocks=cache), settings)
     for target in targets:
         await node.count(CountRequest(target))
-    assert node._crowded
+    assert node.loaded.crowded
     await system.clock.advance(61.0)
     await node.count(CountRequest(targets[0]))
-    assert not node._crowded
-    assert len(node._shards) == 2
+    assert not node.loaded.crowded
+    assert len(node.loaded.shards) == 2
     in_memory = Node(
         "memory", system.node.services, NodeSettings(loaded_bytes=round(1.5 * VECTOR_BYTES), reads_per_shrink=1)
     )
     for _ in range(2):
         await in_memory.count(CountRequest(targets[0]))
-    assert not in_memory._crowded
+    assert not in_memory.loaded.crowded
     await node.close()
     await in_memory.close()
     await system.node.close()

@@ -682,17 +682,17 @@ def test_the_longest_unused_shards_go_when_there_are_too_many_bytes() -> None:
             await cluster.system.compact(ref)
         roomy = cluster.node()
         await roomy.count(CountRequest(targets[0]))
-        one = next(iter(roomy._shards.values())).size_bytes
+        one = next(iter(roomy.loaded.shards.values())).size_bytes
         node = cluster.node(NodeSettings(loaded_bytes=int(one * 2.5), reads_per_shrink=1))
         for number in (0, 1, 0, 2):
             assert (await node.count(CountRequest(targets[number]))).count == 100
-        assert [key[0] for key in node._shards] == [refs[0].id, refs[2].id]
+        assert [key[0] for key in node.loaded.shards] == [refs[0].id, refs[2].id]
         assert node.counters.dropped_shards == 1
         assert (await node.count(CountRequest(targets[1]))).count == 100
         tiny = cluster.node(NodeSettings(loaded_bytes=1, reads_per_shrink=1))
         for target in targets:
             assert (await tiny.count(CountRequest(target))).count == 100
-        assert len(tiny._shards) == 1, "the one in use stays"
+        assert len(tiny.loaded.shards) == 1, "the one in use stays"
 
     play(scenario)
 
@@ -726,8 +726,8 @@ def test_shards_that_cannot_be_loaded_are_not_kept() -> None:
         for ref in refs:
             with pytest.raises(Unavailable):
                 await node.count(_count(ref))
-        assert not node._shards
-        assert not node._sizes
+        assert not node.loaded.shards
+        assert not node.loaded.sizes
 
         cluster.before.closed = {"get_version"}
         reads = [asyncio.create_task(node.count(_count(ref))) for ref in refs]
@@ -739,7 +739,7 @@ def test_shards_that_cannot_be_loaded_are_not_kept() -> None:
         await settle()
         cluster.system.objects.before_get = None
         assert (await node.count(_count(cluster.ref))).count == 1
-        assert list(node._shards) == [(cluster.ref.id, 0, 1)] == list(node._sizes)
+        assert list(node.loaded.shards) == [(cluster.ref.id, 0, 1)] == list(node.loaded.sizes)
 
     play(scenario)
 

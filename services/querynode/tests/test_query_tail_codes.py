@@ -126,7 +126,7 @@ def test_a_long_tail_with_changes_answers_as_the_oracle(space: str, coded: list[
             narrow = await held.check(some(chance, 1), 5, where={"n": {"$eq": 1}})
             assert narrow["strategy"] == ("codes" if narrow["matched"] >= LONG else "scan"), "by what may be answered"
         assert (await held.check(some(chance, 1), 6))["strategy"] == "codes"
-        [shard] = held.node._shards.values()
+        [shard] = held.node.loaded.shards.values()
         frozen = (await shard.loaded()).overlay.frozen
         assert sum(coded) == len(frozen.created), "each row of every state once"
         await held.node.close()

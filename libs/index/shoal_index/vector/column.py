@@ -92,6 +92,10 @@ class VectorColumn:
             out[at] = self.chunks[n].vectors[rows[at] - self._starts[n]]
         return out
 
+    def is_prepared(self, space: str) -> bool:
+        """Whether there is a `handle` already: making one takes a look at all lengths."""
+        return space in self._handles
+
     def handle(self, space: str) -> native.Handle:
         """What kernels take."""
         known = self._handles.get(space)

@@ -32,6 +32,7 @@ from shoal_frontend.http_api.gateway import (
 from shoal_frontend.http_api.observed import ROUTE, TRACE_HEADER, TRACE_ID, Observed
 from shoal_frontend.http_api.openapi import body_of, describe, parameters_of
 from shoal_frontend.http_api.record_routes import RecordRoutes
+from shoal_frontend.http_api.sending import RECALL_HEADER
 from shoal_frontend.http_api.system_routes import VERSION, SystemRoutes
 
 RETRY_HEADER = "retry-after"
@@ -63,7 +64,7 @@ def create_app(gateway: Gateway) -> FastAPI:
             allow_origins=gateway.cors_allow_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=[TRACE_HEADER, RETRY_HEADER],
+            expose_headers=[TRACE_HEADER, RETRY_HEADER, RECALL_HEADER],
         )
     describe(app.openapi(), embeds=gateway.embeds)
     return app

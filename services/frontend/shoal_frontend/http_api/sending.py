@@ -13,13 +13,21 @@ from shoal_frontend.http_api.bodies import JSON_TYPE, LARGE_BYTES, json_response
 from shoal_frontend.http_api.pieces import PIECE_BYTES, SMALL_BYTES, Pieces
 from shoal_wire.codec.answers import answer_size_bytes
 
+RECALL_HEADER = "shoal-recall"
 WHOLE_BYTES = 1 << 20  # JSON that is sent at once
 
 
 async def sent(answers: Sequence[Answer], to_json: Callable[[int], Pieces]) -> Response:
-    """The response: what ``to_json`` makes of ``answers``, given how many bytes their rows have."""
+    """The response: what ``to_json`` makes of ``answers``, given how many bytes their rows have.
+
+    A header has the recall that the one with the least is estimated to have, if it is known of all: bodies have no place for it.
+    """
     size_bytes = sum(answer_size_bytes(answer, SMALL_BYTES) for answer in answers)
-    return await in_pieces(to_json(size_bytes), large=size_bytes > LARGE_BYTES)
+    response = await in_pieces(to_json(size_bytes), large=size_bytes > LARGE_BYTES)
+    recalls = [answer.recall for answer in answers if answer.recall is not None]
+    if recalls and len(recalls) == len(answers):
+        response.headers[RECALL_HEADER] = f"{min(recalls):.4f}"
+    return response
 
 
 async def in_pieces(pieces: Pieces, *, large: bool) -> Response:

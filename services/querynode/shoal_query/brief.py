@@ -1,0 +1,115 @@
+"""Searches so brief that to hand them to a thread takes longer than they do: those run on the event loop.
+
+A hand-over and the way back cost a hundred microseconds and more, during which the interpreter changes threads twice. A search that is
+reckoned to take no longer is not worth it. What is reckoned holds as far as the planner's costs do: they know nothing of records
+much larger than others, or of pages that the system took away. So what ran is measured as well, and when it took long, or waited for a
+disk, searches of that shard go to threads for a while.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from shoal_core.contracts import Include
+from shoal_core.ports import Clock
+from shoal_index.vector import costs
+from shoal_index.version import SegmentView
+from shoal_query.execute import Search, Selection, Snapshot
+
+T = TypeVar("T")
+
+LONGEST_S = 0.003  # of processor time
+PAUSE_S = 5.0
+
+_ROWS = 500_000  # of a segment: what masks of it cost is not reckoned
+_SEGMENTS = 4
+_COLUMNS = 16  # of metadata
+_ANSWERED = 100  # rows
+_ANSWERED_BYTES = 64 << 10
+_TAIL_SCANS = 2  # of every row: for its length, the first time after a fold, and to compare it
+
+_RUSAGE = getattr(
+    resource, "RUSAGE_THREAD", resource.RUSAGE_SELF
+)  # where it is not told apart, others' faults count too
+
+
+def thread_use() -> tuple[float, int]:
+    """What this thread has used: seconds of processor time, and pages that it waited for a disk to bring."""
+    return time.thread_time(), resource.getrusage(_RUSAGE).ru_majflt
+
+
+@dataclass(slots=True)
+class BriefSearches:
+    """Whether searches of one shard may run on the event loop.
+
+    Attributes:
+        used: as `thread_use`.
+    """
+
+    clock: Clock
+    used: Callable[[], tuple[float, int]] = thread_use
+    _paused_until: float = -math.inf
+
+    def may_run(
+        self, snapshot: Snapshot, selection: Selection, search: Search, include: Include, *, within_us: int
+    ) -> bool:
+        """Whether to `run` this one."""
+        if self.clock.monotonic() < self._paused_until:
+            return False
+        return is_brief(snapshot, selection, search, include, within_us=within_us)
+
+    def run(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, at once."""
+        cpu_s, faults = self.used()
+        try:
+            return work()
+        finally:
+            cpu_then_s, faults_then = self.used()
+            if cpu_then_s - cpu_s > LONGEST_S or faults_then > faults:
+                self._paused_until = self.clock.monotonic() + PAUSE_S
+
+
+def is_brief(snapshot: Snapshot, selection: Selection, search: Search, include: Include, *, within_us: int) -> bool:
+    """Whether a search is reckoned to be over within so many microseconds, and to fetch few rows; never within 0.
+
+    Not with a filter or ids, whose evaluation is not reckoned; nor where vectors may have to be read from disk, or anything is yet to
+    be made that takes a look at every row.
+    """
+    if selection.where is not None or selection.ids is not None or search.ask.paged:
+        return False
+    queries, dimension = search.vectors.shape
+    version, ask = snapshot.version, search.ask
+    operations = max(snapshot.offset, snapshot.frozen.offset) - version.compacted_offset
+    left_ns = 1_000 * within_us - queries * operations * _TAIL_SCANS * costs.scan_row(dimension, shared=False)
+    if left_ns <= 0 or len(version.segments) > _SEGMENTS or not _fetches_little(snapshot, queries * ask.k, include):
+        return False
+    if not all(_is_ready(held, version.space) for held in version.segments):
+        return False
+    for number, held in enumerate(version.segments):
+        left_ns -= queries * held.segment.plan(ask, snapshot.live(number)).cost_ns
+    return left_ns >= 0
+
+
+def _is_ready(held: SegmentView, space: str) -> bool:
+    """Whether the plan's cost is all of it: with few rows that may be answered a search may look at more than was planned."""
+    ref = held.ref
+    return ref.rows <= min(_ROWS, 2 * ref.live) and held.segment.vectors.is_prepared(space)
+
+
+def _fetches_little(snapshot: Snapshot, answered: int, include: Include) -> bool:
+    """Whether so many rows of mean size come to few bytes in few columns."""
+    if answered > _ANSWERED:
+        return False
+    if not (include.documents or include.metadatas or include.embeddings or include.uris or include.keys):
+        return True
+    segments = [held.segment for held in snapshot.version.segments]
+    parts, rows = snapshot.frozen.parts, max(len(snapshot.frozen.created), 1)
+    sizes = [segment.row_bytes for segment in segments] + [sum(part.size_bytes for part in parts) / rows]
+    columns = max((len(segment.fields) for segment in segments), default=0)
+    embedding = 4 * (snapshot.version.dimension or 0) if include.embeddings else 0
+    return columns <= _COLUMNS and answered * (max(sizes) + embedding) <= _ANSWERED_BYTES
