@@ -5,6 +5,7 @@
 
 #include "nearest.hpp"
 #include "parallel.hpp"
+#include "shortlist.hpp"
 
 namespace shoal {
 
@@ -127,7 +128,7 @@ inline Floats four_times(const float* four) {  // a b c d a b c d a b c d a b c 
 
 // What a thread keeps from one part to the next.
 struct ScanScratch {
-    std::vector<Nearest> nearest;
+    std::vector<Shortlist> nearest;
     std::vector<float> units;
     std::vector<const float*> pointers;
     std::vector<float> thresholds;
@@ -162,6 +163,7 @@ class ScanPart {
     void run(int64_t first, int64_t last) {
         for (int64_t at = first; at < last;) {
             int filled = 0;
+            first_ = static_cast<uint32_t>(at);
             for (; at < last && filled < kBlock; at++, filled++) {
                 int64_t row = scan_.rows ? scan_.rows[at] : at;
                 rows_[filled] = row;
@@ -198,7 +200,7 @@ class ScanPart {
         bool tiled = q < tiled_;
         double error = v_.space == kL2 && !tiled ? 0 : product_error(Space(v_.space), length, scan_.largest_square);
         float relative = v_.space == kL2 && !tiled ? 2 * kEpsilon : 0;
-        nearest_[q].begin(v_, given, length, scan_.k, static_cast<float>(kEpsilon * error), relative);
+        nearest_[q].begin(v_, given, length, scan_.k, static_cast<float>(kEpsilon * error), relative, scan_.rows);
     }
 
     void compare_packed(int filled) {
@@ -210,10 +212,9 @@ class ScanPart {
                 for (int j = 0; j < kSides; j++) {
                     Floats scores = products[i][j] * load(&factors_[kLanes * j]) + load(&offsets_[kLanes * j]);
                     uint32_t near = not_above(scores, Floats{} + thresholds_[q + i]) & there >> (kLanes * j);
-                    for (; near; near &= near - 1) {
-                        int at = __builtin_ctz(near);
-                        offer(q + i, scores[at], rows_[kLanes * j + at]);
-                    }
+                    if (!near) continue;
+                    nearest_[q + i].offer(scores, near, first_ + kLanes * j);
+                    thresholds_[q + i] = nearest_[q + i].threshold();
                 }
             }
         }
@@ -227,34 +228,35 @@ class ScanPart {
                 Floats scores = products * four_times(&factors_[r]) + four_times(&offsets_[r]);
                 for (uint32_t near = not_above(scores, each_four_times(&thresholds_[q])); near; near &= near - 1) {
                     int at = __builtin_ctz(near);
-                    offer(q + at / kTile, scores[at], rows_[r + at % kTile]);
+                    offer(q + at / kTile, scores[at], r + at % kTile);
                 }
             }
             for (int r = whole; r < filled; r++)
                 for (int i = 0; i < kTile; i++)
-                    offer(q + i, dot(pointers_[q + i], vectors_[r], v_.dimension) * factors_[r] + offsets_[r], rows_[r]);
+                    offer(q + i, dot(pointers_[q + i], vectors_[r], v_.dimension) * factors_[r] + offsets_[r], r);
         }
     }
 
     void compare_rest(int filled) {
         for (int64_t q = tiled_; q < count_; q++)
-            for (int r = 0; r < filled; r++) offer(q, v_.score(pointers_[q], rows_[r], vectors_[r]), rows_[r]);
+            for (int r = 0; r < filled; r++) offer(q, v_.score(pointers_[q], rows_[r], vectors_[r]), r);
     }
 
-    void offer(int64_t q, float score, int64_t row) {
+    void offer(int64_t q, float score, int r) {
         if (score > thresholds_[q]) return;
-        nearest_[q].offer(score, row);
+        nearest_[q].offer(score, first_ + r);
         thresholds_[q] = nearest_[q].threshold();
     }
 
     const Scan& scan_;
     const Vectors& v_;
     int64_t count_, tiled_;
-    std::vector<Nearest>& nearest_;
+    std::vector<Shortlist>& nearest_;
     std::vector<float>& units_;
     std::vector<const float*>& pointers_;
     std::vector<float>& thresholds_;
     std::vector<float>& packed_;
+    uint32_t first_ = 0;  // position of the block
     int64_t rows_[kBlock];
     const float* vectors_[kBlock];
     float factors_[kBlock], offsets_[kBlock];  // a score is product · factor + offset

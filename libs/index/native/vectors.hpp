@@ -119,19 +119,32 @@ inline Doubles wide(const float* eight) {
 #endif
 }
 
-// A sum over the dimensions in float64, in the same order wherever a vector lies; `term` makes it, of eight lanes or one.
-template <typename Term>
-inline double exact_sum(const float* a, const float* b, int dimension, Term term) {
-    Doubles first = {}, second = {};
+// Sums over the dimensions in float64 of one vector with each of some others, every one in the same order wherever its vector lies and
+// whatever others are summed beside it: sums wait for one another's additions less. `term` makes what is summed, of eight lanes or one.
+template <int kCount, typename Term>
+inline void exact_sums(const float* a, const float* const* others, int dimension, Term term, double* sums) {
+    Doubles first[kCount] = {}, second[kCount] = {};
     int i = 0;
     for (; i + 16 <= dimension; i += 16) {
-        first += term(wide(a + i), wide(b + i));
-        second += term(wide(a + i + 8), wide(b + i + 8));
+        Doubles low = wide(a + i), high = wide(a + i + 8);
+        for (int n = 0; n < kCount; n++) {
+            first[n] += term(low, wide(others[n] + i));
+            second[n] += term(high, wide(others[n] + i + 8));
+        }
     }
-    for (; i + 8 <= dimension; i += 8) first += term(wide(a + i), wide(b + i));
-    first += second;
-    double all = sum(first);
-    for (; i < dimension; i++) all += term(static_cast<double>(a[i]), static_cast<double>(b[i]));
+    for (; i + 8 <= dimension; i += 8)
+        for (int n = 0; n < kCount; n++) first[n] += term(wide(a + i), wide(others[n] + i));
+    for (int n = 0; n < kCount; n++) {
+        first[n] += second[n];
+        sums[n] = sum(first[n]);
+        for (int j = i; j < dimension; j++) sums[n] += term(static_cast<double>(a[j]), static_cast<double>(others[n][j]));
+    }
+}
+
+template <typename Term>
+inline double exact_sum(const float* a, const float* b, int dimension, Term term) {
+    double all;
+    exact_sums<1>(a, &b, dimension, term, &all);
     return all;
 }
 
@@ -143,22 +156,27 @@ inline double exact_length(const float* vector, int dimension) {
     return std::sqrt(exact_dot(vector, vector, dimension));
 }
 
-// The dot product, and the sum of the squares of b.
-inline double exact_dot_and_squares(const float* a, const float* b, int dimension, double* squares) {
-    Doubles dots = {}, own = {};
+// Dot products, and the sums of the squares of the others; see `exact_sums`.
+template <int kCount>
+inline void exact_dots_and_squares(const float* a, const float* const* others, int dimension, double* products, double* squares) {
+    Doubles dots[kCount] = {}, own[kCount] = {};
     int i = 0;
     for (; i + 8 <= dimension; i += 8) {
-        Doubles x = wide(a + i), y = wide(b + i);
-        dots += x * y;
-        own += y * y;
+        Doubles x = wide(a + i);
+        for (int n = 0; n < kCount; n++) {
+            Doubles y = wide(others[n] + i);
+            dots[n] += x * y;
+            own[n] += y * y;
+        }
     }
-    double product = sum(dots);
-    *squares = sum(own);
-    for (; i < dimension; i++) {
-        product += double{a[i]} * double{b[i]};
-        *squares += double{b[i]} * double{b[i]};
+    for (int n = 0; n < kCount; n++) {
+        products[n] = sum(dots[n]);
+        squares[n] = sum(own[n]);
+        for (int j = i; j < dimension; j++) {
+            products[n] += double{a[j]} * double{others[n][j]};
+            squares[n] += double{others[n][j]} * double{others[n][j]};
+        }
     }
-    return product;
 }
 
 // A query of length 1, for cosine, so that its length does not eat float32's digits.
@@ -167,14 +185,30 @@ inline void unit_copy(const float* query, double length, int dimension, float* o
     for (int i = 0; i < dimension; i++) out[i] = static_cast<float>(query[i] * factor);
 }
 
-// What every engine answers with. `query_length`: its Euclidean length in float64, for cosine.
+// What every engine answers with, of some vectors at once. `query_length`: its Euclidean length in float64, for cosine.
+template <int kCount>
+inline void exact_distances(Space space, const float* query, double query_length, const float* const* vectors, int dimension,
+                            float* distances) {
+    double sums[kCount], squares[kCount];
+    if (space == kL2) {
+        exact_sums<kCount>(query, vectors, dimension, [](auto x, auto y) { return (y - x) * (y - x); }, sums);
+        for (int n = 0; n < kCount; n++) distances[n] = static_cast<float>(sums[n]);
+    } else if (space == kIp) {
+        exact_sums<kCount>(query, vectors, dimension, [](auto x, auto y) { return x * y; }, sums);
+        for (int n = 0; n < kCount; n++) distances[n] = static_cast<float>(1.0 - sums[n]);
+    } else {
+        exact_dots_and_squares<kCount>(query, vectors, dimension, sums, squares);
+        for (int n = 0; n < kCount; n++) {
+            double norms = std::sqrt(squares[n]) * query_length;
+            distances[n] = static_cast<float>(1.0 - (norms > 0 ? sums[n] / norms : 0.0));
+        }
+    }
+}
+
 inline float exact_distance(Space space, const float* query, double query_length, const float* vector, int dimension) {
-    if (space == kL2)
-        return static_cast<float>(exact_sum(query, vector, dimension, [](auto x, auto y) { return (y - x) * (y - x); }));
-    if (space == kIp) return static_cast<float>(1.0 - exact_dot(query, vector, dimension));
-    double squares, product = exact_dot_and_squares(query, vector, dimension, &squares);
-    double norms = std::sqrt(squares) * query_length;
-    return static_cast<float>(1.0 - (norms > 0 ? product / norms : 0.0));
+    float distance;
+    exact_distances<1>(space, query, query_length, &vector, dimension, &distance);
+    return distance;
 }
 
 // Chunks are row-major. Whoever makes one keeps what it points to (module.cpp).
