@@ -170,10 +170,7 @@ class ScanPart {
                 vectors_[filled] = v_.at(row);
                 factors_[filled] = v_.space == kL2 ? -2.0f : v_.space == kCosine ? -v_.inverses[row] : -1.0f;
                 offsets_[filled] = v_.space == kL2 ? v_.squares[row] : 0.0f;
-                if (at + kBlock < last) {
-                    const float* later = v_.at(scan_.rows ? scan_.rows[at + kBlock] : at + kBlock);
-                    for (int line = 0; line < kPrefetched; line++) __builtin_prefetch(later + line * kLanes);
-                }
+                if (at + kBlock < last) prefetch(scan_.rows ? scan_.rows[at + kBlock] : at + kBlock);
             }
             if (tiled_ >= kWorthPacking) {
                 pack(vectors_, filled, v_.dimension, packed_.data());
@@ -201,6 +198,13 @@ class ScanPart {
         double error = v_.space == kL2 && !tiled ? 0 : product_error(Space(v_.space), length, scan_.largest_square);
         float relative = v_.space == kL2 && !tiled ? 2 * kEpsilon : 0;
         nearest_[q].begin(v_, given, length, scan_.k, static_cast<float>(kEpsilon * error), relative, scan_.rows);
+    }
+
+    void prefetch(int64_t row) const {
+        const float* vector = v_.at(row);
+        for (int line = 0; line < kPrefetched; line++) __builtin_prefetch(vector + line * kLanes);
+        if (v_.space == kL2) __builtin_prefetch(v_.squares + row);
+        if (v_.space == kCosine) __builtin_prefetch(v_.inverses + row);
     }
 
     void compare_packed(int filled) {
