@@ -96,24 +96,34 @@ inline void pack(const float* const* rows, int count, int dimension, float* pack
         for (int i = 0; i < dimension; i++) packed[kBlock * i + r] = rows[r][i];
 }
 
+// A register.
+#if defined(__AVX512F__)
+typedef Floats Sums;
+#elif defined(__AVX__)
+typedef Eight Sums;
+#else
+typedef float Sums __attribute__((vector_size(16), aligned(4), may_alias));
+#endif
+constexpr int kSumLanes = sizeof(Sums) / sizeof(float);
+constexpr int kSums = kBlock / kSumLanes;
+
 // Dot products of some queries with packed rows.
 template <int kQueries>
 inline void packed_products(const float* const* queries, const float* packed, int dimension, Floats (*products)[kSides]) {
-    Floats total[kQueries][kSides] = {};
+    Sums total[kQueries][kSums] = {};
     for (int start = 0; start < dimension; start += kSummed) {
-        Floats part[kQueries][kSides] = {};
+        Sums part[kQueries][kSums] = {};
         int end = std::min(dimension, start + kSummed);
         for (int i = start; i < end; i++) {
-            Floats r[kSides];
-            for (int j = 0; j < kSides; j++) r[j] = load(packed + kBlock * i + kLanes * j);
+            Sums r[kSums];
+            for (int j = 0; j < kSums; j++) r[j] = *reinterpret_cast<const Sums*>(packed + kBlock * i + kSumLanes * j);
             for (int q = 0; q < kQueries; q++)
-                for (int j = 0; j < kSides; j++) part[q][j] += queries[q][i] * r[j];
+                for (int j = 0; j < kSums; j++) part[q][j] += queries[q][i] * r[j];
         }
         for (int q = 0; q < kQueries; q++)
-            for (int j = 0; j < kSides; j++) total[q][j] += part[q][j];
+            for (int j = 0; j < kSums; j++) total[q][j] += part[q][j];
     }
-    for (int q = 0; q < kQueries; q++)
-        for (int j = 0; j < kSides; j++) products[q][j] = total[q][j];
+    std::memcpy(products, total, sizeof total);
 }
 
 inline Floats each_four_times(const float* four) {  // a a a a b b b b c c c c d d d d
@@ -145,6 +155,7 @@ class ScanPart {
           v_(*scan.vectors),
           count_(last - first),
           tiled_(count_ / kTile * kTile),
+          apart_(scan.rows && scan.row_count * kLanes < v_.rows),
           nearest_(scratch.nearest),
           units_(scratch.units),
           pointers_(scratch.pointers),
@@ -170,7 +181,7 @@ class ScanPart {
                 vectors_[filled] = v_.at(row);
                 factors_[filled] = v_.space == kL2 ? -2.0f : v_.space == kCosine ? -v_.inverses[row] : -1.0f;
                 offsets_[filled] = v_.space == kL2 ? v_.squares[row] : 0.0f;
-                if (at + kBlock < last) prefetch(scan_.rows ? scan_.rows[at + kBlock] : at + kBlock);
+                if (at + kBlock < last) prefetch(at + kBlock);
             }
             if (tiled_ >= kWorthPacking) {
                 pack(vectors_, filled, v_.dimension, packed_.data());
@@ -200,9 +211,11 @@ class ScanPart {
         nearest_[q].begin(v_, given, length, scan_.k, static_cast<float>(kEpsilon * error), relative, scan_.rows);
     }
 
-    void prefetch(int64_t row) const {
+    void prefetch(int64_t at) const {
+        int64_t row = scan_.rows ? scan_.rows[at] : at;
         const float* vector = v_.at(row);
         for (int line = 0; line < kPrefetched; line++) __builtin_prefetch(vector + line * kLanes);
+        if (!apart_) return;
         if (v_.space == kL2) __builtin_prefetch(v_.squares + row);
         if (v_.space == kCosine) __builtin_prefetch(v_.inverses + row);
     }
@@ -247,7 +260,11 @@ class ScanPart {
     }
 
     void offer(int64_t q, float score, int r) {
-        if (score > thresholds_[q]) return;
+        if (!(score > thresholds_[q])) take(q, score, r);
+    }
+
+    // A function of its own: few scores come to it, and registers are needed where they are made.
+    __attribute__((noinline)) void take(int64_t q, float score, int r) {
         nearest_[q].offer(score, first_ + r);
         thresholds_[q] = nearest_[q].threshold();
     }
@@ -255,6 +272,7 @@ class ScanPart {
     const Scan& scan_;
     const Vectors& v_;
     int64_t count_, tiled_;
+    bool apart_;  // the lengths of rows lie in cache lines of their own
     std::vector<Shortlist>& nearest_;
     std::vector<float>& units_;
     std::vector<const float*>& pointers_;

@@ -19,7 +19,32 @@ namespace shoal {
 typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
+
+// Sixteen floats or eight doubles that are added to in a loop. Where they are two registers, of a vector of 64 bytes compilers keep the
+// sum in memory.
+#if defined(__AVX__) && !defined(__AVX512F__)
+typedef double FourDoubles __attribute__((vector_size(32)));
+
+template <typename Half, typename Lane>
+struct Halves {
+    Half low, high;
+
+    Lane operator[](int lane) const {
+        constexpr int kHalf = sizeof(Half) / sizeof(Lane);
+        return lane < kHalf ? low[lane] : high[lane - kHalf];
+    }
+    Halves& operator+=(const Halves& b) { return low += b.low, high += b.high, *this; }
+    friend Halves operator-(const Halves& a, const Halves& b) { return {a.low - b.low, a.high - b.high}; }
+    friend Halves operator*(const Halves& a, const Halves& b) { return {a.low * b.low, a.high * b.high}; }
+    friend Halves operator*(const Halves& a, Lane b) { return {a.low * b, a.high * b}; }
+};
+
+typedef Halves<Eight, float> Sixteen;
+typedef Halves<FourDoubles, double> Doubles;
+#else
+typedef Floats Sixteen;
 typedef double Doubles __attribute__((vector_size(64)));
+#endif
 
 constexpr int kLanes = 16;
 constexpr double kShortest = 1e-15;  // shorter vectors have products below what float32 keeps all digits of
@@ -77,43 +102,60 @@ inline double sum(Doubles v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
+#if defined(__AVX__) && !defined(__AVX512F__)
+inline Sixteen load_sixteen(const float* at) {
+    return {*reinterpret_cast<const Eight*>(at), *reinterpret_cast<const Eight*>(at + 8)};
+}
+
+inline Floats floats(const Sixteen& v) {
+    return __builtin_shufflevector(v.low, v.high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+#else
+inline Sixteen load_sixteen(const float* at) { return load(at); }
+inline Floats floats(Sixteen v) { return v; }
+#endif
+
 inline float dot(const float* a, const float* b, int dimension) {
-    Floats first = {}, second = {}, third = {}, fourth = {};
+    Sixteen first = {}, second = {}, third = {}, fourth = {};
     int i = 0;
     for (; i + 4 * kLanes <= dimension; i += 4 * kLanes) {
-        first += load(a + i) * load(b + i);
-        second += load(a + i + kLanes) * load(b + i + kLanes);
-        third += load(a + i + 2 * kLanes) * load(b + i + 2 * kLanes);
-        fourth += load(a + i + 3 * kLanes) * load(b + i + 3 * kLanes);
+        first += load_sixteen(a + i) * load_sixteen(b + i);
+        second += load_sixteen(a + i + kLanes) * load_sixteen(b + i + kLanes);
+        third += load_sixteen(a + i + 2 * kLanes) * load_sixteen(b + i + 2 * kLanes);
+        fourth += load_sixteen(a + i + 3 * kLanes) * load_sixteen(b + i + 3 * kLanes);
     }
-    for (; i + kLanes <= dimension; i += kLanes) first += load(a + i) * load(b + i);
-    if (i < dimension) second += rest_only(load_rest(a, dimension), dimension) * load_rest(b, dimension);
-    return sum((first + second) + (third + fourth));
+    for (; i + kLanes <= dimension; i += kLanes) first += load_sixteen(a + i) * load_sixteen(b + i);
+    Floats with_rest = floats(second);
+    if (i < dimension) with_rest += rest_only(load_rest(a, dimension), dimension) * load_rest(b, dimension);
+    return sum((floats(first) + with_rest) + (floats(third) + floats(fourth)));
 }
 
 inline float squared_difference(const float* a, const float* b, int dimension) {
-    Floats first = {}, second = {}, d;
+    Sixteen first = {}, second = {}, d;
     int i = 0;
     for (; i + 2 * kLanes <= dimension; i += 2 * kLanes) {
-        d = load(a + i) - load(b + i);
+        d = load_sixteen(a + i) - load_sixteen(b + i);
         first += d * d;
-        d = load(a + i + kLanes) - load(b + i + kLanes);
+        d = load_sixteen(a + i + kLanes) - load_sixteen(b + i + kLanes);
         second += d * d;
     }
     for (; i + kLanes <= dimension; i += kLanes) {
-        d = load(a + i) - load(b + i);
+        d = load_sixteen(a + i) - load_sixteen(b + i);
         first += d * d;
     }
+    Floats with_rest = floats(second);
     if (i < dimension) {
-        d = rest_only(load_rest(a, dimension) - load_rest(b, dimension), dimension);
-        second += d * d;
+        Floats rest = rest_only(load_rest(a, dimension) - load_rest(b, dimension), dimension);
+        with_rest += rest * rest;
     }
-    return sum(first + second);
+    return sum(floats(first) + with_rest);
 }
 
 inline Doubles wide(const float* eight) {
 #if defined(__AVX512F__)
     return (Doubles)_mm512_cvtps_pd(_mm256_loadu_ps(eight));
+#elif defined(__AVX__)
+    return {(FourDoubles)_mm256_cvtps_pd(_mm_loadu_ps(eight)), (FourDoubles)_mm256_cvtps_pd(_mm_loadu_ps(eight + 4))};
 #else
     return __builtin_convertvector(*reinterpret_cast<const Eight*>(eight), Doubles);
 #endif

@@ -116,6 +116,26 @@ def test_some_rows_many_of_them_alike(space: str, share: float, queries: int, le
 
 
 @pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("queries", [1, 5, 20])
+def test_the_nearest_of_rows_of_all_sizes_in_any_order(queries: int, space: str, level: str) -> None:
+    """Each row nearer than those before it, or none; scores that differ by many powers of two; runs of equal ones."""
+    random = np.random.default_rng(9)
+    drawn = random.standard_normal((1_500, 9))
+    sizes = np.linspace(60, -60, len(drawn))
+    for exponents in (sizes, sizes[::-1], random.permutation(sizes), np.repeat(sizes[::500], 500)):
+        vectors = (drawn * 2.0 ** np.rint(exponents)[:, None]).astype(np.float32)
+        asked = random.standard_normal((queries, 9)).astype(np.float32)
+        asked[0] = vectors[1_034]
+        measured = np.array([exact_distances(space, query, vectors) for query in asked])
+        order = np.argsort(measured, axis=1, kind="stable")
+        for k in (1, 10, 300):
+            best = order[:, :k]
+            found = search_exact(column_of(vectors), space, asked, k, allowed=None)
+            assert found.rows.tolist() == best.ravel().tolist()
+            assert found.distances.tolist() == np.take_along_axis(measured, best, axis=1).ravel().tolist()
+
+
+@pytest.mark.parametrize("space", SPACES)
 def test_vectors_far_from_the_origin_and_close_together(space: str, level: str) -> None:
     random = np.random.default_rng(4)
     vectors = (1e4 + random.standard_normal((5_000, 32))).astype(np.float32)
