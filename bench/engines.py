@@ -1,12 +1,13 @@
 """Vector engines: recall against exact ground truth at each target and filter, and speed beside raw engines in the same run.
 
-    make bench ARGS="engines [--set small|wordnet384|glove100|synth1m] [--queries 500] [--rounds 5]"
+    make bench ARGS="engines [--set small|wordnet384|glove100|synth1m] [--queries 500] [--rounds 5]
+        [--cells all r1 f1 ...]"
 
 One segment, opened from its blocks in memory, no sockets. *Raw* is hnswlib called directly with the same effort: its published binding
 over its own copy of the vectors. *Best* of a filtered cell is the fastest of the single strategies that reach the same recall: rows
 copied out once and compared by BLAS; hnswlib, if nothing is filtered; faiss' clusters with 4-bit codes, a bitmap and exact
-rescoring, where faiss is installed (it is not a dependency: ``pip install faiss-cpu``). All on one thread, medians of several
-rounds, taken in turns. Ratios above 1 mean that Shoal is faster.
+rescoring, where faiss is installed (it is not a dependency: ``pip install faiss-cpu``). All on one thread, medians of its processor
+time over several rounds, taken in turns. Ratios above 1 mean that Shoal is faster.
 """
 
 from __future__ import annotations
@@ -89,13 +90,13 @@ def recall_of(found: Rows, true: npt.NDArray[np.int32]) -> float:
 
 
 def in_turns(rounds: int, *works: Callable[[], object]) -> list[float]:
-    """The median seconds of each."""
+    """The median seconds of each, of this thread on a processor: what else runs on the machine counts little."""
     taken: list[list[float]] = [[] for _ in works]
     for _ in range(rounds):
         for times, work in zip(taken, works, strict=True):
-            started = time.perf_counter()
+            started = time.thread_time()
             work()
-            times.append(time.perf_counter() - started)
+            times.append(time.thread_time() - started)
     return [statistics.median(times) for times in taken]
 
 
@@ -182,8 +183,8 @@ def peers(data: EngineData, index: Any, queries: npt.NDArray[np.float32]) -> lis
     return [*found, Peer("faiss IVF-PQ4fs", clusters(data, queries, recall_of))]
 
 
-def measure(data: EngineData, count: int, rounds: int) -> None:
-    """Print the figures of one set."""
+def measure(data: EngineData, count: int, rounds: int, names: Sequence[str]) -> None:
+    """Print the figures of one set: of the cells named, or of all if none is."""
     step = max(1, len(data.queries) // count)  # queries are in an order, such as by frequency
     data = evenly(data, step)
     queries = np.ascontiguousarray(data.queries)
@@ -191,17 +192,22 @@ def measure(data: EngineData, count: int, rounds: int) -> None:
     assert segment.ways
     rows = len(data.base)
     print(f"\n{data.name}: {rows} x {data.base.shape[1]}, {data.space}; built and calibrated in {seconds:.1f} s")
-    started = time.perf_counter()
-    index = raw_graph(data)
-    print(f"hnswlib alone: {time.perf_counter() - started:.1f} s")
+    index = None
+    if not names or "all" in names:
+        started = time.perf_counter()
+        index = raw_graph(data)
+        print(f"hnswlib alone: {time.perf_counter() - started:.1f} s")
     for way in {way.strategy: way for way in segment.ways}.values():
         print(f"{way.strategy}: {way.index.size_bytes / rows:.0f} bytes a row")
-    print_raw(data, segment, index, queries, rounds)
+    if index is not None:
+        print_raw(data, segment, index, queries, rounds)
     beside = peers(data, index, queries)
     print(
         f"{'cell':5} {'target':6} {'recall':6} {'plan':>10} {'batch us':>9} {'single us':>9}  best single strategy, batch and single"
     )
     for cell in cells(data):
+        if names and cell.name not in names:
+            continue
         for target in TARGETS:
             print_cell(segment, cell, target, queries, beside, rounds)
 
@@ -277,10 +283,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--set", choices=[*SETS], nargs="*", default=["small"])
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--cells", nargs="*", default=[], help="those to measure: all, r50, f50, r10, …; every one by default"
+    )
     given = parser.parse_args(arguments)
     with one_blas_thread():
         for name in given.set:
-            measure(SETS[name](given.cache), given.queries, given.rounds)
+            measure(SETS[name](given.cache), given.queries, given.rounds, given.cells)
 
 
 if __name__ == "__main__":

@@ -430,7 +430,7 @@ class ClusterGroup {
     }
 
     int64_t refine(const ClusterQuery& query, const float* given, int64_t* rows, float* distances) {
-        double error = v_.space == kCosine ? 1 : v_.space == kIp ? query.length * std::sqrt(s_.largest_square) : 0;
+        double error = v_.space == kL2 ? 0 : product_error(Space(v_.space), query.length, s_.largest_square);
         t_.nearest.begin(v_, given, query.length, s_.k, static_cast<float>(kEpsilon * error), v_.space == kL2 ? 2 * kEpsilon : 0);
         for (size_t i = 0; i < query.found.size(); i++) {
             if (i + 2 < query.found.size()) prefetch(static_cast<uint32_t>(query.found[i + 2]));

@@ -68,7 +68,7 @@ class GraphWalk {
 
     int64_t run(const float* query, int64_t* rows, float* distances, int64_t* compared) {
         query_ = query;
-        double length = v_.space == kCosine ? exact_length(query, v_.dimension) : 0;
+        double length = v_.space == kL2 ? 0 : exact_length(query, v_.dimension);
         if (v_.space == kCosine) {
             unit_copy(query, length, v_.dimension, unit_.data());
             query_ = unit_.data();
@@ -77,9 +77,8 @@ class GraphWalk {
         *compared = static_cast<int64_t>(touched_.size());
         forget();
         // What is within the error of the k-th best score is measured, as in a scan.
-        double size = v_.space == kIp ? exact_length(query, v_.dimension) * longest() : 1;
-        float error = v_.space == kL2 ? 0 : static_cast<float>(kEpsilon * size);
-        nearest_.begin(v_, query, length, s_.k, error, v_.space == kL2 ? 2 * kEpsilon : 0);
+        double error = v_.space == kL2 ? 0 : product_error(Space(v_.space), length, largest_square());
+        nearest_.begin(v_, query, length, s_.k, static_cast<float>(kEpsilon * error), v_.space == kL2 ? 2 * kEpsilon : 0);
         std::sort(results_.begin(), results_.end());
         for (const Scored& one : results_) {
             if (one.first > nearest_.threshold()) break;
@@ -89,10 +88,14 @@ class GraphWalk {
     }
 
   private:
-    // Of the results.
-    double longest() const {
+    // Of the results, where the error of a product depends on it.
+    double largest_square() const {
         double most = 0;
-        for (const Scored& one : results_) most = std::max(most, exact_length(v_.at(one.second), v_.dimension));
+        if (v_.space != kIp) return most;
+        for (const Scored& one : results_) {
+            const float* vector = v_.at(one.second);
+            most = std::max(most, exact_dot(vector, vector, v_.dimension));
+        }
         return most;
     }
 

@@ -240,7 +240,7 @@ struct Output {
     }
 };
 
-// The first `most` rows that a mask of a byte per row allows, in order. Where there are any, it is done without branches.
+// The first `most` rows that a mask of a byte per row allows, in order. Of eight that have any, it is done without branches.
 std::unique_ptr<int64_t[]> rows_of(const uint8_t* allowed, int64_t count, int64_t most, int64_t* found) {
     constexpr int kStep = 64;
     std::unique_ptr<int64_t[]> rows(new int64_t[most + kStep]);
@@ -250,9 +250,12 @@ std::unique_ptr<int64_t[]> rows_of(const uint8_t* allowed, int64_t count, int64_
         std::memcpy(words, allowed + first, kStep);
         for (uint64_t word : words) any |= word;
         if (!any) continue;
-        for (int i = 0; i < kStep; i++) {
-            rows[filled] = first + i;
-            filled += allowed[first + i] != 0;
+        for (int start = 0; start < kStep; start += 8) {
+            if (!words[start / 8]) continue;
+            for (int i = start; i < start + 8; i++) {
+                rows[filled] = first + i;
+                filled += allowed[first + i] != 0;
+            }
         }
     }
     for (; first < count && filled < most; first++) {

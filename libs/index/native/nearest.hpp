@@ -20,21 +20,94 @@ struct Measured {
     }
 };
 
-class Nearest {
+#if defined(__AVX512F__)
+constexpr int kMeasuredTogether = 4;  // vectors, whose sums fit the registers
+#elif defined(__AVX__)
+constexpr int kMeasuredTogether = 2;
+#else
+constexpr int kMeasuredTogether = 1;
+#endif
+
+// Measures rows for one query, some at once, and keeps the k nearest.
+class Measuring {
   public:
-    // `query` stays the caller's, `length` is its Euclidean one. `error`: of any score; `relative_error`: of one, in parts of it,
-    // beside that.
-    void begin(const Vectors& vectors, const float* query, double length, int64_t k, float error, float relative_error) {
+    // `query` stays the caller's, `length` is its Euclidean one.
+    void begin(const Vectors& vectors, const float* query, double length, size_t k) {
         vectors_ = &vectors;
         query_ = query;
-        k_ = static_cast<size_t>(k);
-        slack_ = 2 * error + 2 * std::numeric_limits<float>::min();  // subnormal scores have few digits
-        factor_ = 1 + 2 * relative_error;
-        threshold_ = std::numeric_limits<float>::infinity();
         length_ = length;
+        k_ = k;
+        waiting_ = 0;
+        measured_.clear();
+    }
+
+    void take(int64_t row) {
+        rows_[waiting_] = row;
+        pointers_[waiting_++] = vectors_->at(row);
+        if (waiting_ == kMeasuredTogether) measure();
+    }
+
+    // Drops all but the k nearest.
+    void keep() {
+        if (waiting_) measure();
+        if (measured_.size() <= k_) return;
+        std::nth_element(measured_.begin(), measured_.begin() + k_, measured_.end());
+        measured_.resize(k_);
+    }
+
+    // Writes up to k rows and their distances, nearest first; how many.
+    int64_t finish(int64_t* rows, float* distances) {
+        keep();
+        std::sort(measured_.begin(), measured_.end());
+        for (size_t i = 0; i < measured_.size(); i++) {
+            rows[i] = measured_[i].row;
+            distances[i] = measured_[i].distance;
+        }
+        return static_cast<int64_t>(measured_.size());
+    }
+
+  private:
+    void measure() {
+        float distances[kMeasuredTogether];
+        for (int n = waiting_; n < kMeasuredTogether; n++) pointers_[n] = pointers_[0];
+        exact_distances<kMeasuredTogether>(Space(vectors_->space), query_, length_, pointers_, vectors_->dimension, distances);
+        for (int n = 0; n < waiting_; n++) measured_.push_back({distances[n], vectors_->ties[rows_[n]], rows_[n]});
+        waiting_ = 0;
+    }
+
+    const Vectors* vectors_ = nullptr;
+    const float* query_ = nullptr;
+    double length_ = 0;
+    size_t k_ = 0;
+    int waiting_ = 0;
+    int64_t rows_[kMeasuredTogether];
+    const float* pointers_[kMeasuredTogether];
+    std::vector<Measured> measured_;
+};
+
+// Up to which score there may be one of the nearest, if the k-th best score is known.
+struct Reach {
+    float factor = 1, slack = 0;
+
+    Reach() = default;
+    // `error`: of any score; `relative_error`: of one, in parts of it, beside that.
+    Reach(float error, float relative_error)
+        : factor(1 + 2 * relative_error), slack(2 * error + 2 * std::numeric_limits<float>::min()) {}  // subnormal scores have few digits
+
+    float of(float score) const { return factor * score + slack; }
+};
+
+// Scores one by one, the threshold as low as it can be after each.
+class Nearest {
+  public:
+    // See `Measuring` and `Reach`.
+    void begin(const Vectors& vectors, const float* query, double length, int64_t k, float error, float relative_error) {
+        k_ = static_cast<size_t>(k);
+        reach_ = Reach(error, relative_error);
+        threshold_ = std::numeric_limits<float>::infinity();
         best_.clear();
         pending_.clear();
-        measured_.clear();
+        measuring_.begin(vectors, query, length, k_);
     }
 
     // A score above it cannot be among the nearest. One that is not a number is.
@@ -47,13 +120,13 @@ class Nearest {
             if (score == score) {
                 best_.push_back(score);
                 std::push_heap(best_.begin(), best_.end());
-                if (best_.size() == k_) threshold_ = factor_ * best_.front() + slack_;
+                if (best_.size() == k_) threshold_ = reach_.of(best_.front());
             }
         } else if (score < best_.front()) {
             std::pop_heap(best_.begin(), best_.end());
             best_.back() = score;
             std::push_heap(best_.begin(), best_.end());
-            threshold_ = factor_ * best_.front() + slack_;
+            threshold_ = reach_.of(best_.front());
         }
         if (pending_.size() >= kPending + 2 * k_) measure();
     }
@@ -61,12 +134,7 @@ class Nearest {
     // Writes up to k rows and their distances, nearest first; how many.
     int64_t finish(int64_t* rows, float* distances) {
         measure();
-        std::sort(measured_.begin(), measured_.end());
-        for (size_t i = 0; i < measured_.size(); i++) {
-            rows[i] = measured_[i].row;
-            distances[i] = measured_[i].distance;
-        }
-        return static_cast<int64_t>(measured_.size());
+        return measuring_.finish(rows, distances);
     }
 
   private:
@@ -78,27 +146,18 @@ class Nearest {
     };
 
     void measure() {
-        for (const Pending& one : pending_) {
-            if (one.score > threshold_) continue;
-            const float* vector = vectors_->at(one.row);
-            float distance = exact_distance(Space(vectors_->space), query_, length_, vector, vectors_->dimension);
-            measured_.push_back({distance, vectors_->ties[one.row], one.row});
-        }
+        for (const Pending& one : pending_)
+            if (!(one.score > threshold_)) measuring_.take(one.row);
         pending_.clear();
-        if (measured_.size() > k_) {
-            std::nth_element(measured_.begin(), measured_.begin() + k_, measured_.end());
-            measured_.resize(k_);
-        }
+        measuring_.keep();
     }
 
-    const Vectors* vectors_ = nullptr;
-    const float* query_ = nullptr;
     size_t k_ = 0;
-    float slack_ = 0, factor_ = 1, threshold_ = 0;
-    double length_ = 0;
+    Reach reach_;
+    float threshold_ = 0;
     std::vector<float> best_;        // a heap of the k smallest scores, the largest in front
     std::vector<Pending> pending_;   // not measured yet
-    std::vector<Measured> measured_; // the k nearest of those that were
+    Measuring measuring_;
 };
 
 constexpr float kEpsilon = 1e-5f;  // relative error of a float32 dot product, generous for any dimension allowed

@@ -5,6 +5,7 @@
 
 #include "nearest.hpp"
 #include "parallel.hpp"
+#include "shortlist.hpp"
 
 namespace shoal {
 
@@ -95,24 +96,34 @@ inline void pack(const float* const* rows, int count, int dimension, float* pack
         for (int i = 0; i < dimension; i++) packed[kBlock * i + r] = rows[r][i];
 }
 
+// A register.
+#if defined(__AVX512F__)
+typedef Floats Sums;
+#elif defined(__AVX__)
+typedef Eight Sums;
+#else
+typedef float Sums __attribute__((vector_size(16), aligned(4), may_alias));
+#endif
+constexpr int kSumLanes = sizeof(Sums) / sizeof(float);
+constexpr int kSums = kBlock / kSumLanes;
+
 // Dot products of some queries with packed rows.
 template <int kQueries>
 inline void packed_products(const float* const* queries, const float* packed, int dimension, Floats (*products)[kSides]) {
-    Floats total[kQueries][kSides] = {};
+    Sums total[kQueries][kSums] = {};
     for (int start = 0; start < dimension; start += kSummed) {
-        Floats part[kQueries][kSides] = {};
+        Sums part[kQueries][kSums] = {};
         int end = std::min(dimension, start + kSummed);
         for (int i = start; i < end; i++) {
-            Floats r[kSides];
-            for (int j = 0; j < kSides; j++) r[j] = load(packed + kBlock * i + kLanes * j);
+            Sums r[kSums];
+            for (int j = 0; j < kSums; j++) r[j] = *reinterpret_cast<const Sums*>(packed + kBlock * i + kSumLanes * j);
             for (int q = 0; q < kQueries; q++)
-                for (int j = 0; j < kSides; j++) part[q][j] += queries[q][i] * r[j];
+                for (int j = 0; j < kSums; j++) part[q][j] += queries[q][i] * r[j];
         }
         for (int q = 0; q < kQueries; q++)
-            for (int j = 0; j < kSides; j++) total[q][j] += part[q][j];
+            for (int j = 0; j < kSums; j++) total[q][j] += part[q][j];
     }
-    for (int q = 0; q < kQueries; q++)
-        for (int j = 0; j < kSides; j++) products[q][j] = total[q][j];
+    std::memcpy(products, total, sizeof total);
 }
 
 inline Floats each_four_times(const float* four) {  // a a a a b b b b c c c c d d d d
@@ -127,7 +138,7 @@ inline Floats four_times(const float* four) {  // a b c d a b c d a b c d a b c 
 
 // What a thread keeps from one part to the next.
 struct ScanScratch {
-    std::vector<Nearest> nearest;
+    std::vector<Shortlist> nearest;
     std::vector<float> units;
     std::vector<const float*> pointers;
     std::vector<float> thresholds;
@@ -144,6 +155,7 @@ class ScanPart {
           v_(*scan.vectors),
           count_(last - first),
           tiled_(count_ / kTile * kTile),
+          apart_(scan.rows && scan.row_count * kLanes < v_.rows),
           nearest_(scratch.nearest),
           units_(scratch.units),
           pointers_(scratch.pointers),
@@ -162,16 +174,14 @@ class ScanPart {
     void run(int64_t first, int64_t last) {
         for (int64_t at = first; at < last;) {
             int filled = 0;
+            first_ = static_cast<uint32_t>(at);
             for (; at < last && filled < kBlock; at++, filled++) {
                 int64_t row = scan_.rows ? scan_.rows[at] : at;
                 rows_[filled] = row;
                 vectors_[filled] = v_.at(row);
                 factors_[filled] = v_.space == kL2 ? -2.0f : v_.space == kCosine ? -v_.inverses[row] : -1.0f;
                 offsets_[filled] = v_.space == kL2 ? v_.squares[row] : 0.0f;
-                if (at + kBlock < last) {
-                    const float* later = v_.at(scan_.rows ? scan_.rows[at + kBlock] : at + kBlock);
-                    for (int line = 0; line < kPrefetched; line++) __builtin_prefetch(later + line * kLanes);
-                }
+                if (at + kBlock < last) prefetch(at + kBlock);
             }
             if (tiled_ >= kWorthPacking) {
                 pack(vectors_, filled, v_.dimension, packed_.data());
@@ -198,7 +208,16 @@ class ScanPart {
         bool tiled = q < tiled_;
         double error = v_.space == kL2 && !tiled ? 0 : product_error(Space(v_.space), length, scan_.largest_square);
         float relative = v_.space == kL2 && !tiled ? 2 * kEpsilon : 0;
-        nearest_[q].begin(v_, given, length, scan_.k, static_cast<float>(kEpsilon * error), relative);
+        nearest_[q].begin(v_, given, length, scan_.k, static_cast<float>(kEpsilon * error), relative, scan_.rows);
+    }
+
+    void prefetch(int64_t at) const {
+        int64_t row = scan_.rows ? scan_.rows[at] : at;
+        const float* vector = v_.at(row);
+        for (int line = 0; line < kPrefetched; line++) __builtin_prefetch(vector + line * kLanes);
+        if (!apart_) return;
+        if (v_.space == kL2) __builtin_prefetch(v_.squares + row);
+        if (v_.space == kCosine) __builtin_prefetch(v_.inverses + row);
     }
 
     void compare_packed(int filled) {
@@ -210,10 +229,9 @@ class ScanPart {
                 for (int j = 0; j < kSides; j++) {
                     Floats scores = products[i][j] * load(&factors_[kLanes * j]) + load(&offsets_[kLanes * j]);
                     uint32_t near = not_above(scores, Floats{} + thresholds_[q + i]) & there >> (kLanes * j);
-                    for (; near; near &= near - 1) {
-                        int at = __builtin_ctz(near);
-                        offer(q + i, scores[at], rows_[kLanes * j + at]);
-                    }
+                    if (!near) continue;
+                    nearest_[q + i].offer(scores, near, first_ + kLanes * j);
+                    thresholds_[q + i] = nearest_[q + i].threshold();
                 }
             }
         }
@@ -227,34 +245,40 @@ class ScanPart {
                 Floats scores = products * four_times(&factors_[r]) + four_times(&offsets_[r]);
                 for (uint32_t near = not_above(scores, each_four_times(&thresholds_[q])); near; near &= near - 1) {
                     int at = __builtin_ctz(near);
-                    offer(q + at / kTile, scores[at], rows_[r + at % kTile]);
+                    offer(q + at / kTile, scores[at], r + at % kTile);
                 }
             }
             for (int r = whole; r < filled; r++)
                 for (int i = 0; i < kTile; i++)
-                    offer(q + i, dot(pointers_[q + i], vectors_[r], v_.dimension) * factors_[r] + offsets_[r], rows_[r]);
+                    offer(q + i, dot(pointers_[q + i], vectors_[r], v_.dimension) * factors_[r] + offsets_[r], r);
         }
     }
 
     void compare_rest(int filled) {
         for (int64_t q = tiled_; q < count_; q++)
-            for (int r = 0; r < filled; r++) offer(q, v_.score(pointers_[q], rows_[r], vectors_[r]), rows_[r]);
+            for (int r = 0; r < filled; r++) offer(q, v_.score(pointers_[q], rows_[r], vectors_[r]), r);
     }
 
-    void offer(int64_t q, float score, int64_t row) {
-        if (score > thresholds_[q]) return;
-        nearest_[q].offer(score, row);
+    void offer(int64_t q, float score, int r) {
+        if (!(score > thresholds_[q])) take(q, score, r);
+    }
+
+    // A function of its own: few scores come to it, and registers are needed where they are made.
+    __attribute__((noinline)) void take(int64_t q, float score, int r) {
+        nearest_[q].offer(score, first_ + r);
         thresholds_[q] = nearest_[q].threshold();
     }
 
     const Scan& scan_;
     const Vectors& v_;
     int64_t count_, tiled_;
-    std::vector<Nearest>& nearest_;
+    bool apart_;  // the lengths of rows lie in cache lines of their own
+    std::vector<Shortlist>& nearest_;
     std::vector<float>& units_;
     std::vector<const float*>& pointers_;
     std::vector<float>& thresholds_;
     std::vector<float>& packed_;
+    uint32_t first_ = 0;  // position of the block
     int64_t rows_[kBlock];
     const float* vectors_[kBlock];
     float factors_[kBlock], offsets_[kBlock];  // a score is product · factor + offset

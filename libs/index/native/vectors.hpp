@@ -19,7 +19,32 @@ namespace shoal {
 typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
+
+// Sixteen floats or eight doubles that are added to in a loop. Where they are two registers, of a vector of 64 bytes compilers keep the
+// sum in memory.
+#if defined(__AVX__) && !defined(__AVX512F__)
+typedef double FourDoubles __attribute__((vector_size(32)));
+
+template <typename Half, typename Lane>
+struct Halves {
+    Half low, high;
+
+    Lane operator[](int lane) const {
+        constexpr int kHalf = sizeof(Half) / sizeof(Lane);
+        return lane < kHalf ? low[lane] : high[lane - kHalf];
+    }
+    Halves& operator+=(const Halves& b) { return low += b.low, high += b.high, *this; }
+    friend Halves operator-(const Halves& a, const Halves& b) { return {a.low - b.low, a.high - b.high}; }
+    friend Halves operator*(const Halves& a, const Halves& b) { return {a.low * b.low, a.high * b.high}; }
+    friend Halves operator*(const Halves& a, Lane b) { return {a.low * b, a.high * b}; }
+};
+
+typedef Halves<Eight, float> Sixteen;
+typedef Halves<FourDoubles, double> Doubles;
+#else
+typedef Floats Sixteen;
 typedef double Doubles __attribute__((vector_size(64)));
+#endif
 
 constexpr int kLanes = 16;
 constexpr double kShortest = 1e-15;  // shorter vectors have products below what float32 keeps all digits of
@@ -77,61 +102,91 @@ inline double sum(Doubles v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
+#if defined(__AVX__) && !defined(__AVX512F__)
+inline Sixteen load_sixteen(const float* at) {
+    return {*reinterpret_cast<const Eight*>(at), *reinterpret_cast<const Eight*>(at + 8)};
+}
+
+inline Floats floats(const Sixteen& v) {
+    return __builtin_shufflevector(v.low, v.high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+#else
+inline Sixteen load_sixteen(const float* at) { return load(at); }
+inline Floats floats(Sixteen v) { return v; }
+#endif
+
 inline float dot(const float* a, const float* b, int dimension) {
-    Floats first = {}, second = {}, third = {}, fourth = {};
+    Sixteen first = {}, second = {}, third = {}, fourth = {};
     int i = 0;
     for (; i + 4 * kLanes <= dimension; i += 4 * kLanes) {
-        first += load(a + i) * load(b + i);
-        second += load(a + i + kLanes) * load(b + i + kLanes);
-        third += load(a + i + 2 * kLanes) * load(b + i + 2 * kLanes);
-        fourth += load(a + i + 3 * kLanes) * load(b + i + 3 * kLanes);
+        first += load_sixteen(a + i) * load_sixteen(b + i);
+        second += load_sixteen(a + i + kLanes) * load_sixteen(b + i + kLanes);
+        third += load_sixteen(a + i + 2 * kLanes) * load_sixteen(b + i + 2 * kLanes);
+        fourth += load_sixteen(a + i + 3 * kLanes) * load_sixteen(b + i + 3 * kLanes);
     }
-    for (; i + kLanes <= dimension; i += kLanes) first += load(a + i) * load(b + i);
-    if (i < dimension) second += rest_only(load_rest(a, dimension), dimension) * load_rest(b, dimension);
-    return sum((first + second) + (third + fourth));
+    for (; i + kLanes <= dimension; i += kLanes) first += load_sixteen(a + i) * load_sixteen(b + i);
+    Floats with_rest = floats(second);
+    if (i < dimension) with_rest += rest_only(load_rest(a, dimension), dimension) * load_rest(b, dimension);
+    return sum((floats(first) + with_rest) + (floats(third) + floats(fourth)));
 }
 
 inline float squared_difference(const float* a, const float* b, int dimension) {
-    Floats first = {}, second = {}, d;
+    Sixteen first = {}, second = {}, d;
     int i = 0;
     for (; i + 2 * kLanes <= dimension; i += 2 * kLanes) {
-        d = load(a + i) - load(b + i);
+        d = load_sixteen(a + i) - load_sixteen(b + i);
         first += d * d;
-        d = load(a + i + kLanes) - load(b + i + kLanes);
+        d = load_sixteen(a + i + kLanes) - load_sixteen(b + i + kLanes);
         second += d * d;
     }
     for (; i + kLanes <= dimension; i += kLanes) {
-        d = load(a + i) - load(b + i);
+        d = load_sixteen(a + i) - load_sixteen(b + i);
         first += d * d;
     }
+    Floats with_rest = floats(second);
     if (i < dimension) {
-        d = rest_only(load_rest(a, dimension) - load_rest(b, dimension), dimension);
-        second += d * d;
+        Floats rest = rest_only(load_rest(a, dimension) - load_rest(b, dimension), dimension);
+        with_rest += rest * rest;
     }
-    return sum(first + second);
+    return sum(floats(first) + with_rest);
 }
 
 inline Doubles wide(const float* eight) {
 #if defined(__AVX512F__)
     return (Doubles)_mm512_cvtps_pd(_mm256_loadu_ps(eight));
+#elif defined(__AVX__)
+    return {(FourDoubles)_mm256_cvtps_pd(_mm_loadu_ps(eight)), (FourDoubles)_mm256_cvtps_pd(_mm_loadu_ps(eight + 4))};
 #else
     return __builtin_convertvector(*reinterpret_cast<const Eight*>(eight), Doubles);
 #endif
 }
 
-// A sum over the dimensions in float64, in the same order wherever a vector lies; `term` makes it, of eight lanes or one.
-template <typename Term>
-inline double exact_sum(const float* a, const float* b, int dimension, Term term) {
-    Doubles first = {}, second = {};
+// Sums over the dimensions in float64 of one vector with each of some others, every one in the same order wherever its vector lies and
+// whatever others are summed beside it: sums wait for one another's additions less. `term` makes what is summed, of eight lanes or one.
+template <int kCount, typename Term>
+inline void exact_sums(const float* a, const float* const* others, int dimension, Term term, double* sums) {
+    Doubles first[kCount] = {}, second[kCount] = {};
     int i = 0;
     for (; i + 16 <= dimension; i += 16) {
-        first += term(wide(a + i), wide(b + i));
-        second += term(wide(a + i + 8), wide(b + i + 8));
+        Doubles low = wide(a + i), high = wide(a + i + 8);
+        for (int n = 0; n < kCount; n++) {
+            first[n] += term(low, wide(others[n] + i));
+            second[n] += term(high, wide(others[n] + i + 8));
+        }
     }
-    for (; i + 8 <= dimension; i += 8) first += term(wide(a + i), wide(b + i));
-    first += second;
-    double all = sum(first);
-    for (; i < dimension; i++) all += term(static_cast<double>(a[i]), static_cast<double>(b[i]));
+    for (; i + 8 <= dimension; i += 8)
+        for (int n = 0; n < kCount; n++) first[n] += term(wide(a + i), wide(others[n] + i));
+    for (int n = 0; n < kCount; n++) {
+        first[n] += second[n];
+        sums[n] = sum(first[n]);
+        for (int j = i; j < dimension; j++) sums[n] += term(static_cast<double>(a[j]), static_cast<double>(others[n][j]));
+    }
+}
+
+template <typename Term>
+inline double exact_sum(const float* a, const float* b, int dimension, Term term) {
+    double all;
+    exact_sums<1>(a, &b, dimension, term, &all);
     return all;
 }
 
@@ -143,22 +198,27 @@ inline double exact_length(const float* vector, int dimension) {
     return std::sqrt(exact_dot(vector, vector, dimension));
 }
 
-// The dot product, and the sum of the squares of b.
-inline double exact_dot_and_squares(const float* a, const float* b, int dimension, double* squares) {
-    Doubles dots = {}, own = {};
+// Dot products, and the sums of the squares of the others; see `exact_sums`.
+template <int kCount>
+inline void exact_dots_and_squares(const float* a, const float* const* others, int dimension, double* products, double* squares) {
+    Doubles dots[kCount] = {}, own[kCount] = {};
     int i = 0;
     for (; i + 8 <= dimension; i += 8) {
-        Doubles x = wide(a + i), y = wide(b + i);
-        dots += x * y;
-        own += y * y;
+        Doubles x = wide(a + i);
+        for (int n = 0; n < kCount; n++) {
+            Doubles y = wide(others[n] + i);
+            dots[n] += x * y;
+            own[n] += y * y;
+        }
     }
-    double product = sum(dots);
-    *squares = sum(own);
-    for (; i < dimension; i++) {
-        product += double{a[i]} * double{b[i]};
-        *squares += double{b[i]} * double{b[i]};
+    for (int n = 0; n < kCount; n++) {
+        products[n] = sum(dots[n]);
+        squares[n] = sum(own[n]);
+        for (int j = i; j < dimension; j++) {
+            products[n] += double{a[j]} * double{others[n][j]};
+            squares[n] += double{others[n][j]} * double{others[n][j]};
+        }
     }
-    return product;
 }
 
 // A query of length 1, for cosine, so that its length does not eat float32's digits.
@@ -167,14 +227,30 @@ inline void unit_copy(const float* query, double length, int dimension, float* o
     for (int i = 0; i < dimension; i++) out[i] = static_cast<float>(query[i] * factor);
 }
 
-// What every engine answers with. `query_length`: its Euclidean length in float64, for cosine.
+// What every engine answers with, of some vectors at once. `query_length`: its Euclidean length in float64, for cosine.
+template <int kCount>
+inline void exact_distances(Space space, const float* query, double query_length, const float* const* vectors, int dimension,
+                            float* distances) {
+    double sums[kCount], squares[kCount];
+    if (space == kL2) {
+        exact_sums<kCount>(query, vectors, dimension, [](auto x, auto y) { return (y - x) * (y - x); }, sums);
+        for (int n = 0; n < kCount; n++) distances[n] = static_cast<float>(sums[n]);
+    } else if (space == kIp) {
+        exact_sums<kCount>(query, vectors, dimension, [](auto x, auto y) { return x * y; }, sums);
+        for (int n = 0; n < kCount; n++) distances[n] = static_cast<float>(1.0 - sums[n]);
+    } else {
+        exact_dots_and_squares<kCount>(query, vectors, dimension, sums, squares);
+        for (int n = 0; n < kCount; n++) {
+            double norms = std::sqrt(squares[n]) * query_length;
+            distances[n] = static_cast<float>(1.0 - (norms > 0 ? sums[n] / norms : 0.0));
+        }
+    }
+}
+
 inline float exact_distance(Space space, const float* query, double query_length, const float* vector, int dimension) {
-    if (space == kL2)
-        return static_cast<float>(exact_sum(query, vector, dimension, [](auto x, auto y) { return (y - x) * (y - x); }));
-    if (space == kIp) return static_cast<float>(1.0 - exact_dot(query, vector, dimension));
-    double squares, product = exact_dot_and_squares(query, vector, dimension, &squares);
-    double norms = std::sqrt(squares) * query_length;
-    return static_cast<float>(1.0 - (norms > 0 ? product / norms : 0.0));
+    float distance;
+    exact_distances<1>(space, query, query_length, &vector, dimension, &distance);
+    return distance;
 }
 
 // Chunks are row-major. Whoever makes one keeps what it points to (module.cpp).

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from libs.index.tests.test_index_calibration import mixture
-from libs.index.tests.test_index_kernels import column_of
+from libs.index.tests.test_index_kernels import column_of, tied, tying
 from shoal_core.errors import Corrupt
 from shoal_core.schema import VectorConfig
 from shoal_index import build_vectors
@@ -83,6 +83,17 @@ def test_all_lists_with_all_measured_is_an_exact_search(dimension: int, space: s
         found = index.search(asked, K, effort=lists, allowed=None, threads=1)
         assert found.rows.tolist() == true.rows[of].tolist()
         assert found.distances.tolist() == true.distances[of].tolist()
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_all_lists_with_all_measured_order_equal_distances_by_their_ties(space: str, level: str) -> None:
+    for vectors, queries in tying():
+        column = tied(vectors)
+        index = ClusterIndex(clusters_of(column, space), column, space, WHOLE)
+        true = search_exact(column, space, queries, K, allowed=None)
+        found = index.search(queries, K, effort=len(index.clusters.centroids), allowed=None, threads=1)
+        assert found.distances.tolist() == true.distances.tolist()
+        assert found.rows.tolist() == true.rows.tolist()
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from shoal_index.vector import kernels, native
 from shoal_index.vector.column import VectorChunk, VectorColumn
 from shoal_index.vector.engine import SPACES, Mask, Neighbours, Vectors, exact_distances
 from shoal_index.vector.exact import search_exact
-from shoal_index.vector.hnsw import HnswIndex
+from shoal_index.vector.hnsw import Graph, HnswIndex
 from shoal_index.vector.hnsw_build import GraphBuilder
 
 COMMON = (1, 3, 31, 64, 128, 384, 768, 1024, 1536, 3072, 4096)
@@ -115,6 +116,26 @@ def test_some_rows_many_of_them_alike(space: str, share: float, queries: int, le
 
 
 @pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("queries", [1, 5, 20])
+def test_the_nearest_of_rows_of_all_sizes_in_any_order(queries: int, space: str, level: str) -> None:
+    """Each row nearer than those before it, or none; scores that differ by many powers of two; runs of equal ones."""
+    random = np.random.default_rng(9)
+    drawn = random.standard_normal((1_500, 9))
+    sizes = np.linspace(60, -60, len(drawn))
+    for exponents in (sizes, sizes[::-1], random.permutation(sizes), np.repeat(sizes[::500], 500)):
+        vectors = (drawn * 2.0 ** np.rint(exponents)[:, None]).astype(np.float32)
+        asked = random.standard_normal((queries, 9)).astype(np.float32)
+        asked[0] = vectors[1_034]
+        measured = np.array([exact_distances(space, query, vectors) for query in asked])
+        order = np.argsort(measured, axis=1, kind="stable")
+        for k in (1, 10, 300):
+            best = order[:, :k]
+            found = search_exact(column_of(vectors), space, asked, k, allowed=None)
+            assert found.rows.tolist() == best.ravel().tolist()
+            assert found.distances.tolist() == np.take_along_axis(measured, best, axis=1).ravel().tolist()
+
+
+@pytest.mark.parametrize("space", SPACES)
 def test_vectors_far_from_the_origin_and_close_together(space: str, level: str) -> None:
     random = np.random.default_rng(4)
     vectors = (1e4 + random.standard_normal((5_000, 32))).astype(np.float32)
@@ -203,6 +224,43 @@ def test_a_graph_measures_what_float32_cannot_tell_apart(level: str) -> None:
     found = graph_of(column, "cosine").search(queries, K, effort=len(vectors), allowed=None, threads=1)
     true = search_exact(column, "cosine", queries, K, allowed=None)
     assert np.mean(found.distances == true.distances) > 0.99
+
+
+def complete_graph(column: VectorColumn, space: str) -> HnswIndex:
+    """Every row is linked with all others, so that a walk of full effort comes to all of them whatever they are."""
+    rows = np.arange(column.count)
+    links = np.array([np.delete(rows, row) for row in rows], dtype=np.uint32)
+    none = np.empty(0, np.uint32)
+    return HnswIndex(Graph(links, none, none, none.reshape(0, 1), levels=0, entry=0), column, space)
+
+
+def tying() -> Iterator[tuple[Vectors, Vectors]]:
+    """Vectors and queries of which float32 distances are often equal though float32 scores are not: rows too short beside the query or
+    beside 1, rows of nearly one direction, rows far from a query and near each other. Half of the queries are rows.
+    """
+    random = np.random.default_rng(21)
+    for shrunk, moved, spread in ((-40, 0.0, 1.0), (-12, 0.0, 1.0), (0, 700.0, 1.0), (0, 1e4, 1e-2)):
+        vectors = np.ldexp(moved + spread * random.standard_normal((300, 5)), shrunk).astype(np.float32)
+        queries = (moved + random.standard_normal((16, 5))).astype(np.float32)
+        queries[::2] = vectors[: len(queries) // 2]
+        yield vectors, queries
+
+
+def tied(vectors: Vectors) -> VectorColumn:
+    """Their ties are not in the order of rows."""
+    ties = np.random.default_rng(22).permutation(len(vectors)).astype(np.uint64)
+    return VectorColumn([VectorChunk(vectors)], ties)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_graph_of_full_effort_orders_equal_distances_by_their_ties(space: str, level: str) -> None:
+    for vectors, queries in tying():
+        column = tied(vectors)
+        true = search_exact(column, space, queries, K, allowed=None)
+        graph = complete_graph(column, space)
+        found = graph.search(queries, K, effort=len(vectors), allowed=None, threads=1)
+        assert found.distances.tolist() == true.distances.tolist()
+        assert found.rows.tolist() == true.rows.tolist()
 
 
 @pytest.mark.parametrize("of_query", [-140, -66, 0, 58])
