@@ -231,7 +231,7 @@ def test_codes_are_for_many_rows_and_few_queries(level: str) -> None:
     assert not prefers_codes(CODED_ROWS - 1, 1, K)
     assert prefers_codes(CODED_ROWS, 1, K)
     assert not prefers_codes(CODED_ROWS, 1, CODED_ROWS // 5)
-    assert prefers_codes(CODED_ROWS, 100, K) == (level in ("v2", "v3"))
+    assert prefers_codes(CODED_ROWS, 100, K) == (level == "v2")
 
 
 @pytest.mark.parametrize("space", SPACES)

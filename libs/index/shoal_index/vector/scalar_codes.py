@@ -47,7 +47,7 @@ class ScalarCodes:
 
 def prefers_codes(rows: int, queries: int, k: int) -> bool:
     """Whether a search of so many allowed rows is faster by codes, where there are some."""
-    return rows >= max(CODED_ROWS, _ROWS_PER_K * k) and (queries < _FEW or native.level() in ("v2", "v3"))
+    return rows >= max(CODED_ROWS, _ROWS_PER_K * k) and (queries < _FEW or native.level() == "v2")
 
 
 def code_vectors(vectors: Vectors, space: str) -> ScalarCodes:
