@@ -90,10 +90,14 @@ def recall_of(found: Rows, true: npt.NDArray[np.int32]) -> float:
 
 
 def in_turns(rounds: int, *works: Callable[[], object]) -> list[float]:
-    """The median seconds of each, of this thread on a processor: what else runs on the machine counts little."""
+    """The median seconds of each, of this thread on a processor: what else runs on the machine counts little.
+
+    Every other round goes backwards: what comes after another finds in the caches what that has read.
+    """
     taken: list[list[float]] = [[] for _ in works]
-    for _ in range(rounds):
-        for times, work in zip(taken, works, strict=True):
+    for number in range(rounds):
+        turns = list(zip(taken, works, strict=True))
+        for times, work in turns if number % 2 == 0 else reversed(turns):
             started = time.thread_time()
             work()
             times.append(time.thread_time() - started)

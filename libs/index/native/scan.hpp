@@ -23,8 +23,10 @@ struct Scan {
 constexpr int kTile = 4;
 #if defined(__AVX512F__)
 constexpr int kSides = 2;         // registers of rows side by side
+constexpr int kPackedTile = 12;   // queries that are compared with them at once: their sums fit the registers
 #else
 constexpr int kSides = 1;
+constexpr int kPackedTile = kTile;
 #endif
 constexpr int kBlock = kSides * kLanes;  // rows that all queries of a group see before the next ones: they fit the nearest caches
 constexpr int kWorthPacking = 16; // queries
@@ -221,18 +223,23 @@ class ScanPart {
     }
 
     void compare_packed(int filled) {
+        int64_t q = 0;
+        for (; q + kPackedTile <= tiled_; q += kPackedTile) compare_packed<kPackedTile>(q, filled);
+        for (; q < tiled_; q += kTile) compare_packed<kTile>(q, filled);
+    }
+
+    template <int kQueries>
+    void compare_packed(int64_t q, int filled) {
         uint32_t there = filled == 32 ? ~0u : (1u << filled) - 1;
-        for (int64_t q = 0; q < tiled_; q += kTile) {
-            Floats products[kTile][kSides];
-            packed_products<kTile>(&pointers_[q], packed_.data(), v_.dimension, products);
-            for (int i = 0; i < kTile; i++) {
-                for (int j = 0; j < kSides; j++) {
-                    Floats scores = products[i][j] * load(&factors_[kLanes * j]) + load(&offsets_[kLanes * j]);
-                    uint32_t near = not_above(scores, Floats{} + thresholds_[q + i]) & there >> (kLanes * j);
-                    if (!near) continue;
-                    nearest_[q + i].offer(scores, near, first_ + kLanes * j);
-                    thresholds_[q + i] = nearest_[q + i].threshold();
-                }
+        Floats products[kQueries][kSides];
+        packed_products<kQueries>(&pointers_[q], packed_.data(), v_.dimension, products);
+        for (int i = 0; i < kQueries; i++) {
+            for (int j = 0; j < kSides; j++) {
+                Floats scores = products[i][j] * load(&factors_[kLanes * j]) + load(&offsets_[kLanes * j]);
+                uint32_t near = not_above(scores, Floats{} + thresholds_[q + i]) & there >> (kLanes * j);
+                if (!near) continue;
+                nearest_[q + i].offer(scores, near, first_ + kLanes * j);
+                thresholds_[q + i] = nearest_[q + i].threshold();
             }
         }
     }
