@@ -1,10 +1,11 @@
 """The ways to search one segment beside each other: each at the least effort that its curve gives for a target.
 
-    make bench ARGS="engines --coded-graphs --set wordnet384"
+make bench ARGS="engines --coded-graphs --set wordnet384"
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -25,21 +26,24 @@ def print_ways(
     k: int,
     targets: Sequence[float],
     cells: Sequence[tuple[str, Mask | None, Callable[[Rows], float]]],
-    timed: Callable[..., list[float]],
+    rounds: int,
 ) -> None:
     """A line for each cell, target and way: what it reaches, and its microseconds a query, in one call and one by one.
 
     Args:
         cells: name, allowed rows, and what tells the recall of found rows (q, k).
-        timed: the seconds of each of some works, measured in turns.
+        rounds: measured in turns, of which the best counts, by the time of this thread's processor.
     """
-    print(f"{'cell':5} {'target':6} {'way':>12} {'effort':>6} {'compared':>8} {'recall':>6} {'batch us':>9} {'single us':>9}  beside the graph")
+    heads = f"{'cell':5} {'target':6} {'way':>12} {'effort':>6} {'compared':>8} {'recall':>6} {'batch us':>9} {'single us':>9}"
+    print(f"{heads}  beside the graph")
     for name, allowed, recall_of in cells:
         for target in targets:
             found = list(_at(segment, k, target, allowed))
             searches = [partial(_search, way, k, effort, allowed) for way, effort, _ in found]
-            works = [work for search in searches for work in (partial(search, queries), partial(_each, search, queries))]
-            seconds = [1e6 * taken / len(queries) for taken in timed(*works)]
+            works = [
+                work for search in searches for work in (partial(search, queries), partial(_each, search, queries))
+            ]
+            seconds = [1e6 * taken / len(queries) for taken in _timed(rounds, works)]
             for number, (way, effort, compared) in enumerate(found):
                 batch, single = seconds[2 * number : 2 * number + 2]
                 reached = recall_of(searches[number](queries))
@@ -61,6 +65,17 @@ def _at(segment: Segment, k: int, target: float, allowed: Mask | None) -> Iterat
         if able:
             _, way, point = min(able, key=lambda each: each[0])
             yield way, point.effort, point.compared
+
+
+def _timed(rounds: int, works: Sequence[Callable[[], object]]) -> list[float]:
+    """The best seconds of each."""
+    taken = [float("inf")] * len(works)
+    for _ in range(rounds):
+        for number, work in enumerate(works):
+            started = time.thread_time()
+            work()
+            taken[number] = min(taken[number], time.thread_time() - started)
+    return taken
 
 
 def _search(way: Way, k: int, effort: int, allowed: Mask | None, queries: npt.NDArray[np.float32]) -> Rows:

@@ -6,8 +6,8 @@ One segment, opened from its blocks in memory, no sockets. *Raw* is hnswlib call
 over its own copy of the vectors. *Best* of a filtered cell is the fastest of the single strategies that reach the same recall: rows
 copied out once and compared by BLAS; hnswlib, if nothing is filtered; faiss' clusters with 4-bit codes, a bitmap and exact
 rescoring, where faiss is installed (it is not a dependency: ``pip install faiss-cpu``). All on one thread, medians of several
-rounds, taken in turns. Ratios above 1 mean that Shoal is faster. With ``--coded-graphs`` the segment has codes of its graph's links, and
-its ways are compared with each other instead (`engine_ways`).
+rounds, taken in turns. Ratios above 1 mean that Shoal is faster. With ``--coded-graphs`` the segment has codes of its graph's
+links, and its ways are compared with each other instead (`engine_ways`).
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def measure_ways(data: EngineData, count: int, rounds: int) -> None:
         K,
         TARGETS,
         [(cell.name, cell.allowed, partial(recall_of, true=cell.true)) for cell in chosen],
-        partial(in_turns, rounds),
+        rounds,
     )
 
 

@@ -92,9 +92,7 @@ def build_segment(
     if table.num_rows * max(1.0, matrix.shape[1] / _DIMENSION) > graph_rows:
         created = table.column(CREATED_OFFSET).to_numpy()
         old = [Old(input_.ways, new_row) for input_, new_row in inputs]
-        ways = built_ways(
-            matrix, created, space, schema.vector, threads=threads, coded_graphs=coded_graphs, old=old
-        )
+        ways = built_ways(matrix, created, space, schema.vector, threads=threads, coded_graphs=coded_graphs, old=old)
         for way in {way.strategy: way for way in ways}.values():
             for kind, tables in way.index.to_tables().items():
                 blocks[kind] = [encode_block(part) for part in tables]

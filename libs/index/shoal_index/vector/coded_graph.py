@@ -1,7 +1,7 @@
 """A graph with codes of its links, for a faster walk (SymphonyQG: Gou, Gao, Xu and Long 2025; RaBitQ: Gao and Long 2024).
 
-Beside each node lie codes of one bit a dimension of its neighbours less the node, in one piece. A walk estimates all of them at once, and
-measures what it visits. Links and vectors are those of the segment. See native/coded_graph.hpp.
+Beside each node lie codes of one bit a dimension of its neighbours less the node, in one piece. A walk estimates all of them at
+once, and measures what it visits. Links and vectors are those of the segment. See native/coded_graph.hpp.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ CODED_GRAPH = "coded_graph"  # the kind of its blocks
 LARGEST_DIMENSION = 4096  # of what a sum of 16 bits can hold
 
 # Nanoseconds: of a query before it visits anything, and of each row visited. So much, and so much for each dimension.
-BEGIN_NS = (6_000.0, 25.0)
-VISIT_NS = (300.0, 0.9)
+BEGIN_NS = (10_000.0, 25.0)
+VISIT_NS = (780.0, 0.7)
 
 _CHUNK_BYTES = 8 << 20
 _SAMPLED = 4_096  # vectors, for the origin
@@ -38,10 +38,11 @@ class LinkCodes:
     """Codes of a graph's links.
 
     Attributes:
-        origin: (dim,) float32, near the middle of the vectors, for cosine of those of length 1: a far one would eat the codes' few bits.
-        chunks: (n_i, bytes) uint8 each: a record for each row. All but the last have the same number of rows, a power of two. A record has a
-            block for each 32 links, which has (pieces, 16) bytes with the signs of 4 dimensions, those of link j below and of j + 16 above,
-            then 32 float32 biases and 32 slopes.
+        origin: (dim,) float32, near the middle of the vectors, for cosine of those of length 1: a far one would eat the codes'
+            few bits.
+        chunks: (n_i, bytes) uint8 each: a record for each row. All but the last have the same number of rows, a power of two. A
+            record has a block for each 32 links: (pieces, 16) bytes with the signs of 4 dimensions each, those of link j below and
+            of j + 16 above, then 32 float32 biases and 32 slopes.
     """
 
     origin: Floats
@@ -76,7 +77,7 @@ class LinkCodes:
         return codes
 
     def check(self, rows: int, dimension: int, links: int) -> None:
-        """Raise `ValueError` unless there is a record of its size for each row. What records say leads nowhere, and is not looked at."""
+        """Raise `ValueError` unless there is a record of its size for each row. Whatever records say, it leads nowhere."""
         if dimension > LARGEST_DIMENSION or self.origin.dtype != np.float32 or self.origin.shape != (dimension,):
             raise ValueError("the origin is not a vector of this segment")
         if not self.chunks or sum(len(chunk) for chunk in self.chunks) != rows:

@@ -39,9 +39,7 @@ class VectorColumn:
         beside_bytes: of what searches read by row as they read vectors, and `touch` counts.
     """
 
-    def __init__(
-        self, chunks: Sequence[VectorChunk], ties: npt.NDArray[np.uint64], *, beside_bytes: int = 0
-    ) -> None:
+    def __init__(self, chunks: Sequence[VectorChunk], ties: npt.NDArray[np.uint64], *, beside_bytes: int = 0) -> None:
         self.chunks = tuple(chunks)
         self.ties: npt.NDArray[np.uint64] = native.contiguous(ties, np.uint64)
         self.dimension = self.chunks[0].vectors.shape[1]
@@ -73,7 +71,7 @@ class VectorColumn:
 
     @property
     def touched_bytes(self) -> int:
-        """Of the vectors, and of what is read beside them, that may be in memory: read since the beginning or since they were released."""
+        """Of the vectors, and of what is read beside them, that may be in memory: what was read, or read since it was released."""
         return min(self._touched_bytes, self.size_bytes + self._beside_bytes)
 
     def touch(self, rows: float) -> None:

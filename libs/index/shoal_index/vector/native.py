@@ -199,7 +199,9 @@ def code_graph(
     _loaded().code_graph(vectors, graph, contiguous(origin, np.float32), tuple(chunks), shift, threads)
 
 
-def make_coded_graph(rows: int, links: int, origin: Floats, chunks: Sequence[npt.NDArray[np.uint8]], shift: int) -> Handle:
+def make_coded_graph(
+    rows: int, links: int, origin: Floats, chunks: Sequence[npt.NDArray[np.uint8]], shift: int
+) -> Handle:
     """Codes of a graph so many links wide; it holds on to the arrays, which are in C order. See `coded_graph.LinkCodes`."""
     return _loaded().coded_graph(rows, links, len(origin), origin, tuple(chunks), shift)
 
