@@ -133,7 +133,8 @@ class CodedWalk {
         t_.table.resize(16 * c_.pieces());
     }
 
-    int64_t run(const float* query, int64_t* rows, float* distances, int64_t* compared) {
+    // A function of its own: it would else look up its thread's scratch again and again.
+    __attribute__((noinline)) int64_t run(const float* query, int64_t* rows, float* distances, int64_t* compared) {
         double length = v_.space == kL2 ? 0 : exact_length(query, v_.dimension);
         query_ = query;
         if (v_.space == kCosine) {
