@@ -1,13 +1,14 @@
 """Vector engines: recall against exact ground truth at each target and filter, and speed beside raw engines in the same run.
 
     make bench ARGS="engines [--set small|wordnet384|glove100|synth1m] [--queries 500] [--rounds 5]
-        [--cells all r1 f1 ...]"
+        [--cells all r1 f1 ...] [--coded-graphs]"
 
 One segment, opened from its blocks in memory, no sockets. *Raw* is hnswlib called directly with the same effort: its published binding
 over its own copy of the vectors. *Best* of a filtered cell is the fastest of the single strategies that reach the same recall: rows
 copied out once and compared by BLAS; hnswlib, if nothing is filtered; faiss' clusters with 4-bit codes, a bitmap and exact
 rescoring, where faiss is installed (it is not a dependency: ``pip install faiss-cpu``). All on one thread, medians of its processor
-time over several rounds, taken in turns. Ratios above 1 mean that Shoal is faster.
+time over several rounds, taken in turns. Ratios above 1 mean that Shoal is faster. With ``--coded-graphs`` the segment has codes of
+its graph's links, and its ways are compared with each other instead (`engine_ways`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import pyarrow as pa
 
 from bench import engine_datasets
 from bench.engine_datasets import EngineData
+from bench.engine_ways import print_ways
 from bench.filters import Memory
 from shoal_core.records import CREATED_OFFSET, EMBEDDING, ID, UPDATED_OFFSET, embedding_array
 from shoal_index.build import build_segment
@@ -104,7 +106,7 @@ def in_turns(rounds: int, *works: Callable[[], object]) -> list[float]:
     return [statistics.median(times) for times in taken]
 
 
-async def segment_of(data: EngineData) -> tuple[Segment, float]:
+async def segment_of(data: EngineData, *, coded_graphs: bool = False) -> tuple[Segment, float]:
     """A segment over the set, and the seconds that building took."""
     rows = len(data.base)
     offsets = pa.array(np.arange(1, rows + 1, dtype=np.uint64))
@@ -117,7 +119,16 @@ async def segment_of(data: EngineData) -> tuple[Segment, float]:
         }
     )
     started = time.perf_counter()
-    built = build_segment(table, data.space, segment_id="s", tier=0, prefix="bench", threads=2, graph_rows=1_000)
+    built = build_segment(
+        table,
+        data.space,
+        segment_id="s",
+        tier=0,
+        prefix="bench",
+        threads=2,
+        graph_rows=1_000,
+        coded_graphs=coded_graphs,
+    )
     seconds = time.perf_counter() - started
     memory = Memory({ref.key: block.data for ref, block in built.objects})
     return await open_segment(built.ref, data.space, memory), seconds
@@ -216,6 +227,26 @@ def measure(data: EngineData, count: int, rounds: int, names: Sequence[str]) -> 
             print_cell(segment, cell, target, queries, beside, rounds)
 
 
+def measure_ways(data: EngineData, count: int, rounds: int, names: Sequence[str]) -> None:
+    """Print how the ways of one set's segment compare, in the cells named, or where all rows and where half of them are allowed."""
+    data = evenly(data, max(1, len(data.queries) // count))
+    queries = np.ascontiguousarray(data.queries)
+    segment, seconds = asyncio.run(segment_of(data, coded_graphs=True))
+    rows = len(data.base)
+    print(f"\n{data.name}: {rows} x {data.base.shape[1]}, {data.space}; built and calibrated in {seconds:.1f} s")
+    for way in {way.strategy: way for way in segment.ways}.values():
+        print(f"{way.strategy}: {way.index.size_bytes / rows:.0f} bytes a row")
+    chosen = [cell for cell in cells(data) if cell.name in (names or ("all", "f50", "r50"))]
+    print_ways(
+        segment,
+        queries,
+        K,
+        TARGETS,
+        [(cell.name, cell.allowed, partial(recall_of, true=cell.true)) for cell in chosen],
+        rounds,
+    )
+
+
 def print_raw(data: EngineData, segment: Segment, index: Any, queries: npt.NDArray[np.float32], rounds: int) -> None:
     """The graph without filter: Shoal's search beside the raw engine at the same effort."""
     cell = Cell("all", None, data.neighbours)
@@ -290,10 +321,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--cells", nargs="*", default=[], help="those to measure: all, r50, f50, r10, …; every one by default"
     )
+    parser.add_argument("--coded-graphs", action="store_true")
     given = parser.parse_args(arguments)
+    work = measure_ways if given.coded_graphs else measure
     with one_blas_thread():
         for name in given.set:
-            measure(SETS[name](given.cache), given.queries, given.rounds, given.cells)
+            work(SETS[name](given.cache), given.queries, given.rounds, given.cells)
 
 
 if __name__ == "__main__":

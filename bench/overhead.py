@@ -122,7 +122,7 @@ def kernel_of(segment: Segment, ask: Ask, queries: Vectors) -> tuple[Callable[[V
     said = f"{plan.strategy} {plan.effort}"
     if isinstance(index, HnswIndex):
         search = native.search_graph
-        return lambda asked: search(vectors, index._handle, asked, K, ef=plan.effort, allowed=None, threads=1), said
+        return lambda asked: search(vectors, index.handle, asked, K, ef=plan.effort, allowed=None, threads=1), said
     assert isinstance(index, ClusterIndex)
     probe, refined = native.search_clusters, index.measured(K)
     return (

@@ -17,6 +17,7 @@ from shoal_cli.entry import authenticates, check_addresses, embedding_settings, 
 from shoal_cli.local_cluster import ClusterPlan, LocalCluster
 from shoal_cli.security import FRONTEND, Security, open_audit, public_certificates
 from shoal_cluster.channels import ChannelSettings
+from shoal_compactor.compactor import CompactorSettings
 from shoal_core.audit import Audit, no_audit
 from shoal_core.limits import Limits
 from shoal_frontend.access.grpc_api import AccessAdminServicer
@@ -27,6 +28,7 @@ from shoal_frontend.http_api.serving import serve
 from shoal_runtime.config import Config, load
 from shoal_runtime.lifecycle import Background, stop_signals
 from shoal_runtime.logs import configure_logging
+from shoal_runtime.sections import settings_of
 from shoal_runtime.server import GrpcServer, split_address
 from shoal_runtime.servers.ports import free_ports
 from shoal_runtime.system import SystemClock, SystemRandom
@@ -43,8 +45,8 @@ async def embedded_server(
 ) -> AsyncIterator[tuple[str, str]]:
     """Everything in this process, with a gRPC and, if asked for, an HTTP face; the addresses they listen on.
 
-    ``config``: of its frontend: who may come in, over what, how much it may use, and what is embedded for it. There is an audit log
-    if it asks for credentials, or if a file is named for it.
+    ``config``: of its frontend: who may come in, over what, how much it may use, and what is embedded for it; and of its compactor.
+    There is an audit log if the frontend asks for credentials, or if a file is named for it.
     """
     config = config or Config()
     section = config.frontend
@@ -52,7 +54,9 @@ async def embedded_server(
     clock, random = SystemClock(), SystemRandom()
     async with AsyncExitStack() as stack:
         embedding = embedding_settings(section.embedding)
-        system = EmbeddedSystem(path, EmbeddedSettings(allow_reset=section.allow_reset, embedding=embedding))
+        compactor = settings_of(CompactorSettings, config.compactor)
+        settings = EmbeddedSettings(compactor=compactor, allow_reset=section.allow_reset, embedding=embedding)
+        system = EmbeddedSystem(path, settings)
         await system.start()
         stack.push_async_callback(system.close)
         options = ChannelSettings(Limits().message_size_bytes).server_options()

@@ -39,6 +39,36 @@ struct GraphSearch {
 
 using Scored = std::pair<float, uint32_t>;
 
+// A row's score, for cosine with a query of length 1.
+inline float walk_score(const Vectors& vectors, const float* query, uint32_t row) {
+    const float* vector = vectors.at(row);
+    float known = vectors.score(query, row, vector);
+    if (known == known) return known;
+    return exact_distance(kCosine, query, 1.0, vector, vectors.dimension) - 1;  // too short for float32
+}
+
+// The row where a walk of the lowest level begins.
+inline uint32_t descend(const Vectors& vectors, const Graph& graph, const float* query) {
+    uint32_t slot = graph.entry;
+    if (graph.levels == 0) return slot;
+    float best = walk_score(vectors, query, graph.upper_rows[slot]);
+    for (int32_t level = graph.levels; level > 0; level--) {
+        for (bool nearer = true; nearer;) {
+            nearer = false;
+            const uint32_t* list = graph.upper_links + int64_t{graph.upper_starts[slot] + level - 1} * graph.upper_width;
+            for (int32_t i = 0; i < graph.upper_width && list[i] != kNone; i++) {
+                float other = walk_score(vectors, query, graph.upper_rows[list[i]]);
+                if (other < best) {
+                    best = other;
+                    slot = list[i];
+                    nearer = true;
+                }
+            }
+        }
+    }
+    return graph.upper_rows[slot];
+}
+
 // What a thread keeps from one search to the next.
 struct Scratch {
     std::vector<uint64_t> seen;       // a bit per row, all of them 0 between searches
@@ -73,7 +103,7 @@ class GraphWalk {
             unit_copy(query, length, v_.dimension, unit_.data());
             query_ = unit_.data();
         }
-        beam(descend());
+        beam(descend(v_, g_, query_));
         *compared = static_cast<int64_t>(touched_.size());
         forget();
         // What is within the error of the k-th best score is measured, as in a scan.
@@ -99,37 +129,11 @@ class GraphWalk {
         return most;
     }
 
-    float score(uint32_t row) const {
-        const float* vector = v_.at(row);
-        float known = v_.score(query_, row, vector);
-        if (known == known) return known;
-        return exact_distance(kCosine, query_, 1.0, vector, v_.dimension) - 1;  // too short for float32
-    }
+    float score(uint32_t row) const { return walk_score(v_, query_, row); }
 
     void forget() {
         for (uint32_t row : touched_) seen_[row >> 6] = 0;
         touched_.clear();
-    }
-
-    uint32_t descend() const {
-        uint32_t slot = g_.entry;
-        if (g_.levels == 0) return slot;
-        float best = score(g_.upper_rows[slot]);
-        for (int32_t level = g_.levels; level > 0; level--) {
-            for (bool nearer = true; nearer;) {
-                nearer = false;
-                const uint32_t* list = g_.upper_links + int64_t{g_.upper_starts[slot] + level - 1} * g_.upper_width;
-                for (int32_t i = 0; i < g_.upper_width && list[i] != kNone; i++) {
-                    float other = score(g_.upper_rows[list[i]]);
-                    if (other < best) {
-                        best = other;
-                        slot = list[i];
-                        nearer = true;
-                    }
-                }
-            }
-        }
-        return g_.upper_rows[slot];
     }
 
     void beam(uint32_t start) {

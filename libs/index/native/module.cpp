@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "clusters.hpp"
+#include "coded_graph.hpp"
 #include "codes.hpp"
 #include "graph.hpp"
 #include "scan.hpp"
@@ -76,7 +77,46 @@ struct HeldClusters {
     Held origin, squares, codebook, starts, members, codes, biases;
 };
 
+struct HeldCodedGraph {
+    CodedGraph codes;
+    std::unique_ptr<Rotation> rotation;
+    int64_t rows;
+    int dimension;
+    std::unique_ptr<Held[]> chunks;
+    std::vector<uint8_t*> pointers;
+    std::vector<const uint8_t*> readable;
+    Held origin;
+
+    // Raises ValueError where it does not have a record of each row, for a graph with so many links.
+    bool take(int64_t count, int links, int dimensions, PyObject* origin_array, PyObject* records, int shift, bool writable) {
+        rows = count;
+        dimension = dimensions;
+        if (dimension < 1 || links < 1 || shift < 0 || shift > 31) return refuse_shape();
+        rotation = std::make_unique<Rotation>(dimension);
+        codes = {nullptr, nullptr, rotation.get(), shift, blocks_of(links)};
+        if (codes.pieces() > kMostPieces || PyTuple_Size(records) != (rows + (int64_t{1} << shift) - 1) >> shift) return refuse_shape();
+        if (!origin.take(origin_array, int64_t{4} * dimension)) return false;
+        chunks = std::make_unique<Held[]>(PyTuple_Size(records));
+        for (int64_t i = 0; i < PyTuple_Size(records); i++) {
+            int64_t held = std::min(rows - (i << shift), int64_t{1} << shift);
+            if (!chunks[i].take(PyTuple_GetItem(records, i), held * codes.record_bytes(), writable)) return false;
+            pointers.push_back(chunks[i].as<uint8_t>());
+        }
+        readable.assign(pointers.begin(), pointers.end());
+        codes.chunks = readable.data();
+        codes.origin = origin.as<const float>();
+        return true;
+    }
+
+  private:
+    static bool refuse_shape() {
+        PyErr_SetString(PyExc_ValueError, "the codes of links do not fit the kernel");
+        return false;
+    }
+};
+
 constexpr const char* kClusters = "shoal.clusters";
+constexpr const char* kCodedGraph = "shoal.coded_graph";
 constexpr const char* kVectors = "shoal.vectors";
 constexpr const char* kGraph = "shoal.graph";
 
@@ -380,6 +420,63 @@ PyObject* walk_graph(PyObject*, PyObject* args) {
     });
 }
 
+// coded_graph(rows, links, dimension, origin, chunks, shift): codes of a graph that is so many links wide, (rows, record) in chunks.
+PyObject* make_coded_graph(PyObject*, PyObject* args) {
+    PyObject *origin, *chunks;
+    long long rows;
+    int links, dimension, shift;
+    if (!PyArg_ParseTuple(args, "LiiOO!i", &rows, &links, &dimension, &origin, &PyTuple_Type, &chunks, &shift)) return nullptr;
+    auto held = std::make_unique<HeldCodedGraph>();
+    if (!held->take(rows, links, dimension, origin, chunks, shift, false)) return nullptr;
+    PyObject* capsule = PyCapsule_New(held.get(), kCodedGraph, destroy<HeldCodedGraph>);
+    if (capsule) held.release();
+    return capsule;
+}
+
+// code_graph(vectors, graph, origin, chunks, shift, threads): fills chunks of zeros with the codes of all links.
+PyObject* code_links(PyObject*, PyObject* args) {
+    PyObject *capsule, *links, *origin, *chunks;
+    int shift, threads;
+    if (!PyArg_ParseTuple(args, "OOOO!ii", &capsule, &links, &origin, &PyTuple_Type, &chunks, &shift, &threads)) return nullptr;
+    auto* held = static_cast<HeldVectors*>(PyCapsule_GetPointer(capsule, kVectors));
+    auto* graph = held ? static_cast<HeldGraph*>(PyCapsule_GetPointer(links, kGraph)) : nullptr;
+    if (!graph) return nullptr;
+    if (graph->rows != held->vectors.rows) return refuse("the graph is of other vectors");
+    HeldCodedGraph codes;
+    if (!codes.take(graph->rows, graph->graph.width, held->vectors.dimension, origin, chunks, shift, true)) return nullptr;
+    return done([&] {
+        code_graph(held->vectors, graph->graph, codes.codes, codes.pointers.data(), threads);
+        return graph->rows;
+    });
+}
+
+// search_coded_graph(vectors, graph, codes, queries, q, k, ef, allowed | None, threads, out_rows, out_distances, out_counts, out_compared)
+PyObject* walk_coded_graph(PyObject*, PyObject* args) {
+    PyObject *capsule, *links, *coded, *queries, *allowed, *out_rows, *out_distances, *out_counts, *out_compared;
+    long long q, k, ef;
+    int threads;
+    if (!PyArg_ParseTuple(args, "OOOOLLLOiOOOO", &capsule, &links, &coded, &queries, &q, &k, &ef, &allowed, &threads, &out_rows,
+                          &out_distances, &out_counts, &out_compared))
+        return nullptr;
+    auto* held = static_cast<HeldVectors*>(PyCapsule_GetPointer(capsule, kVectors));
+    auto* graph = held ? static_cast<HeldGraph*>(PyCapsule_GetPointer(links, kGraph)) : nullptr;
+    auto* codes = graph ? static_cast<HeldCodedGraph*>(PyCapsule_GetPointer(coded, kCodedGraph)) : nullptr;
+    Held asked, mask, compared;
+    Output out;
+    if (!codes || !asked.take(queries, q * held->vectors.dimension * 4) || !out.take(out_rows, out_distances, out_counts, q, k)) return nullptr;
+    if (!compared.take(out_compared, q * 8, true)) return nullptr;
+    if (graph->rows != held->vectors.rows) return refuse("the graph is of other vectors");
+    if (codes->rows != graph->rows || codes->dimension != held->vectors.dimension || codes->codes.blocks != blocks_of(graph->graph.width))
+        return refuse("the codes are of another graph");
+    if (allowed != Py_None && !mask.take(allowed, held->vectors.rows)) return nullptr;
+    CodedGraphSearch search = {&held->vectors, &graph->graph, &codes->codes, asked.as<const float>(), mask.as<const uint8_t>(), q, k,
+                               std::max(ef, k), compared.as<int64_t>(), held->largest_square, threads};
+    return done([&] {
+        search_coded_graph(search, out.rows.as<int64_t>(), out.distances.as<float>(), out.counts.as<int64_t>());
+        return out.total();
+    });
+}
+
 // search_clusters(vectors, clusters, queries, q, k, probes, refined, allowed | None, allowed_count, threads, out_rows, out_distances, out_counts, out_compared)
 PyObject* scan_clusters(PyObject*, PyObject* args) {
     PyObject *capsule, *lists, *queries, *allowed, *out_rows, *out_distances, *out_counts, *out_compared;
@@ -473,7 +570,9 @@ PyMethodDef kMethods[] = {{"vectors", make_vectors, METH_VARARGS, nullptr},     
                           {"distances", measure_distances, METH_VARARGS, nullptr}, {"lengths", measure_lengths, METH_VARARGS, nullptr},
                           {"clusters", make_clusters, METH_VARARGS, nullptr},      {"search_clusters", scan_clusters, METH_VARARGS, nullptr},
                           {"code_vectors", code, METH_VARARGS, nullptr},           {"code_rows", code_by_row, METH_VARARGS, nullptr},
-                          {"scan_codes", scan_by_codes, METH_VARARGS, nullptr},    {nullptr, nullptr, 0, nullptr}};
+                          {"scan_codes", scan_by_codes, METH_VARARGS, nullptr},    {"coded_graph", make_coded_graph, METH_VARARGS, nullptr},
+                          {"code_graph", code_links, METH_VARARGS, nullptr},       {"search_coded_graph", walk_coded_graph, METH_VARARGS, nullptr},
+                          {nullptr, nullptr, 0, nullptr}};
 
 #define SHOAL_TEXT(name) #name
 #define SHOAL_NAME(name) SHOAL_TEXT(name)

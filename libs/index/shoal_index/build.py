@@ -66,6 +66,7 @@ def build_segment(
     prefix: str,
     threads: int,
     graph_rows: int = GRAPH_ROWS,
+    coded_graphs: bool = False,
     schema: Schema = Schema(),
     inputs: Sequence[Input] = (),
 ) -> BuiltSegment:
@@ -75,6 +76,7 @@ def build_segment(
         prefix: key prefix of its objects.
         graph_rows: above this many rows of up to 384 dimensions, or fewer larger ones, the segment gets indexes; a smaller one is
             scanned.
+        coded_graphs: see `built_ways`.
         schema: which indexes to build, and how.
         inputs: of a merge, the segments whose rows these are; see `make_indexes`.
     """
@@ -90,7 +92,7 @@ def build_segment(
     if table.num_rows * max(1.0, matrix.shape[1] / _DIMENSION) > graph_rows:
         created = table.column(CREATED_OFFSET).to_numpy()
         old = [Old(input_.ways, new_row) for input_, new_row in inputs]
-        ways = built_ways(matrix, created, space, schema.vector, threads=threads, old=old)
+        ways = built_ways(matrix, created, space, schema.vector, threads=threads, coded_graphs=coded_graphs, old=old)
         for way in {way.strategy: way for way in ways}.values():
             for kind, tables in way.index.to_tables().items():
                 blocks[kind] = [encode_block(part) for part in tables]

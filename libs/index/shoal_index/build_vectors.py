@@ -7,6 +7,7 @@ lists were made for other vectors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from shoal_index.vector.calibrate import Subject, Trial, calibrate, efforts_betw
 from shoal_index.vector.calibration import Calibration, recalls_of
 from shoal_index.vector.clusters import ClusterIndex
 from shoal_index.vector.clusters_build import build_clusters, extended_clusters
+from shoal_index.vector.coded_graph import LARGEST_DIMENSION, CodedGraphIndex, code_links
 from shoal_index.vector.column import VectorChunk, VectorColumn
 from shoal_index.vector.engine import Rows, VectorIndex, Vectors
 from shoal_index.vector.hnsw import HnswIndex
@@ -54,6 +56,7 @@ class _Job:
     threads: int
     asked: Rows
     by: Sequence[Trial]
+    coded_graphs: bool
 
     def builder(self) -> GraphBuilder:
         config = self.config
@@ -72,18 +75,20 @@ def built_ways(
     config: VectorConfig,
     *,
     threads: int,
+    coded_graphs: bool = False,
     old: Sequence[Old] = (),
 ) -> list[Way]:
     """The indexes over (n, dim) vectors and what they reach. Of so few rows that none can be held out, a graph alone, unmeasured.
 
     Args:
         ties: (n,) see `VectorColumn`.
+        coded_graphs: whether the graph's links are coded, where that makes searches faster.
         old: indexes over some of the rows, of which some may be extended.
     """
     column = VectorColumn([VectorChunk(vectors)], ties)
     asked = held_out(column.ties)
     by = trials(column, space, asked, threads=threads) if len(asked) else []
-    job = _Job(column, space, config, threads, asked, by)
+    job = _Job(column, space, config, threads, asked, by, coded_graphs)
     if not len(asked):
         builder = job.builder()
         builder.add(np.arange(column.count))
@@ -100,36 +105,62 @@ def _graph(job: _Job, old: Sequence[Old]) -> Iterator[Way]:
         way, new_row = base
         assert isinstance(way.index, HnswIndex)
         assert way.calibration is not None
-        index, calibration = _extended_graph(job, way.index, new_row)
+        builder = _extended_graph(job, way.index, new_row)
+        index = job.graph(builder)
+        calibration = _measured_walk(index, job)
         if 0 < calibration.needed <= _DRIFT * way.calibration.reference:
-            yield Way(index, replace(calibration, reference=way.calibration.reference))
+            yield from _whole(job, builder, index, replace(calibration, reference=way.calibration.reference))
             return
     builder = job.builder()
     present = np.ones(job.column.count, dtype=bool)
     present[job.asked] = False
     builder.add(np.flatnonzero(present))
-    calibration = _measured_graph(job.graph(builder), job)
+    index = job.graph(builder)
+    calibration = _measured_walk(index, job)
+    yield from _whole(job, builder, index, replace(calibration, reference=calibration.needed))
+
+
+def _whole(job: _Job, builder: GraphBuilder, measured: HnswIndex, calibration: Calibration) -> Iterator[Way]:
+    """The graph with the rows that were held out, and the codes of its links if without those rows they were worth it."""
+    coded = _measured_codes(job, measured, calibration)
     builder.add(job.asked)
-    yield Way(job.graph(builder), replace(calibration, reference=calibration.needed))
+    index = job.graph(builder)
+    yield Way(index, calibration)
+    if coded is not None:
+        yield Way(CodedGraphIndex(code_links(index, threads=job.threads), index), coded)
+
+
+def _measured_codes(job: _Job, graph: HnswIndex, calibration: Calibration) -> Calibration | None:
+    """None unless the usual recall is reached for less than the graph alone takes."""
+    if not job.coded_graphs or job.column.dimension > LARGEST_DIMENSION:
+        return None
+    index = CodedGraphIndex(code_links(graph, threads=job.threads), graph)
+    found = _measured_walk(index, job)
+    cost = _usual_cost(index, found)
+    return found if cost < _usual_cost(graph, calibration) else None
+
+
+def _usual_cost(index: VectorIndex, calibration: Calibration) -> float:
+    """Nanoseconds for the usual recall; infinite where it is out of reach."""
+    point = calibration.least(_K, 1.0, DEFAULT_RECALL)
+    return math.inf if point is None else index.cost(_K, point.compared, shared=False)
 
 
 def _width(index: HnswIndex) -> int:
     return int(index.graph.links.shape[1])
 
 
-def _extended_graph(job: _Job, base: HnswIndex, rows: Rows) -> tuple[HnswIndex, Calibration]:
+def _extended_graph(job: _Job, base: HnswIndex, rows: Rows) -> GraphBuilder:
     new_row = np.where(np.isin(rows, job.asked), -1, rows)
     builder = job.builder()
     builder.start_from(base.graph, new_row)
     present = np.zeros(job.column.count, dtype=bool)
     present[job.asked] = present[new_row[new_row >= 0]] = True
     builder.add(np.flatnonzero(~present))
-    calibration = _measured_graph(job.graph(builder), job)
-    builder.add(job.asked)
-    return job.graph(builder), calibration
+    return builder
 
 
-def _measured_graph(index: HnswIndex, job: _Job) -> Calibration:
+def _measured_walk(index: HnswIndex | CodedGraphIndex, job: _Job) -> Calibration:
     return _measured(Subject(index, _EFFORTS, [(1, 10, 100)], _enough(index, job), _LEAST_GRAPH_SHARE), job)
 
 

@@ -32,6 +32,7 @@ class Strategy(StrEnum):
     NOTHING = "nothing"
     SCAN = "scan"
     GRAPH = "graph"
+    CODED_GRAPH = "coded_graph"
     CLUSTERS = "clusters"
 
 

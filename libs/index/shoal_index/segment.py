@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shoal_core.errors import Corrupt
 from shoal_core.filters import Filter
 from shoal_core.hashing import hash_ids
 from shoal_core.records import (
@@ -42,6 +43,7 @@ from shoal_index.terms import TermIndex
 from shoal_index.trigrams import TrigramIndex
 from shoal_index.vector.calibration import Calibration
 from shoal_index.vector.clusters import CLUSTERS, ClusterIndex, Clusters
+from shoal_index.vector.coded_graph import CODED_GRAPH, CodedGraphIndex, LinkCodes
 from shoal_index.vector.column import VectorChunk, VectorColumn
 from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, no_neighbours
 from shoal_index.vector.exact import search_exact
@@ -53,9 +55,13 @@ CALIBRATION = "calibration"  # the kind of its blocks, one for each way to searc
 LENGTHS = "lengths"  # the kind of the block with what kernels want to know of the vectors without reading them: `native.lengths`
 LENGTH_COLUMNS = ("square", "inverse")
 
-#: Kinds of block to open for a flush, which only looks up rows by id, and for reading or a merge.
+#: Kinds of block to open for a flush, which only looks up rows by id, for a merge, and for reading.
 TO_FLUSH = ("ids", "rows", "vectors")
-TO_READ = (*TO_FLUSH, *INDEX_KINDS, LENGTHS, GRAPH, CLUSTERS, CALIBRATION)
+TO_MERGE = (*TO_FLUSH, *INDEX_KINDS, LENGTHS, GRAPH, CLUSTERS, CALIBRATION)
+TO_READ = (*TO_MERGE, CODED_GRAPH)
+
+#: Kinds of block that searches read here and there, so that their memory may be let go of where it is scarce.
+READ_BY_ROW = ("vectors", CODED_GRAPH)
 
 _KEPT_MATCHINGS = 16
 _KEPT_PLANS = 64
@@ -311,7 +317,8 @@ def _open(ref: SegmentRef, space: str, data: dict[str, list[pa.Buffer]]) -> Segm
     tables = {kind: [decode_block(part) for part in parts] for kind, parts in data.items()}
     ids = IdIndex.of_table(tables["ids"][0])
     created = np.concatenate([table.column(CREATED_OFFSET).to_numpy() for table in tables["rows"]])
-    vectors = VectorColumn(_chunks(tables), created)
+    beside = sum(block.size_bytes for block in ref.blocks.get(CODED_GRAPH, ()))
+    vectors = VectorColumn(_chunks(tables), created, beside_bytes=beside)
     calibrations = [Calibration.of_json(part.to_pybytes()) for part in measured]
     ways = _ways(tables, vectors, space, calibrations)
     return Segment(ref, space, ids, Pieces(tables["rows"]), vectors, ways, Indexes.of_tables(tables, ref.rows))
@@ -335,9 +342,24 @@ def _ways(
     if tables.get(GRAPH):
         graph = HnswIndex(Graph.of_tables(tables[GRAPH], vectors.count), vectors, space)
         ways.append(Way(graph, next((found for found in calibrations if found.engine == GRAPH), None)))
+        ways += _coded_graph(tables, graph, calibrations)
+    elif tables.get(CODED_GRAPH):
+        raise Corrupt("a segment has codes of a graph's links, and no graph")
     if tables.get(CLUSTERS):
         index = ClusterIndex(
             Clusters.of_tables(tables[CLUSTERS], vectors.count, vectors.dimension, space), vectors, space
         )
         ways += [Way(index.refining(found.refine), found) for found in calibrations if found.engine == CLUSTERS]
     return ways
+
+
+def _coded_graph(
+    tables: Mapping[str, Sequence[pa.Table]], graph: HnswIndex, calibrations: Sequence[Calibration]
+) -> list[Way]:
+    """None without its calibration: it is there for its speed alone."""
+    found = next((found for found in calibrations if found.engine == CODED_GRAPH), None)
+    if found is None or not tables.get(CODED_GRAPH):
+        return []
+    column = graph.column
+    codes = LinkCodes.of_tables(tables[CODED_GRAPH], column.count, column.dimension, graph.graph.links.shape[1])
+    return [Way(CodedGraphIndex(codes, graph), found)]

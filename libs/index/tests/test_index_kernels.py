@@ -169,7 +169,7 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="other vectors"):
         native.search_graph(
             column.handle("l2"),
-            graph_of(column_of(made(5)[0][1:]), "l2")._handle,
+            graph_of(column_of(made(5)[0][1:]), "l2").handle,
             made(5)[1],
             K,
             ef=9,

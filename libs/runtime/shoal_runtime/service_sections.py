@@ -197,6 +197,8 @@ class FlushSection(Section):
     """For building graphs."""
     graph_rows: SizeBytes = 10_000
     """Segments with more rows get a graph; smaller ones are scanned."""
+    coded_graphs: bool = False
+    """Whether links of graphs are coded, where that makes searches faster. It takes about as much memory again as the vectors."""
 
 
 class MergeSection(Section):

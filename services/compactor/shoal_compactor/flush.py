@@ -29,12 +29,14 @@ class FlushSettings:
         records, size_bytes: the tail taken in one flush; the first batch is taken whatever its size.
         threads: for building graphs.
         graph_rows: segments with more rows get a graph.
+        coded_graphs: whether links of graphs are coded, which makes searches faster and segments larger.
     """
 
     records: int = 200_000
     size_bytes: int = 512 << 20
     threads: int = 2
     graph_rows: int = 10_000
+    coded_graphs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,7 @@ def _flush_shard(
         prefix="",
         threads=settings.threads,
         graph_rows=settings.graph_rows,
+        coded_graphs=settings.coded_graphs,
         schema=collection.schema,
     )
     placed = segment.placed(job_prefix(collection.id, upload_id), f"{upload_id}-{shard}")

@@ -19,7 +19,7 @@ from shoal_core.contracts import Collection, Lease, VersionInfo
 from shoal_core.errors import Conflict
 from shoal_core.records import EMBEDDING, concat_rows
 from shoal_index.build import BuiltSegment, build_segment, decode_tombstones, encode_tombstones, sort_rows
-from shoal_index.segment import BlockReader
+from shoal_index.segment import TO_MERGE, BlockReader
 from shoal_index.vector.engine import Rows
 from shoal_index.version import SegmentView, open_shard
 from shoal_storage.blocks import BlockRef, EncodedBlock
@@ -73,7 +73,7 @@ async def merge_once(
         inputs = policy.choose(shard, erase_before_ms)
         if not inputs:
             continue
-        opened = await open_shard(_only(manifest, shard, inputs), shard.shard, blocks, {})
+        opened = await open_shard(_only(manifest, shard, inputs), shard.shard, blocks, {}, kinds=TO_MERGE)
         await publisher.step("merge-read")
         merged = await asyncio.to_thread(_merge, opened.segments, collection, settings)
         await publisher.step("merge-built")
@@ -119,6 +119,7 @@ def _merge(views: Sequence[SegmentView], collection: Collection, settings: Flush
         prefix="",
         threads=settings.threads,
         graph_rows=settings.graph_rows,
+        coded_graphs=settings.coded_graphs,
         schema=collection.schema,
         inputs=[(view.segment, maps[view.ref.id]) for view in views],
     )

@@ -26,7 +26,7 @@ from shoal_core.errors import (
     StaleEpoch,
     Unavailable,
 )
-from shoal_index.segment import Segment
+from shoal_index.segment import READ_BY_ROW, Segment
 from shoal_index.version import SegmentView, ShardVersion, open_shard
 from shoal_query.brief import BriefSearches
 from shoal_query.execute import LiveMasks, Snapshot
@@ -34,6 +34,7 @@ from shoal_query.recall_check import ObservedRecall
 from shoal_query.rounds import Rounds, seen
 from shoal_query.services import Services
 from shoal_query.tail import Overlay, RawTail
+from shoal_storage.blocks import BlockRef
 from shoal_storage.cache import Metered, ReadMeter
 from shoal_storage.manifest import Manifest, decode_manifest, empty_manifest
 
@@ -43,7 +44,6 @@ T = TypeVar("T")
 
 _SHARD_BYTES = 8 << 10  # of Python objects, also for an empty shard
 _PAST_VIEWS = 2
-_VECTORS = "vectors"  # the kind of block
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -175,7 +175,7 @@ class Shard:
     async def release(self) -> None:
         """Let go of the memory of vectors that can be read from local disk again."""
         held = [each for each in self._all() if self._mapped_bytes(each)]
-        blocks = [block for each in held for block in each.ref.blocks[_VECTORS]]
+        blocks = [block for each in held for block in _read_by_row(each)]
         if blocks:
             await self.services.compute(lambda: self.services.blocks.release(blocks))  # takes the system milliseconds
         for each in held:
@@ -184,7 +184,7 @@ class Shard:
     def read_ahead(self) -> None:
         """There is room for all vectors again."""
         for held in self._all():
-            self.services.blocks.read_ahead(held.ref.blocks[_VECTORS])
+            self.services.blocks.read_ahead(_read_by_row(held))
 
     def _newest(self) -> Sequence[SegmentView]:
         return () if self.view is None else self.view.version.segments
@@ -197,7 +197,7 @@ class Shard:
         """Of the vectors of a segment: as long as it is open, they are mapped or not."""
         known = self._mapped.get(held.segment)
         if known is None:
-            known = self._mapped[held.segment] = self.services.blocks.mapped_bytes(held.ref.blocks[_VECTORS])
+            known = self._mapped[held.segment] = self.services.blocks.mapped_bytes(_read_by_row(held))
         return known
 
     def _read_bytes(self, held: SegmentView) -> int:
@@ -395,3 +395,7 @@ class Shard:
             return empty_manifest(self.target.collection_id, self.target.space, self.target.shards)
         data = await self.services.objects.get(info.manifest_key)
         return await self.services.compute(lambda: decode_manifest(data))
+
+
+def _read_by_row(held: SegmentView) -> list[BlockRef]:
+    return [block for kind in READ_BY_ROW for block in held.ref.blocks.get(kind, ())]

@@ -36,9 +36,10 @@ class VectorColumn:
 
     Args:
         ties: (n,) uint64 that orders rows of equal distance.
+        beside_bytes: of what searches read by row as they read vectors, and `touch` counts.
     """
 
-    def __init__(self, chunks: Sequence[VectorChunk], ties: npt.NDArray[np.uint64]) -> None:
+    def __init__(self, chunks: Sequence[VectorChunk], ties: npt.NDArray[np.uint64], *, beside_bytes: int = 0) -> None:
         self.chunks = tuple(chunks)
         self.ties: npt.NDArray[np.uint64] = native.contiguous(ties, np.uint64)
         self.dimension = self.chunks[0].vectors.shape[1]
@@ -46,6 +47,7 @@ class VectorColumn:
         self._starts = np.cumsum([0, *sizes], dtype=np.int64)
         self._shift = _shift(sizes)
         self._touched_bytes = 0
+        self._beside_bytes = beside_bytes
         self._handles: dict[str, native.Handle] = {}
         self._preparing = Lock()
         if len(self.ties) != self.count:
@@ -69,8 +71,8 @@ class VectorColumn:
 
     @property
     def touched_bytes(self) -> int:
-        """Of the vectors that may be in memory, as they were read since the beginning or since they were released."""
-        return min(self._touched_bytes, self.size_bytes)
+        """Of the vectors, and of what is read beside them, that may be in memory: what was read, or read since it was released."""
+        return min(self._touched_bytes, self.size_bytes + self._beside_bytes)
 
     def touch(self, rows: float) -> None:
         """So many rows were read, here and there. Threads may do so together: it need not be exact."""

@@ -101,15 +101,15 @@ class Graph:
 
 
 class HnswIndex:
-    """A graph over the vectors of a segment."""
+    """A graph over the vectors of a segment. ``handle`` is what kernels take of it."""
 
     name = GRAPH
 
     def __init__(self, graph: Graph, column: VectorColumn, space: str) -> None:
         self.graph = graph
-        self._column = column
-        self._space = space
-        self._handle = native.make_graph(
+        self.column = column
+        self.space = space
+        self.handle = native.make_graph(
             column.count,
             graph.links,
             graph.upper_rows,
@@ -126,7 +126,7 @@ class HnswIndex:
 
     def cost(self, k: int, compared: float, *, shared: bool) -> float:
         """See `VectorIndex`."""
-        return compared * (WALK_NS[0] + WALK_NS[1] * self._column.dimension)
+        return compared * (WALK_NS[0] + WALK_NS[1] * self.column.dimension)
 
     def least_effort(self, k: int) -> int:
         """See `VectorIndex`: a walk finds no more than its ef."""
@@ -149,10 +149,10 @@ class HnswIndex:
     ) -> tuple[Neighbours, npt.NDArray[np.int64]]:
         """The same, and (q,) how many rows each query was compared with."""
         found, compared = native.search_graph(
-            self._column.handle(self._space),
-            self._handle,
+            self.column.handle(self.space),
+            self.handle,
             queries,
-            min(k, self._column.count),
+            min(k, self.column.count),
             ef=effort,
             allowed=allowed,
             threads=threads,

@@ -26,6 +26,8 @@ SPACES: Final = ("l2", "cosine", "ip")  # by their number in native/vectors.hpp
 
 _LEVELS = (4, 3, 2)
 _CODE_STEP = 32  # kCodeStep of native/codes.hpp
+_TURNED_STEP = 64  # kStep of native/rotation.hpp
+_LINKS_STEP = 32  # kCoded of native/look_up.hpp
 
 
 class Nearest(NamedTuple):
@@ -181,6 +183,51 @@ def search_graph(
     if allowed is not None:
         allowed = contiguous(allowed, np.bool_)
     total = _loaded().search_graph(vectors, graph, queries, count, k, ef, allowed, threads, rows, far, counts, compared)
+    return Nearest(rows, far, counts, total), compared
+
+
+def record_bytes(dimension: int, links: int) -> int:
+    """Bytes of a row's codes in a graph so many links wide; see `coded_graph.LinkCodes`."""
+    width = -(-dimension // _TURNED_STEP) * _TURNED_STEP
+    return -(-links // _LINKS_STEP) * (width // 8 + 8) * _LINKS_STEP
+
+
+def code_graph(
+    vectors: Handle, graph: Handle, origin: Floats, chunks: Sequence[npt.NDArray[np.uint8]], *, shift: int, threads: int
+) -> None:
+    """Fill chunks of zeros, of 2 to the power of ``shift`` rows each but the last, with the codes of all links."""
+    _loaded().code_graph(vectors, graph, contiguous(origin, np.float32), tuple(chunks), shift, threads)
+
+
+def make_coded_graph(
+    rows: int, links: int, origin: Floats, chunks: Sequence[npt.NDArray[np.uint8]], shift: int
+) -> Handle:
+    """Codes of a graph so many links wide; it holds on to the arrays, which are in C order. See `coded_graph.LinkCodes`."""
+    return _loaded().coded_graph(rows, links, len(origin), origin, tuple(chunks), shift)
+
+
+def search_coded_graph(
+    vectors: Handle,
+    graph: Handle,
+    codes: Handle,
+    queries: Array,
+    k: int,
+    *,
+    ef: int,
+    allowed: npt.NDArray[np.bool_] | None,
+    threads: int,
+) -> tuple[Nearest, npt.NDArray[np.int64]]:
+    """What `search_graph` does, by codes of links; and (q,) how many rows each query visited, which are those that were measured."""
+    queries = contiguous(queries, np.float32)
+    count, rows, far, counts = _output(queries, k)
+    compared = np.zeros(count, dtype=np.int64)
+    if not count or not k:
+        return Nearest(rows, far, counts, 0), compared
+    if allowed is not None:
+        allowed = contiguous(allowed, np.bool_)
+    total = _loaded().search_coded_graph(
+        vectors, graph, codes, queries, count, k, ef, allowed, threads, rows, far, counts, compared
+    )
     return Nearest(rows, far, counts, total), compared
 
 
