@@ -66,7 +66,7 @@ docs-check: setup ## fail if what docs/ has that is generated is not current
 constraints: setup ## pin again after a change of dependencies (ARGS="--upgrade" for the newest)
 	tools/constraints $(ARGS)
 
-bench: setup ## the benchmark (ARGS=... for its options; ARGS=filters, functions, http, embedding, telemetry, failover, tail, churn, engines, memory or overhead for others)
+bench: setup ## the benchmark (ARGS=... for its options; ARGS=filters, functions, http, embedding, telemetry, failover, tail, churn, closure, engines, memory or overhead for others)
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove what tools leave behind

@@ -4,6 +4,7 @@ import sys
 
 from bench import (
     churn,
+    closure,
     embedding,
     engines,
     failover,
@@ -24,6 +25,7 @@ OTHERS = {
     "embedding": embedding.main,
     "engines": engines.main,
     "churn": churn.main,
+    "closure": closure.main,
     "memory": memory.main,
     "telemetry": telemetry.main,
     "failover": failover.main,
