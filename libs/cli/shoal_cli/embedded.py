@@ -41,7 +41,7 @@ from shoal_runtime.blas import one_blas_thread
 from shoal_runtime.config import ROLES
 from shoal_runtime.lifecycle import Background
 from shoal_runtime.servers.postgres import PostgresServer
-from shoal_runtime.system import SystemClock, SystemRandom
+from shoal_runtime.system import SystemClock, SystemRandom, thread_use
 from shoal_storage.cache import BlockCache
 from shoal_storage.objects import LocalObjectStore
 from shoal_storage.postgres import open_pool
@@ -243,7 +243,7 @@ class EmbeddedSystem:
         catalog = EmbeddedCatalog(store, log, max_upload_age_ms=log_settings.append.max_upload_age_ms)
         executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="shoal-query")
         stack.callback(executor.shutdown)
-        self.node = Node(_NAME, Services(catalog, log, objects, cache, clock, executor), settings.node)
+        self.node = Node(_NAME, Services(catalog, log, objects, cache, clock, executor, thread_use), settings.node)
         stack.push_async_callback(self.node.close)
         holder = f"{_NAME}-{random.token().hex()}"
         self.compactor = Compactor(

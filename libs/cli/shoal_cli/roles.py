@@ -43,7 +43,7 @@ from shoal_runtime.pages import Page, Pages
 from shoal_runtime.rpc_metrics import RpcMetrics
 from shoal_runtime.sections import settings_of
 from shoal_runtime.server import GrpcServer, split_address
-from shoal_runtime.system import SystemClock, SystemRandom
+from shoal_runtime.system import SystemClock, SystemRandom, thread_use
 from shoal_runtime.telemetry import METRICS_CONTENT_TYPE, Telemetry
 from shoal_runtime.tls import ServerContext
 from shoal_storage.cache import BlockCache
@@ -205,7 +205,7 @@ async def _build_query(context: Context) -> None:
     executor = ThreadPoolExecutor(max(4, config.querynode.threads), thread_name_prefix="shoal-query")
     context.stack.callback(executor.shutdown)
     cache = await _started_cache(context, objects)
-    services = Services(peers.catalog, peers.log, objects, cache, SystemClock(), executor)
+    services = Services(peers.catalog, peers.log, objects, cache, SystemClock(), executor, thread_use)
     node = Node(context.member_id, services, settings_of(NodeSettings, config.querynode))
     context.stack.push_async_callback(node.close)
     context.background.start("forgetting", forget_old(SystemClock(), config.cache.max_age_ms, cache, node))

@@ -35,7 +35,7 @@ from shoal_runtime.system import SystemClock, SystemRandom
 from shoal_runtime.telemetry import Telemetry
 
 _DRAIN_S = 5.0
-_PASSED_ON = ("SHOAL_FRONTEND__", "SHOAL_AUDIT__")
+_PASSED_ON = ("SHOAL_FRONTEND__", "SHOAL_COMPACTOR__", "SHOAL_AUDIT__")
 _ADDRESS_VARIABLES = ("__LISTEN", "__ADVERTISE", "__METRICS", "__HTTP")
 
 
@@ -148,7 +148,7 @@ async def _serve_http(gateway: Gateway, http: str, stack: AsyncExitStack, tls: s
 
 
 def _passed_on() -> dict[str, str]:
-    """What this process was told about frontends and the audit log; where they listen is decided by its own options."""
+    """What this process was told about frontends, compactors and the audit log; where they listen is decided by its own options."""
     return {
         name: value
         for name, value in os.environ.items()

@@ -192,7 +192,18 @@ async def test_one_process_speaks_tls_and_has_an_audit_log(tmp_path: Path) -> No
     assert [json.loads(line)["message"] for line in audit.read_text().splitlines()] == ["create_collection done"]
 
 
-def test_a_cluster_is_told_about_frontends_and_the_audit_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FRONTEND__ALLOW_RESET", "AUDIT__FILE", "FRONTEND__LISTEN", "QUERYNODE__THREADS"):
+def test_a_cluster_is_told_about_frontends_compactors_and_the_audit_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "FRONTEND__ALLOW_RESET",
+        "AUDIT__FILE",
+        "COMPACTOR__FLUSH__CODED_GRAPHS",
+        "FRONTEND__LISTEN",
+        "COMPACTOR__LISTEN",
+        "QUERYNODE__THREADS",
+    ):
         monkeypatch.setenv(f"SHOAL_{name}", "x")
-    assert set(up._passed_on()) == {"SHOAL_FRONTEND__ALLOW_RESET", "SHOAL_AUDIT__FILE"}
+    assert set(up._passed_on()) == {
+        "SHOAL_FRONTEND__ALLOW_RESET",
+        "SHOAL_AUDIT__FILE",
+        "SHOAL_COMPACTOR__FLUSH__CODED_GRAPHS",
+    }

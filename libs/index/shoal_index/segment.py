@@ -140,9 +140,6 @@ class Segment:
         self.indexes = indexes
         self.schema: pa.Schema = pieces.tables[0].schema
         self.fields = metadata_fields(self.schema.names)
-        self.row_bytes = sum(block.size_bytes for block in ref.blocks.get("rows", ())) / max(
-            ref.rows, 1
-        )  # without vectors
         self.created: npt.NDArray[np.uint64] = vectors.ties
         self._ids = ids
         self._pieces = pieces

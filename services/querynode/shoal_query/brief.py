@@ -9,8 +9,6 @@ disk, searches of that shard go to threads for a while.
 from __future__ import annotations
 
 import math
-import resource
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -33,26 +31,17 @@ _ANSWERED = 100  # rows
 _ANSWERED_BYTES = 64 << 10
 _TAIL_SCANS = 2  # of every row: for its length, the first time after a fold, and to compare it
 
-_RUSAGE = getattr(
-    resource, "RUSAGE_THREAD", resource.RUSAGE_SELF
-)  # where it is not told apart, others' faults count too
-
-
-def thread_use() -> tuple[float, int]:
-    """What this thread has used: seconds of processor time, and pages that it waited for a disk to bring."""
-    return time.thread_time(), resource.getrusage(_RUSAGE).ru_majflt
-
 
 @dataclass(slots=True)
 class BriefSearches:
     """Whether searches of one shard may run on the event loop.
 
     Attributes:
-        used: as `thread_use`.
+        used: see `Services.thread_use`.
     """
 
     clock: Clock
-    used: Callable[[], tuple[float, int]] = thread_use
+    used: Callable[[], tuple[float, int]]
     _paused_until: float = -math.inf
 
     def may_run(

@@ -20,7 +20,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a query node works with."""
+    """What a query node works with.
+
+    Attributes:
+        thread_use: what the calling thread has used so far: seconds of processor time, and pages that it waited for a disk to bring.
+            Nothing, unless told.
+    """
 
     catalog: Catalog
     log: Log
@@ -28,6 +33,7 @@ class Services:
     blocks: MeteredReader
     clock: Clock
     executor: Executor
+    thread_use: Callable[[], tuple[float, int]] = lambda: (0.0, 0)
     queue_time: QueueTime = field(init=False)
 
     def __post_init__(self) -> None:

@@ -125,7 +125,7 @@ class Shard:
         self._looking_back = asyncio.Lock()
         self.read = ReadMeter()
         self.observed = ObservedRecall()
-        self.brief = BriefSearches(services.clock)
+        self.brief = BriefSearches(services.clock, services.thread_use)
 
     @property
     def size_bytes(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,6 @@ from shoal_testing.strategies import Op, from_row_table, to_operation_batch
 
 EVERYTHING = Include(documents=True, metadatas=True, embeddings=True, distances=True, uris=True)
 INDEX_ONLY = Consistency(ReadLevel.INDEX_ONLY)
-
-
-@pytest.fixture(autouse=True)
-def _idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On which nothing takes time or waits for a disk, unless a test says so."""
-    monkeypatch.setattr("shoal_query.brief.time.thread_time", lambda: 0.0)
-    monkeypatch.setattr("shoal_query.brief.resource.getrusage", lambda who: SimpleNamespace(ru_majflt=0))
 
 
 def put(name: str, value: float, document: str | None = None) -> Op:
@@ -197,7 +189,7 @@ async def test_what_took_longer_than_reckoned_sends_searches_to_threads_for_a_wh
     readings = iter([(0.0, 0), used])
     bench.shard.brief.used = lambda: next(readings)
     assert await bench.handed_over(bench.request()) == 0
-    bench.shard.brief.used = brief.thread_use
+    bench.shard.brief.used = lambda: (0.0, 0)
     assert await bench.handed_over(bench.request()) > 0
     await bench.system.clock.advance(brief.PAUSE_S + 0.1)
     assert await bench.handed_over(bench.request()) == 0
