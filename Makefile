@@ -4,6 +4,8 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 # Tests without servers share nothing, so each core runs some; a file stays together.
 PYTEST_UNIT := $(PYTEST) -m "not integration and not cluster" -q -n auto --dist loadfile
+# Those with servers wait for them half of the time: two files at once, each beside servers of its own.
+PYTEST_INTEGRATION := $(PYTEST) -m "integration or cluster" -q -n auto --maxprocesses 2 --dist loadfile
 # Folders outside the packages that mypy looks at: those with Python in them.
 TYPED := $(sort $(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py tests/*.py tests/*/*.py bench/*.py protos/*.py tools/*.py)))
 
@@ -25,7 +27,7 @@ demo: setup ## install, start, load WordNet's glosses, ask by meaning
 
 test: setup clients lint types imports protos-check docs-check ## all checks and all tests
 	$(PYTEST_UNIT)
-	$(PYTEST) -m "integration or cluster" -q
+	$(PYTEST_INTEGRATION)
 
 test-unit: setup ## the tests without servers and processes (ARGS=... for pytest)
 	$(PYTEST_UNIT) $(ARGS)
@@ -34,7 +36,7 @@ test-deep: setup ## the same with ten times as many examples of each property, a
 	SHOAL_TEST_DEPTH=$(or $(DEPTH),10) $(PYTEST_UNIT) $(ARGS)
 
 test-integration: setup clients ## the tests with real Postgres, etcd, S3 and processes (ARGS=... for pytest)
-	$(PYTEST) -m "integration or cluster" -q $(ARGS)
+	$(PYTEST_INTEGRATION) $(ARGS)
 
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check .

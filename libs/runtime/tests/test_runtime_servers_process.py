@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -229,6 +231,25 @@ def test_free_ports_are_different_and_free(tmp_path: Path) -> None:
     assert remembered_ports(path, ["x", "y"]) == {}
     path.write_text("{torn")
     assert remembered_ports(path, ["x"]) == {}
+
+
+def test_ports_just_given_out_are_not_given_to_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("shoal_runtime.servers.ports._ephemeral_start", lambda: 15_000 + 1_001)  # so few that they meet
+    program = (
+        "from shoal_runtime.servers import ports; ports._ephemeral_start = lambda: 16_001; print(ports.free_ports(300))"
+    )
+    other = subprocess.run([sys.executable, "-c", program], env=_env() | {"TMPDIR": str(tmp_path)}, capture_output=True)
+    theirs = json.loads(other.stdout)
+    assert not set(theirs) & set(free_ports(300))
+    [path] = tmp_path.iterdir()
+    assert set(theirs) < {int(port) for port in json.loads(path.read_text())}
+    path.write_text(json.dumps(dict.fromkeys(range(15_000, 16_001), time.time() - 60)))
+    assert free_ports(1), "it was long ago"
+    path.write_text("{torn")
+    assert free_ports(1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert free_ports(1)
 
 
 def _env() -> dict[str, str]:

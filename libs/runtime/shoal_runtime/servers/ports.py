@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import secrets
 import socket
-from collections.abc import Iterable, Sequence
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from shoal_core.errors import Unavailable
 
 _LOOPBACK = "127.0.0.1"
 _LOWEST = 15_000
 _TRIES = 2_000
+_GIVEN_OUT_S = 30.0  # within which a server listens on the port that was chosen for it
 
 
 def free_ports(count: int) -> list[int]:
@@ -22,21 +28,24 @@ def free_ports(count: int) -> list[int]:
 
     They lie below the kernel's ephemeral range where that leaves room: a client that keeps reconnecting to a server
     which is down could otherwise be given the server's own port as its source port and keep it from coming back.
+    No other process of this user is given the same ones for half a minute, in which servers start to listen on them.
     Raises `Unavailable` when the machine has no port left.
     """
     highest = min(_ephemeral_start(), 32_768)
-    held: list[socket.socket] = []
-    try:
-        for _ in range(_TRIES):
-            if len(held) == count:
-                return [sock.getsockname()[1] for sock in held]
-            candidate = _LOWEST + secrets.randbelow(highest - _LOWEST) if highest - _LOWEST > 1_000 else 0
-            sock = _bind(candidate)
-            if sock is not None:
-                held.append(sock)
-    finally:
-        for sock in held:
-            sock.close()
+    held: dict[int, socket.socket] = {}
+    with _given_out() as given_out:
+        try:
+            for _ in range(_TRIES):
+                if len(held) == count:
+                    given_out.update(dict.fromkeys(held, time.time()))
+                    return list(held)
+                candidate = _LOWEST + secrets.randbelow(highest - _LOWEST) if highest - _LOWEST > 1_000 else 0
+                sock = None if candidate in given_out else _bind(candidate)
+                if sock is not None:
+                    held[sock.getsockname()[1]] = sock
+        finally:
+            for sock in held.values():
+                sock.close()
     raise Unavailable(f"found no {count} free TCP ports on {_LOOPBACK}; stop some other servers")
 
 
@@ -70,6 +79,41 @@ def remember_ports(path: Path, ports: dict[str, int]) -> None:
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(ports, indent=1, sort_keys=True) + "\n")
     os.replace(fresh, path)
+
+
+@contextmanager
+def _given_out() -> Iterator[dict[int, float]]:
+    """The ports that processes of this user chose a moment ago, and when, to be added to. They wait for one another.
+
+    They are told by a file for temporary ones. Where there cannot be any, nothing is known of other processes.
+    """
+    try:
+        descriptor = os.open(_shared_path(), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        yield {}
+        return
+    with os.fdopen(descriptor, "r+") as file:
+        if os.fstat(descriptor).st_uid != os.getuid():
+            yield {}
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        since = time.time() - _GIVEN_OUT_S
+        known = {port: moment for port, moment in _read(file).items() if moment >= since}
+        yield known
+        file.seek(0)
+        file.truncate()
+        json.dump(known, file)
+
+
+def _shared_path() -> Path:
+    return Path(tempfile.gettempdir(), f"shoal-ports-{os.getuid()}.json")
+
+
+def _read(file: TextIO) -> dict[int, float]:
+    try:
+        return {int(port): float(moment) for port, moment in json.load(file).items()}
+    except (ValueError, TypeError, AttributeError):  # of a process that was killed while it wrote
+        return {}
 
 
 def _bind(port: int) -> socket.socket | None:
