@@ -16,8 +16,19 @@ import numpy.typing as npt
 
 from shoal_core.schema import VectorConfig
 from shoal_index.planner import DEFAULT_RECALL, Way, worth
-from shoal_index.vector.calibrate import Subject, Trial, calibrate, efforts_between, held_out, spared, trials
-from shoal_index.vector.calibration import Calibration, recalls_of
+from shoal_index.vector.calibrate import (
+    FEW_QUERIES,
+    FEWEST_QUERIES,
+    QUERIES,
+    Subject,
+    Trial,
+    calibrate,
+    efforts_between,
+    held_out,
+    spared,
+    trials,
+)
+from shoal_index.vector.calibration import Calibration, Point, recalls_of
 from shoal_index.vector.clusters import ClusterIndex
 from shoal_index.vector.clusters_build import build_clusters, extended_clusters
 from shoal_index.vector.coded_graph import LARGEST_DIMENSION, CodedGraphIndex, code_links
@@ -31,6 +42,9 @@ _DRIFT = 1.5  # times the effort of an index built from nothing
 _LEAST_SHARE = 0.5  # of the rows that an index must have to be extended
 _EFFORTS = efforts_between(8, 4096, 1.5)  # ef
 _LEAST_GRAPH_SHARE = 0.2  # of allowed rows: for fewer a walk visits too many that are not
+_WALKED = ((1, 10, 100), FEW_QUERIES)  # walks take long, and how long hardly depends on k
+_SCANNED = (((10,), QUERIES), ((100,), FEWEST_QUERIES))
+_FEWEST_LISTS = 4  # fewer take hardly less time
 _REFINES = (2, 4, 8, 16, 32, 64, 128)
 _REFINED_RECALL = (0.965, 0.995)  # with all lists scanned, and little or much of them measured
 
@@ -161,7 +175,7 @@ def _extended_graph(job: _Job, base: HnswIndex, rows: Rows) -> GraphBuilder:
 
 
 def _measured_walk(index: HnswIndex | CodedGraphIndex, job: _Job) -> Calibration:
-    return _measured(Subject(index, _EFFORTS, [(1, 10, 100)], _enough(index, job), _LEAST_GRAPH_SHARE), job)
+    return _measured(Subject(index, _EFFORTS, [_WALKED], _enough(index, job), _LEAST_GRAPH_SHARE), job)
 
 
 # --- clusters
@@ -200,16 +214,17 @@ def _needed(found: Sequence[Way]) -> int:
 def _measured_clusters(index: ClusterIndex, job: _Job) -> list[Way]:
     """With so little measured as does for the usual recall, and so much as does for nearly all."""
     lists = len(index.clusters.centroids)
-    found = []
-    for refine in _refines(index, lists, job):
+    found: list[Way] = []
+    for refine in reversed(_refines(index, lists, job)):
         variant = index.refining(refine)
-        subject = Subject(variant, efforts_between(1, lists, 2), [(10,), (100,)], _enough(variant, job))
-        found.append(Way(variant, _measured(subject, job, refine)))
+        enough = _beaten(variant, found[0], job) if found else _enough(variant, job)
+        subject = Subject(variant, efforts_between(_FEWEST_LISTS, lists, 2), _SCANNED, enough, clumping=index.clumping)
+        found.insert(0, Way(variant, _measured(subject, job, refine)))
     return found
 
 
 def _refines(index: ClusterIndex, lists: int, job: _Job) -> list[int]:
-    trial, goals, found = job.by[0], list(_REFINED_RECALL), []
+    trial, goals, found = job.by[0].every(-(-len(job.asked) // FEW_QUERIES)), list(_REFINED_RECALL), []
     (case,) = trial.cases
     for refine in _REFINES:
         near = index.refining(refine).search(trial.queries, _K, effort=lists, allowed=case.allowed, threads=job.threads)
@@ -225,8 +240,21 @@ def _refines(index: ClusterIndex, lists: int, job: _Job) -> list[int]:
 # --- both
 
 
-def _enough(index: VectorIndex, job: _Job) -> Callable[..., bool]:
-    return lambda k, point, allowed: not worth(index, k, point, allowed, job.column.dimension)
+def _enough(index: VectorIndex, job: _Job) -> Callable[[int, Point, Trial], bool]:
+    return lambda k, point, trial: not worth(index, k, point, trial.allowed, job.column.dimension)
+
+
+def _beaten(index: VectorIndex, other: Way, job: _Job) -> Callable[[int, Point, Trial], bool]:
+    """Enough also is what another index, measured before, reaches for less."""
+    enough = _enough(index, job)
+
+    def beaten(k: int, point: Point, trial: Trial) -> bool:
+        assert other.calibration is not None
+        by = other.calibration.least(k, trial.share, point.sure_recall)
+        cheaper = by and other.index.cost(k, by.compared, shared=True) <= index.cost(k, point.compared, shared=True)
+        return bool(cheaper) or enough(k, point, trial)
+
+    return beaten
 
 
 def _measured(subject: Subject, job: _Job, refine: int = 1) -> Calibration:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from shoal_index.vector import costs
-from shoal_index.vector.calibration import Calibration, Point
+from shoal_index.vector.calibration import BY_LOT, Calibration, Point
 from shoal_index.vector.engine import VectorIndex
 
 SCAN_ROWS = 1_000  # so few are scanned whatever else there is
@@ -58,7 +58,7 @@ class Ask:
         effort: of a walk through a graph, where there is one, instead of what the recall needs; 0 leaves it to the planner.
         exact: all of the true nearest.
         queries: how many are searched together.
-        scattered: what may be answered is as if by lot, not where vectors are of one kind.
+        clumping: of what may be answered, see `ClusterIndex`: about 1 as if by lot, more where vectors are of one kind.
         paged: vectors are not in memory for the most part: reading one costs as much as comparing many.
     """
 
@@ -67,7 +67,7 @@ class Ask:
     effort: int = 0
     exact: bool = False
     queries: int = 1
-    scattered: bool = False
+    clumping: float = math.inf
     paged: bool = False
 
 
@@ -179,8 +179,8 @@ def _point(ask: Ask, way: Way, wanted: int, share: float, effort: int) -> Point 
     """What to search with, and what that is expected to reach and cost; None where the target is out of reach."""
     calibration = way.calibration
     if calibration is not None and not effort:
-        kept = 1.0 if ask.scattered else 1.0 - _UNKNOWN * (1.0 - share)
-        point = calibration.least(wanted, share, 1.0 - (1.0 - ask.recall) * kept, scattered=ask.scattered)
+        kept = 1.0 if ask.clumping <= BY_LOT else 1.0 - _UNKNOWN * (1.0 - share)
+        point = calibration.least(wanted, share, 1.0 - (1.0 - ask.recall) * kept, clumping=ask.clumping)
         return point and replace(point, recall=1.0 - (1.0 - point.recall) / kept)
     effort = max(effort or DEFAULT_EF, way.index.least_effort(wanted))
     known = None if calibration is None else calibration.at(wanted, share, effort)

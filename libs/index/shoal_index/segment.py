@@ -65,7 +65,6 @@ READ_BY_ROW = ("vectors", CODED_GRAPH)
 
 _KEPT_MATCHINGS = 16
 _KEPT_PLANS = 64
-_SCATTERED = 1.6  # clumping, at most, of rows that are taken to be chosen by lot: of 128 blocks it is seldom above 1.4
 
 
 class BlockReader(Protocol):
@@ -278,7 +277,7 @@ class Segment:
         clusters = next((way.index for way in self.ways if isinstance(way.index, ClusterIndex)), None)
         if clusters is None or allowed is None or ask.exact or count <= SCAN_ROWS or count == self.rows:
             return ask
-        return replace(ask, scattered=clusters.clumping(allowed) < _SCATTERED)
+        return replace(ask, clumping=clusters.clumping(allowed))
 
     def _completed(
         self, found: Neighbours, queries: Vectors, plan: SegmentPlan, allowed: Mask | None, threads: int

@@ -15,7 +15,7 @@ from shoal_index.build import build_segment
 from shoal_index.planner import DEFAULT_EF, SCAN_ROWS, Ask, Strategy, Way, plan_segment
 from shoal_index.segment import Segment, open_segment
 from shoal_index.vector.calibrate import held_out
-from shoal_index.vector.calibration import Calibration, Curve, Point, recalls_of
+from shoal_index.vector.calibration import BY_LOT, Calibration, Curve, Point, recalls_of
 from shoal_index.vector.column import VectorChunk, VectorColumn
 from shoal_index.vector.engine import SPACES, Mask, Neighbours
 from shoal_index.vector.hnsw import NONE, Graph, HnswIndex
@@ -94,10 +94,25 @@ async def test_more_recall_is_more_effort() -> None:
     assert plans[0].effort < plans[1].effort < plans[2].effort
 
 
+async def test_lists_are_measured_for_filters_as_clumped_as_there_are() -> None:
+    """From anyhow down to by lot; those less clumped need no more. Walks tell but these two apart."""
+    segment = await opened("l2")
+    for way in segment.ways:
+        assert way.calibration is not None
+        levels = [c.clumping for c in way.calibration.curves if (c.k, c.share) == (10, 0.5)]
+        assert levels == sorted(levels, reverse=True)
+        assert (levels[0], levels[-1]) == (np.inf, BY_LOT)
+        assert len(levels) == (2 if way.strategy is Strategy.GRAPH else 4)
+        found = [way.calibration.least(10, 0.5, 0.9, clumping=level) for level in levels]
+        efforts = [point.effort for point in found if point is not None]
+        assert len(efforts) == len(levels)
+        assert efforts == sorted(efforts, reverse=True)
+
+
 async def test_rows_that_were_held_out_are_in_the_index() -> None:
     segment = await opened("l2")
     asked = held_out(segment.vectors.ties)
-    assert len(asked) == 256
+    assert len(asked) == ROWS // 20, "of more rows QUERIES"
     for way in segment.ways:
         found = way.index.search(segment.vectors.gather(asked), 1, effort=64, allowed=None, threads=1)
         assert np.mean(found.rows == asked) > 0.98
@@ -108,7 +123,7 @@ async def test_a_calibration_is_read_as_it_was_written() -> None:
     assert [calibration.engine for calibration in found if calibration][:2] == ["graph", "clusters"]
     for calibration in found:
         assert calibration is not None
-        assert calibration.queries == 256
+        assert calibration.queries == ROWS // 20
         assert Calibration.of_json(calibration.to_json()) == calibration
     for data in (b"{", b"[]", b'{"engine": "graph", "queries": 1, "curves": [{"k": 1}]}'):
         with pytest.raises(Corrupt):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +17,7 @@ from shoal_core.schema import VectorConfig
 from shoal_index import build_vectors
 from shoal_index.build_vectors import Old, built_ways
 from shoal_index.planner import Ask, Strategy, Way, plan_segment
-from shoal_index.vector.calibration import Calibration, Curve, Point, recalls_of
+from shoal_index.vector.calibration import BY_LOT, Calibration, Curve, Point, recalls_of
 from shoal_index.vector.clusters import CODED, NONE, ClusterIndex, Clusters
 from shoal_index.vector.clusters_build import build_clusters, extended_clusters
 from shoal_index.vector.column import VectorColumn
@@ -388,17 +390,39 @@ def test_rows_chosen_by_lot_are_told_from_rows_of_a_kind() -> None:
     )
 
 
-def test_a_filter_by_lot_needs_less_than_the_worst_one() -> None:
-    def curve(share: float, recalls: tuple[float, ...], *, scattered: bool = False) -> Curve:
+def test_less_clumped_filters_need_less() -> None:
+    def curve(share: float, recalls: tuple[float, ...], clumping: float = math.inf) -> Curve:
         points = tuple(Point(8 * 2**i, recall, 0.0, 1_000.0 * 2**i) for i, recall in enumerate(recalls))
-        return Curve(10, share, points, scattered)
+        return Curve(10, share, points, clumping)
 
-    curves = (curve(1.0, (0.95,)), curve(0.2, (0.6, 0.8, 0.95)), curve(0.2, (0.8, 0.95), scattered=True))
-    known = Calibration("clusters", 256, curves)
-    found = [known.least(10, 0.2, 0.95, scattered=scattered) for scattered in (False, True)]
-    assert [point and point.effort for point in found] == [32, 16]
-    assert known.least(10, 1.0, 0.95, scattered=True) == known.least(10, 1.0, 0.95)
-    assert Calibration.of_json(known.to_json()) == known
+    hard, easier, by_lot = (
+        curve(0.2, (0.6, 0.7, 0.8, 0.95)),
+        curve(0.2, (0.6, 0.8, 0.95), 5.0),
+        curve(0.2, (0.8, 0.95), BY_LOT),
+    )
+    known = Calibration("clusters", 256, (curve(1.0, (0.95,)), hard, easier, by_lot))
+    clumping = (math.inf, 5.1, 5.0, 1.7, BY_LOT, 0.9)
+    found = [known.least(10, 0.2, 0.95, clumping=each) for each in clumping]
+    assert [point and point.effort for point in found] == [64, 64, 32, 32, 16, 16]
+    assert known.least(10, 1.0, 0.95, clumping=1.0) == known.least(10, 1.0, 0.95)
+    assert known.at(10, 0.2, 16) == hard.points[1]
+    stored = known.to_json()
+    assert Calibration.of_json(stored) == known
+    before = json.loads(stored)
+    assert [curve["scattered"] for curve in before["curves"]] == [False, False, False, True]
+    for each in before["curves"]:  # as it was stored by readers that knew but of two kinds
+        each.pop("clumping", None)
+    of_two = Calibration.of_json(json.dumps(before).encode())
+    assert [curve.clumping for curve in of_two.curves] == [math.inf, math.inf, math.inf, BY_LOT]
+    assert of_two.least(10, 0.2, 0.95) == known.least(10, 0.2, 0.95), "the hardest of them"
+
+
+def test_what_a_larger_share_does_not_reach_is_not_promised() -> None:
+    points = tuple(Point(8 * 2**i, recall, 0.0, 1_000.0) for i, recall in enumerate((0.7, 0.8, 0.9)))
+    known = Calibration("clusters", 256, (Curve(10, 0.5, points[:2]), Curve(10, 0.2, points)))
+    assert known.least(10, 0.3, 0.9) is None
+    assert known.least(10, 0.21, 0.9) == known.least(10, 0.2, 0.9) == points[2]
+    assert known.least(10, 0.3, 0.8) is not None
 
 
 def test_nothing_found_of_no_queries() -> None:

@@ -1,18 +1,19 @@
 """Measuring recall against effort where an index is built, on rows of its segment that it does not have.
 
 Where a part of the rows is allowed, these are random rows, and again rows that lie together, in one place or in many: filters are
-often about what vectors are about. The worst counts.
+often about what vectors are about. For a filter the worst of those counts that are not more clumped than it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal_index.vector.calibration import Calibration, Curve, Point, recalls_of
+from shoal_index.vector.calibration import BY_LOT, Calibration, Curve, Point, recalls_of
 from shoal_index.vector.column import VectorColumn
 from shoal_index.vector.engine import Mask, Neighbours, Rows, VectorIndex, Vectors, exact_distances
 from shoal_index.vector.exact import nearest_means, search_exact
@@ -20,10 +21,13 @@ from shoal_index.vector.exact import nearest_means, search_exact
 SHARES = (1.0, 0.5, 0.2)
 SMALL_SHARES = (0.08, 0.03, 0.01)  # where that is so many rows that an index may be faster than a scan
 SMALL_SHARE_ROWS = 9_000
-QUERIES = 256
+QUERIES = 1_024  # where all rows are allowed; where not, each is asked in several ways, and one in four will do
+FEW_QUERIES = QUERIES // 2
+FEWEST_QUERIES = QUERIES // 4
 LARGEST_K = 100
 
-_FEWEST_QUERIES = 32
+_FILTERED_STEP = 4
+_LEAST_HELD_OUT = 32
 _LARGEST_PART = 20  # of the rows at most a 20th is held out
 _ENOUGH = 0.995  # recall: a target above it is for a scan
 _LEVEL = 0.002  # recall: where a step brings less, and much is found already, more effort is of no use
@@ -41,11 +45,11 @@ class Case:
     allowed: Mask
     true: Neighbours
 
-    def half(self) -> Case:
-        """Of every second query."""
+    def every(self, step: int) -> Case:
+        """Of one query in so many."""
         counts = self.true.counts
-        kept = np.repeat(np.arange(len(counts)) % 2 == 0, counts)
-        return Case(self.allowed, Neighbours(self.true.rows[kept], self.true.distances[kept], counts[::2]))
+        kept = np.repeat(np.arange(len(counts)) % step == 0, counts)
+        return Case(self.allowed, Neighbours(self.true.rows[kept], self.true.distances[kept], counts[::step]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,9 @@ class Trial:
     queries: Vectors
     cases: tuple[Case, ...]
 
-    def half(self) -> Trial:
-        """Every second query."""
-        return replace(self, queries=self.queries[::2], cases=tuple(case.half() for case in self.cases))
+    def every(self, step: int) -> Trial:
+        """One query in so many."""
+        return replace(self, queries=self.queries[::step], cases=tuple(case.every(step) for case in self.cases))
 
     @property
     def allowed(self) -> int:
@@ -72,16 +76,19 @@ class Subject:
 
     Attributes:
         efforts: rising.
-        ks: groups of numbers of neighbours; one search for the largest of a group tells of all of it.
-        enough: whether a point, of k neighbours and so many allowed rows, costs more than any search would spend.
+        ks: groups of numbers of neighbours, of which one search for the largest tells of all, and of how many queries it is asked
+            at most where all rows are allowed.
+        enough: whether a point, of k neighbours in a trial, costs more than any search would spend.
         least_share: of allowed rows that it is any good for.
+        clumping: of allowed rows, see `ClusterIndex`; without it, the worst of a trial's cases decides for all that are not by lot.
     """
 
     index: VectorIndex
     efforts: Sequence[int]
-    ks: Sequence[Sequence[int]]
-    enough: Callable[[int, Point, int], bool]
+    ks: Sequence[tuple[Sequence[int], int]]
+    enough: Callable[[int, Point, Trial], bool]
     least_share: float = 0.0
+    clumping: Callable[[Mask], float] | None = None
 
 
 def efforts_between(first: int, last: int, growth: float) -> tuple[int, ...]:
@@ -104,7 +111,7 @@ def held_out(ties: npt.NDArray[np.uint64]) -> Rows:
     """
     candidates = np.flatnonzero(spared(ties))
     count = min(QUERIES, len(ties) // _LARGEST_PART, len(candidates))
-    if count < _FEWEST_QUERIES:
+    if count < _LEAST_HELD_OUT:
         return np.empty(0, np.int64)
     return np.sort(np.random.default_rng(_SEED).choice(candidates, count, replace=False))
 
@@ -117,7 +124,7 @@ def trials(column: VectorColumn, space: str, asked: Rows, *, threads: int) -> li
     found = []
     regions = _regions(column, threads)
     for share in (*SHARES, *(share for share in SMALL_SHARES if share * column.count >= SMALL_SHARE_ROWS)):
-        some = queries if share == 1.0 else queries[::2]
+        some = queries if share == 1.0 else queries[::_FILTERED_STEP]
         cases = tuple(
             Case(mask, search_exact(column, space, some, LARGEST_K, allowed=mask, threads=threads))
             for mask in _masks(share, present, regions)
@@ -129,7 +136,10 @@ def trials(column: VectorColumn, space: str, asked: Rows, *, threads: int) -> li
 def calibrate(subject: Subject, by: Sequence[Trial], *, threads: int, refine: int = 1) -> Calibration:
     """Measure an index that does not have the queries, or whose searches do not find them as they are not allowed."""
     fair = [trial for trial in by if trial.share >= subject.least_share]
-    curves = [curve for trial in fair for ks in subject.ks for curve in _curves(subject, trial, ks, threads)]
+    curves: list[Curve] = []
+    for ks, most in subject.ks:
+        step = -(-len(by[0].queries) // most)
+        curves += (curve for trial in fair for curve in _curves(subject, trial.every(step), ks, threads))
     return Calibration(subject.index.name, len(by[0].queries), tuple(curves), refine=refine)
 
 
@@ -170,10 +180,7 @@ def _masks(share: float, present: Mask, regions: _Regions) -> Iterator[Mask]:
 
 def _curves(subject: Subject, trial: Trial, ks: Sequence[int], threads: int) -> list[Curve]:
     allowed = trial.allowed
-    points: dict[int, list[Point]] = {k: [] for k in ks if k <= allowed // 4}
-    by_lot: dict[int, list[Point]] = {k: [] for k in points}
-    if min(ks) >= LARGEST_K:  # of so many neighbours each, fewer queries tell as much, and cost much more
-        trial = trial.half()
+    points: dict[int, list[list[Point]]] = {k: [] for k in ks if k <= allowed // 4}  # of each effort those of each case
     for effort in subject.efforts if points else ():
         able = [k for k in points if subject.index.least_effort(k) <= effort]
         if not able:
@@ -184,24 +191,42 @@ def _curves(subject: Subject, trial: Trial, ks: Sequence[int], threads: int) -> 
             for case in trial.cases
         ]
         for k in able:
-            measured = [
-                _measured(effort, k, near, case, compared)
-                for (near, compared), case in zip(found, trial.cases, strict=True)
-            ]
-            worst = min(measured, key=lambda point: point.recall - point.error)
-            points[k].append(replace(worst, compared=max(point.compared for point in measured)))
-            by_lot[k].append(measured[0])
-        reached = {k: known[-1] for k, known in points.items() if known}
-        if len(reached) < len(points):
+            points[k].append(
+                [
+                    _measured(effort, k, near, case, counts)
+                    for (near, counts), case in zip(found, trial.cases, strict=True)
+                ]
+            )
+        worst = {k: [_worst(measured) for measured in known] for k, known in points.items() if known}
+        if len(worst) < len(points):
             continue
-        if all(_is_level(known) for known in points.values()):
+        if all(_is_level(known) for known in worst.values()):
             break
-        if any(subject.enough(k, point, allowed) for k, point in reached.items()):
+        if any(subject.enough(k, known[-1], trial) for k, known in worst.items()):
             break
-    curves = [Curve(k, trial.share, tuple(known)) for k, known in points.items()]
-    if trial.share < 1.0:
-        curves += [Curve(k, trial.share, tuple(known), scattered=True) for k, known in by_lot.items()]
-    return curves
+    levels = _levels(subject, trial)
+    return [
+        Curve(k, trial.share, tuple(_worst([measured[case] for case in cases]) for measured in known), clumping)
+        for k, known in points.items()
+        for clumping, cases in levels
+    ]
+
+
+def _levels(subject: Subject, trial: Trial) -> list[tuple[float, list[int]]]:
+    """How clumped rows may be, and the cases of a trial that are not more so; the first one is for all there may be."""
+    if subject.clumping is None:
+        clumping = [BY_LOT] + [math.inf] * (len(trial.cases) - 1)
+    else:
+        clumping = [max(subject.clumping(case.allowed), BY_LOT) for case in trial.cases]
+    _, *less = sorted(set(clumping), reverse=True)
+    levels = [(level, [case for case, of_case in enumerate(clumping) if of_case <= level]) for level in less]
+    return [(math.inf, [*range(len(clumping))]), *levels]
+
+
+def _worst(measured: Sequence[Point]) -> Point:
+    """The lowest recall and the highest cost of several cases."""
+    worst = min(measured, key=lambda point: point.sure_recall)
+    return replace(worst, compared=max(point.compared for point in measured))
 
 
 def _is_level(known: Sequence[Point]) -> bool:

@@ -7,6 +7,7 @@ planner reads from it the least effort for a target. Recall@k is the share of th
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 from shoal_core.errors import Corrupt
 from shoal_index.vector.engine import Neighbours
+
+BY_LOT = 1.6  # clumping, at most, of rows that are taken to be chosen by lot: of 128 blocks it is seldom above 1.4
 
 _NEARLY = 0.9  # of a share that was measured
 _MARGIN = 1.1
@@ -29,15 +32,22 @@ class Point:
     error: float
     compared: float
 
+    @property
+    def sure_recall(self) -> float:
+        """The recall, less what chance may have added."""
+        return self.recall - _ERRORS * self.error
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Points of rising effort for one ``k``, where this share of the rows is allowed: ``scattered`` as if by lot, else anyhow."""
+    """Points of rising effort for one ``k``, where this share of the rows is allowed, and they are at most so clumped: `BY_LOT` as if
+    by lot, infinite anyhow. See `ClusterIndex.clumping`.
+    """
 
     k: int
     share: float
     points: tuple[Point, ...]
-    scattered: bool = False
+    clumping: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,7 @@ class Calibration:
         queries: how many rows were held out.
         needed: effort for the usual recall of 10 neighbours; 0 where that was not reached.
         reference: the same of the last index in its line that was built from nothing: what drift is told from.
+        curves: of one share and k the most clumped in front.
     """
 
     engine: str
@@ -58,21 +69,22 @@ class Calibration:
     reference: int = 0
     refine: int = 1
 
-    def least(self, k: int, share: float, target: float, *, scattered: bool = False) -> Point | None:
+    def least(self, k: int, share: float, target: float, *, clumping: float = math.inf) -> Point | None:
         """The least effort whose recall is the target's, with what it reaches; None where no effort measured does.
 
-        ``scattered``: the allowed rows are as if by lot, not where vectors are of one kind.
+        ``clumping``: of the allowed rows. The curve for the next more clumped ones decides, beyond the last one that one.
 
         The curve of the next larger k decides; beyond the largest, effort goes with k. Between the shares that were measured, it goes
-        with the reciprocal of the share, and so it does a little below one of them where the next has nothing to say.
+        with the reciprocal of the share, and so it does a little below one of them where the next has nothing to say. What the next
+        larger share does not reach is not promised, though a smaller one, with less effort, does.
         """
         below = max((curve.share for curve in self.curves if curve.share <= share), default=None)
         above = min((curve.share for curve in self.curves if curve.share >= share), default=None)
         if below is None or above is None:
             return None
-        hard, easy = (_least(self._curve(k, of, scattered=scattered), target, k) for of in (below, above))
+        hard, easy = (_least(self._curve(k, of, clumping), target, k) for of in (below, above))
         if easy is None or below == above:
-            return hard
+            return hard if below == above or share * _NEARLY <= below else None
         if hard is None:
             return _stretched(easy, above / share * _MARGIN) if share >= _NEARLY * above else None
         part = (1 / share - 1 / above) / (1 / below - 1 / above)
@@ -82,7 +94,7 @@ class Calibration:
 
     def at(self, k: int, share: float, effort: int) -> Point | None:
         """What an effort reaches, by the next smaller share; None where that was not measured."""
-        curve = self._curve(k, share, scattered=False)
+        curve = self._curve(k, share, math.inf)
         if curve is None or not curve.points:
             return None
         efforts = [point.effort for point in curve.points]
@@ -94,17 +106,22 @@ class Calibration:
             compared *= effort / efforts[-1]
         return Point(effort, recall, error, compared)
 
-    def _curve(self, k: int, share: float, *, scattered: bool) -> Curve | None:
-        """Of the next smaller share and the next larger k. Where all rows are allowed, they are anyhow."""
+    def _curve(self, k: int, share: float, clumping: float) -> Curve | None:
+        """Of the next smaller share, the next larger k, and rows at least so clumped, or as clumped as any."""
         nearest = max((curve.share for curve in self.curves if curve.share <= share), default=None)
-        alike = (c for c in self.curves if c.share == nearest and c.scattered == (scattered and c.share < 1.0))
-        of_share = sorted(alike, key=lambda curve: curve.k)
-        larger = [curve for curve in of_share if curve.k >= k]
-        return next(iter(larger), None) or next(reversed(of_share), None)
+        of_share = [curve for curve in self.curves if curve.share == nearest]
+        known_k = min((c.k for c in of_share if c.k >= k), default=max((c.k for c in of_share), default=None))
+        alike = sorted((c for c in of_share if c.k == known_k), key=lambda curve: curve.clumping)
+        return next((curve for curve in alike if curve.clumping >= clumping), None) or next(reversed(alike), None)
 
     def to_json(self) -> bytes:
         """As stored."""
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        raw = asdict(self)
+        for curve in raw["curves"]:
+            curve["scattered"] = curve["clumping"] <= BY_LOT  # for readers that know but of two kinds
+            if math.isinf(curve["clumping"]):  # which JSON does not have
+                del curve["clumping"]
+        return json.dumps(raw, separators=(",", ":")).encode()
 
     @classmethod
     def of_json(cls, data: bytes) -> Calibration:
@@ -116,7 +133,7 @@ class Calibration:
                     int(c["k"]),
                     float(c["share"]),
                     tuple(Point(**point) for point in c["points"]),
-                    bool(c.get("scattered", False)),
+                    float(c.get("clumping", BY_LOT if c.get("scattered", False) else math.inf)),
                 )
                 for c in raw["curves"]
             ]
@@ -129,18 +146,13 @@ class Calibration:
 def _least(curve: Curve | None, target: float, k: int) -> Point | None:
     before: Point | None = None
     for point in () if curve is None else curve.points:
-        if _surely(point) >= target:
+        if point.sure_recall >= target:
             found = _between(before, point, target)
             if curve is None or k <= curve.k:
                 return found
             return replace(_stretched(found, k / curve.k), recall=np.nan)  # nobody measured that
         before = point
     return None
-
-
-def _surely(point: Point) -> float:
-    """The recall, less what chance may have added."""
-    return point.recall - _ERRORS * point.error
 
 
 def _stretched(point: Point, factor: float) -> Point:
@@ -152,7 +164,7 @@ def _between(before: Point | None, after: Point, target: float) -> Point:
     """Between two measured points recall is taken to rise with the logarithm of the effort."""
     if before is None:
         return after
-    low, high = _surely(before), _surely(after)
+    low, high = before.sure_recall, after.sure_recall
     part = (target - low) / (high - low) if high > low else 1.0
     effort = int(np.ceil(before.effort * (after.effort / before.effort) ** part))
     part = np.log(effort / before.effort) / np.log(after.effort / before.effort)
