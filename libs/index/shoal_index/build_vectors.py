@@ -241,7 +241,8 @@ def _refines(index: ClusterIndex, lists: int, job: _Job) -> list[int]:
 
 
 def _enough(index: VectorIndex, job: _Job) -> Callable[[int, Point, Trial], bool]:
-    return lambda k, point, trial: not worth(index, k, point, trial.allowed, job.column.dimension)
+    rows, dimension = job.column.count, job.column.dimension
+    return lambda k, point, trial: not worth(index, k, point, rows=rows, dimension=dimension, allowed=trial.allowed)
 
 
 def _beaten(index: VectorIndex, other: Way, job: _Job) -> Callable[[int, Point, Trial], bool]:

@@ -106,7 +106,7 @@ def plan_segment(ask: Ask, *, rows: int, dimension: int, allowed: int, ways: Seq
     if wanted == 0:
         return SegmentPlan(Strategy.NOTHING, 0)
     strategies = tuple(dict.fromkeys(way.strategy for way in ways)) or (Strategy.GRAPH, Strategy.CLUSTERS)
-    row = costs.scan_row(dimension, shared=ask.queries >= _SHARED)
+    row = costs.scan_row(dimension, shared=ask.queries >= _SHARED, share=allowed / rows)
     scanning = allowed * row * (_PAGED_SCAN if ask.paged else 1.0)
 
     def scan(*reasons: str) -> SegmentPlan:
@@ -187,6 +187,8 @@ def _point(ask: Ask, way: Way, wanted: int, share: float, effort: int) -> Point 
     return known or Point(effort, math.nan, 0.0, _COMPARED_PER_EF * effort / share)
 
 
-def worth(index: VectorIndex, k: int, point: Point, allowed: int, dimension: int) -> bool:
+def worth(index: VectorIndex, k: int, point: Point, *, rows: int, dimension: int, allowed: int) -> bool:
     """Whether a search would spend so much, rather than compare the allowed rows: where calibration ends."""
-    return 2 * index.cost(k, point.compared, shared=False) < allowed * costs.scan_row(dimension, shared=False)
+    return 2 * index.cost(k, point.compared, shared=False) < allowed * costs.scan_row(
+        dimension, shared=False, share=allowed / rows
+    )

@@ -199,11 +199,21 @@ def test_a_few_deleted_rows_do_not_turn_the_graph_off() -> None:
 
 
 def test_plans_weigh_a_walk_against_a_scan() -> None:
-    """The walk for 0.9 compares 800 rows, each of which costs as much as 1.7 of a scan, or 22 of one that many queries share."""
-    assert plan(Ask(10, 0.9), rows=1_300, allowed=1_300, calibration=known()) == ("scan", 0)
-    assert plan(Ask(10, 0.9), rows=1_400, allowed=1_400, calibration=known()) == ("graph", 40)
-    assert plan(Ask(10, 0.9, queries=64), rows=17_000, allowed=17_000, calibration=known()) == ("scan", 0)
-    assert plan(Ask(10, 0.9, queries=64), rows=19_000, allowed=19_000, calibration=known()) == ("graph", 40)
+    """The walk for 0.9 compares 800 rows, each of which costs as much as 2.0 of a scan, or 27 of one that many queries share."""
+    assert plan(Ask(10, 0.9), rows=1_500, allowed=1_500, calibration=known()) == ("scan", 0)
+    assert plan(Ask(10, 0.9), rows=1_700, allowed=1_700, calibration=known()) == ("graph", 40)
+    assert plan(Ask(10, 0.9, queries=64), rows=20_000, allowed=20_000, calibration=known()) == ("scan", 0)
+    assert plan(Ask(10, 0.9, queries=64), rows=23_000, allowed=23_000, calibration=known()) == ("graph", 40)
+
+
+def test_rows_here_and_there_are_dearer_to_scan() -> None:
+    """A single query reads each of few allowed rows from elsewhere in memory; where queries share that, it hardly counts."""
+    points = tuple(Point(ef, 0.9, 0.0, 100.0 * ef) for ef in (40, 80))
+    of_all = Calibration("graph", 256, (Curve(10, 1.0, points), Curve(10, 0.1, points)))
+    for queries, found in ((1, "graph"), (64, "scan")):
+        dense = plan(Ask(10, 0.8, queries=queries), rows=7_000, allowed=7_000, calibration=of_all)
+        sparse = plan(Ask(10, 0.8, queries=queries), rows=70_000, allowed=7_000, calibration=of_all)
+        assert (dense[0], sparse[0]) == ("scan", found)
     assert plan(Ask(10, effort=40), rows=2_000, allowed=2_000, calibration=known()) == ("graph", 40), "as was asked"
 
 

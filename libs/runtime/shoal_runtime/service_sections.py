@@ -182,7 +182,7 @@ class QuerySection(ServiceSection):
     """How often a strong read takes a new snapshot when its version was replaced under it."""
     recall_check_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.01
     """Of one core's time, for asking some queries again exactly: their recall is measured, and searches look harder if it is low."""
-    brief_search_us: Annotated[int, Field(ge=0, le=1_000)] = 120
+    brief_search_us: Annotated[int, Field(ge=0, le=1_000)] = 160
     """Searches that are reckoned to take no longer, in microseconds, run at once and without a thread; 0 for none."""
 
 

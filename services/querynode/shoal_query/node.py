@@ -72,7 +72,7 @@ class NodeSettings:
     staleness_ms: int = 5_000
     attempts: int = 5
     recall_check_share: float = 0.01
-    brief_search_us: int = 120
+    brief_search_us: int = 160
 
 
 @dataclass(slots=True)

@@ -122,7 +122,7 @@ async def test_none_is_brief_where_the_settings_say_so() -> None:
 async def test_a_long_tail_goes_to_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the search was brief before the tail was known."""
     bench = await Bench().start()
-    monkeypatch.setattr("shoal_query.brief.costs.scan_row", lambda dimension, *, shared: 1_000.0)
+    monkeypatch.setattr("shoal_query.brief.costs.scan_row", lambda dimension, *, shared, share=1.0: 1_000.0)
     few = [put(f"t{number}", float(number)) for number in range(40)]
     await bench.write(*few)
     assert await bench.handed_over(bench.request()) == 1, "only the fold"
@@ -133,7 +133,7 @@ async def test_a_long_tail_goes_to_a_thread(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_deletions_count_as_tail(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = await Bench().start()
-    monkeypatch.setattr("shoal_query.brief.costs.scan_row", lambda dimension, *, shared: 5_000.0)
+    monkeypatch.setattr("shoal_query.brief.costs.scan_row", lambda dimension, *, shared, share=1.0: 5_000.0)
     await bench.write(*(("delete", f"r{number}", None, None, None, None) for number in range(15)))
     await bench.node.query(bench.request())
     assert await bench.handed_over(bench.request()) > 0

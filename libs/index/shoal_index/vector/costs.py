@@ -5,21 +5,25 @@ one way to search against another. What is ``shared`` is read once for several q
 from __future__ import annotations
 
 
-def scan_row(dimension: int, *, shared: bool) -> float:
-    """A row of an exact scan, the next in memory."""
-    return 0.3 + 0.03 * dimension if shared else 10.0 + 0.38 * dimension
+def scan_row(dimension: int, *, shared: bool, share: float = 1.0) -> float:
+    """A row of an exact scan, the next in memory if it is one of a large ``share`` of them, else somewhere; of several queries that
+    share it, comparing takes longer than reading.
+    """
+    if shared:
+        return 0.3 + 0.03 * dimension
+    return share * (10.0 + 0.38 * dimension) + (1.0 - share) * measure_row(dimension)
 
 
 def measure_row(dimension: int) -> float:
     """A row somewhere in memory, whoever reads it."""
-    return 100.0 + 0.3 * dimension
+    return 150.0 + 0.25 * dimension
 
 
 def rank_centroid(dimension: int, *, shared: bool) -> float:
     """A list's centroid, and its place among the others."""
-    return 6.0 + 0.03 * dimension if shared else 8.0 + 0.1 * dimension
+    return 14.0 + 0.05 * dimension if shared else 20.0 + 0.15 * dimension
 
 
 def look_up_code(pieces: int, *, shared: bool) -> float:
     """A vector of so many pieces, by its code."""
-    return 0.6 + 0.018 * pieces if shared else 1.2 + 0.05 * pieces
+    return 1.2 + 0.014 * pieces if shared else 1.8 + 0.045 * pieces

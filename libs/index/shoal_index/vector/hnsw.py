@@ -23,7 +23,7 @@ GRAPH = "graph"  # the kind of its blocks
 NONE = 0xFFFFFFFF  # ends a list of links that is not full
 
 # Nanoseconds that a row takes on a walk, whoever walks beside: so much, and so much for each dimension.
-WALK_NS = (130.0, 0.35)
+WALK_NS = (165.0, 0.4)
 
 Links = npt.NDArray[np.uint32]
 
