@@ -20,7 +20,7 @@ from tests.integration.workload import DIMENSION, Workload, all_present, connect
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
 K = 10
-PROMISED = 0.95 - 0.01  # recall of many queries: the default target, less what chance may take
+AT_LEAST = 0.95 - 0.01  # recall: the default target, less three standard errors of 500 queries
 _INDEXES = {"graph", "clusters"}
 
 
@@ -42,13 +42,13 @@ async def test_recall_of_twenty_thousand(cluster: LocalCluster, glosses: npt.NDA
     truth = np.argsort(-(queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ glosses.T, axis=1)[:, :K]
     await _until_there_is_an_index(collection, glosses)
     together = await collection.query(query_embeddings=queries, n_results=K, include=("distances",))
-    assert _recall(together.ids, truth) >= PROMISED
+    assert _recall(together.ids, truth) >= AT_LEAST
     # So many queries may share one scan. A few of them walk, as the one above did.
     few = [
         await collection.query(query_embeddings=part, n_results=K, include=("distances",), explain=True)
         for part in np.split(queries, 125)
     ]
-    assert _recall([ids for found in few for ids in found.ids], truth) >= PROMISED
+    assert _recall([ids for found in few for ids in found.ids], truth) >= AT_LEAST
     assert all(_INDEXES & _strategies(found) for found in few)
     filtered = await collection.query(
         query_embeddings=queries[:20], n_results=K, where={"third": 1}, include=("metadatas",)

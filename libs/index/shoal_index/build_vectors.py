@@ -17,8 +17,7 @@ import numpy.typing as npt
 from shoal_core.schema import VectorConfig
 from shoal_index.planner import DEFAULT_RECALL, Way, worth
 from shoal_index.vector.calibrate import (
-    FEW_QUERIES,
-    FEWEST_QUERIES,
+    FILTERED_QUERIES,
     QUERIES,
     Subject,
     Trial,
@@ -42,8 +41,8 @@ _DRIFT = 1.5  # times the effort of an index built from nothing
 _LEAST_SHARE = 0.5  # of the rows that an index must have to be extended
 _EFFORTS = efforts_between(8, 4096, 1.5)  # ef
 _LEAST_GRAPH_SHARE = 0.2  # of allowed rows: for fewer a walk visits too many that are not
-_WALKED = ((1, 10, 100), FEW_QUERIES)  # walks take long, and how long hardly depends on k
-_SCANNED = (((10,), QUERIES), ((100,), FEWEST_QUERIES))
+_WALKED = ((1, 10, 100), QUERIES // 2, FILTERED_QUERIES // 2)  # walks take long, and how long hardly depends on k
+_SCANNED = (((10,), QUERIES, FILTERED_QUERIES), ((100,), QUERIES // 4, FILTERED_QUERIES // 4))
 _FEWEST_LISTS = 4  # fewer take hardly less time
 _REFINES = (2, 4, 8, 16, 32, 64, 128)
 _REFINED_RECALL = (0.965, 0.995)  # with all lists scanned, and little or much of them measured
@@ -192,7 +191,7 @@ def _clusters(job: _Job, old: Sequence[Old]) -> Iterator[Way]:
         )
         found = _measured_clusters(ClusterIndex(lists, job.column, job.space), job)
         reference, needed = way.calibration.reference, _needed(found)
-        if 0 < needed <= _DRIFT * reference:
+        if 0 < needed <= _DRIFT * max(reference, _FEWEST_LISTS):
             yield from _with_reference(found, reference)
             return
     lists = build_clusters(job.column, job.space, ~spared(job.column.ties), threads=job.threads)
@@ -215,16 +214,16 @@ def _measured_clusters(index: ClusterIndex, job: _Job) -> list[Way]:
     """With so little measured as does for the usual recall, and so much as does for nearly all."""
     lists = len(index.clusters.centroids)
     found: list[Way] = []
-    for refine in reversed(_refines(index, lists, job)):
+    for refine in _refines(index, lists, job):
         variant = index.refining(refine)
-        enough = _beaten(variant, found[0], job) if found else _enough(variant, job)
-        subject = Subject(variant, efforts_between(_FEWEST_LISTS, lists, 2), _SCANNED, enough, clumping=index.clumping)
-        found.insert(0, Way(variant, _measured(subject, job, refine)))
+        efforts, enough = efforts_between(_FEWEST_LISTS, lists, 2), _enough(variant, job)
+        subject = Subject(variant, efforts, _SCANNED, enough, clumping=index.clumping)
+        found.append(Way(variant, _measured(subject, job, refine)))
     return found
 
 
 def _refines(index: ClusterIndex, lists: int, job: _Job) -> list[int]:
-    trial, goals, found = job.by[0].every(-(-len(job.asked) // FEW_QUERIES)), list(_REFINED_RECALL), []
+    trial, goals, found = job.by[0].with_about(QUERIES // 2), list(_REFINED_RECALL), []
     (case,) = trial.cases
     for refine in _REFINES:
         near = index.refining(refine).search(trial.queries, _K, effort=lists, allowed=case.allowed, threads=job.threads)
@@ -243,19 +242,6 @@ def _refines(index: ClusterIndex, lists: int, job: _Job) -> list[int]:
 def _enough(index: VectorIndex, job: _Job) -> Callable[[int, Point, Trial], bool]:
     rows, dimension = job.column.count, job.column.dimension
     return lambda k, point, trial: not worth(index, k, point, rows=rows, dimension=dimension, allowed=trial.allowed)
-
-
-def _beaten(index: VectorIndex, other: Way, job: _Job) -> Callable[[int, Point, Trial], bool]:
-    """Enough also is what another index, measured before, reaches for less."""
-    enough = _enough(index, job)
-
-    def beaten(k: int, point: Point, trial: Trial) -> bool:
-        assert other.calibration is not None
-        by = other.calibration.least(k, trial.share, point.sure_recall)
-        cheaper = by and other.index.cost(k, by.compared, shared=True) <= index.cost(k, point.compared, shared=True)
-        return bool(cheaper) or enough(k, point, trial)
-
-    return beaten
 
 
 def _measured(subject: Subject, job: _Job, refine: int = 1) -> Calibration:

@@ -58,7 +58,8 @@ class Ask:
         effort: of a walk through a graph, where there is one, instead of what the recall needs; 0 leaves it to the planner.
         exact: all of the true nearest.
         queries: how many are searched together.
-        clumping: of what may be answered, see `ClusterIndex`: about 1 as if by lot, more where vectors are of one kind.
+        clumping: of what may be answered, see `ClusterIndex`: about 1 as if by lot, more where vectors are of one kind; infinite if
+            it is not known, and the hardest has to be reckoned with.
         paged: vectors are not in memory for the most part: reading one costs as much as comparing many.
     """
 
@@ -189,6 +190,5 @@ def _point(ask: Ask, way: Way, wanted: int, share: float, effort: int) -> Point 
 
 def worth(index: VectorIndex, k: int, point: Point, *, rows: int, dimension: int, allowed: int) -> bool:
     """Whether a search would spend so much, rather than compare the allowed rows: where calibration ends."""
-    return 2 * index.cost(k, point.compared, shared=False) < allowed * costs.scan_row(
-        dimension, shared=False, share=allowed / rows
-    )
+    row = costs.scan_row(dimension, shared=False, share=allowed / rows)
+    return 2 * index.cost(k, point.compared, shared=False) < allowed * row

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +16,11 @@ from shoal_core.records import EMBEDDING, embedding_array
 from shoal_index.build import build_segment
 from shoal_index.planner import DEFAULT_EF, SCAN_ROWS, Ask, Strategy, Way, plan_segment
 from shoal_index.segment import Segment, open_segment
-from shoal_index.vector.calibrate import held_out
+from shoal_index.vector import costs
+from shoal_index.vector.calibrate import FILTERED_QUERIES, QUERIES, Case, Subject, Trial, calibrate, held_out, trials
 from shoal_index.vector.calibration import BY_LOT, Calibration, Curve, Point, recalls_of
 from shoal_index.vector.column import VectorChunk, VectorColumn
-from shoal_index.vector.engine import SPACES, Mask, Neighbours
+from shoal_index.vector.engine import SPACES, Mask, Neighbours, Vectors
 from shoal_index.vector.hnsw import NONE, Graph, HnswIndex
 
 ROWS, DIMENSION, CLUSTERS = 12_000, 32, 40
@@ -95,7 +98,7 @@ async def test_more_recall_is_more_effort() -> None:
 
 
 async def test_lists_are_measured_for_filters_as_clumped_as_there_are() -> None:
-    """From anyhow down to by lot; those less clumped need no more. Walks tell but these two apart."""
+    """From anyhow down to by lot. Walks tell but these two apart, and so do lists where few rows are allowed."""
     segment = await opened("l2")
     for way in segment.ways:
         assert way.calibration is not None
@@ -103,10 +106,114 @@ async def test_lists_are_measured_for_filters_as_clumped_as_there_are() -> None:
         assert levels == sorted(levels, reverse=True)
         assert (levels[0], levels[-1]) == (np.inf, BY_LOT)
         assert len(levels) == (2 if way.strategy is Strategy.GRAPH else 4)
-        found = [way.calibration.least(10, 0.5, 0.9, clumping=level) for level in levels]
-        efforts = [point.effort for point in found if point is not None]
-        assert len(efforts) == len(levels)
-        assert efforts == sorted(efforts, reverse=True)
+
+
+class Mostly:
+    """Finds all but so many of 10 true neighbours, by the lowest allowed row; twice the effort misses one less."""
+
+    name = "graph"
+    size_bytes = 0
+
+    def __init__(self, missed: dict[int, int]) -> None:
+        self.missed = missed
+        self.asked: list[int] = []
+
+    def cost(self, k: int, compared: float, *, shared: bool) -> float:
+        return compared
+
+    def least_effort(self, k: int) -> int:
+        return 1
+
+    def measured(self, k: int) -> int:
+        return k
+
+    def touched(self, k: int, compared: float) -> float:
+        return compared
+
+    def search(self, queries: Vectors, k: int, *, effort: int, allowed: Mask | None, threads: int) -> Neighbours:
+        return self.search_counting(queries, k, effort=effort, allowed=allowed, threads=threads)[0]
+
+    def search_counting(
+        self, queries: Vectors, k: int, *, effort: int, allowed: Mask | None, threads: int
+    ) -> tuple[Neighbours, npt.NDArray[np.int64]]:
+        assert allowed is not None
+        self.asked.append(len(queries))
+        first = int(np.argmax(allowed))
+        found = k - max(0, self.missed[first] - (effort - 1))
+        rows = np.tile(np.arange(first, first + found), len(queries))
+        near = Neighbours(rows, (rows - first).astype(np.float32), np.full(len(queries), found))
+        return near, np.full(len(queries), effort * (first + 1))
+
+    def to_tables(self) -> dict[str, list[Any]]:
+        return {}
+
+
+def tried(share: float, firsts: Sequence[int], queries: int) -> Trial:
+    """Cases that allow 100 rows from one on, of which the first are the nearest, in their order."""
+    cases = []
+    for first in firsts:
+        mask = np.zeros(1_000, dtype=bool)
+        mask[first : first + 100] = True
+        rows = np.tile(np.arange(first, first + 10), queries)
+        cases.append(Case(mask, Neighbours(rows, (rows - first).astype(np.float32), np.full(queries, 10))))
+    return Trial(share, np.zeros((queries, 2), np.float32), tuple(cases))
+
+
+def test_a_level_has_the_worst_of_the_cases_that_are_not_more_clumped() -> None:
+    """The case from row 0 is by lot and misses 1 of 10; those from 200 and 400, of clumping 3 and 7, miss 4 and 2."""
+    clumping = {0: 1.1, 200: 3.0, 400: 7.0}
+    index = Mostly({0: 1, 200: 4, 400: 2})
+    subject = Subject(
+        index,
+        (1, 2),
+        [((10,), 64, 16)],
+        lambda *_: False,
+        clumping=lambda mask: clumping[int(np.argmax(mask))],
+    )
+    trials = [tried(1.0, [0], 64), tried(0.5, [0, 400, 200], 64), tried(0.05, [0, 400, 200], 64)]
+    found = calibrate(subject, trials, threads=1)
+    told = {(c.share, c.clumping): [(p.effort, round(p.recall, 6), p.compared) for p in c.points] for c in found.curves}
+    by_lot, worst = [(1, 0.9, 1.0), (2, 1.0, 2.0)], [(1, 0.6, 401.0), (2, 0.7, 802.0)]
+    assert told == {
+        (1.0, np.inf): by_lot,
+        (0.5, np.inf): worst,
+        (0.5, 3.0): [(1, 0.6, 201.0), (2, 0.7, 402.0)],
+        (0.5, BY_LOT): by_lot,
+        (0.05, np.inf): worst,
+        (0.05, BY_LOT): by_lot,
+    }, "of so few rows it is not told how clumped they are"
+    assert index.asked[:2] == [64, 64]
+    assert set(index.asked[2:]) == {16}
+    two = calibrate(replace(subject, clumping=None), trials, threads=1)
+    assert {(c.share, c.clumping) for c in two.curves if c.share == 0.5} == {(0.5, np.inf), (0.5, BY_LOT)}
+
+
+def test_many_rows_are_held_out_where_there_are_many() -> None:
+    assert len(held_out(np.arange(100_000, dtype=np.uint64))) == QUERIES
+    assert len(held_out(np.arange(8_000, dtype=np.uint64))) == 400
+    column = VectorColumn([VectorChunk(mixture(21_000, 3))], np.arange(21_000, dtype=np.uint64))
+    by = trials(column, "l2", held_out(column.ties), threads=2)
+    assert [len(trial.queries) for trial in by if trial.share == 1.0] == [QUERIES]
+    assert {len(trial.queries) for trial in by if trial.share < 1.0} == {FILTERED_QUERIES}
+    assert all(len(case.true.counts) == len(trial.queries) for trial in by for case in trial.cases)
+    few = trials(column, "l2", held_out(column.ties)[:100], threads=2)
+    assert {len(trial.queries) for trial in few} == {100}
+    assert len(few[0].with_about(40).queries) == 50
+
+
+def test_plans_take_the_curve_for_what_is_allowed() -> None:
+    """And keep a reserve for whatever is not by lot."""
+    levels = ((np.inf, 64), (4.0, 32), (BY_LOT, 16))
+    curves = [
+        Curve(10, share, (Point(effort, 0.95, 0.0, 1.0),), clumping)
+        for share in (1.0, 0.5)
+        for clumping, effort in levels
+    ]
+    calibration = Calibration("graph", 256, tuple(curves))
+    asked = [Ask(10, 0.93, clumping=clumping) for clumping in (np.inf, 4.1, 4.0, 1.7, 1.5)]
+    assert [plan(ask, allowed=500_000, calibration=calibration)[1] for ask in asked] == [64, 64, 32, 32, 16]
+    hard = [Ask(10, 0.95, clumping=clumping) for clumping in (4.0, 1.5)]
+    assert [plan(ask, allowed=500_000, calibration=calibration)[0] for ask in hard] == ["scan", "graph"]
 
 
 async def test_rows_that_were_held_out_are_in_the_index() -> None:
@@ -204,6 +311,14 @@ def test_plans_weigh_a_walk_against_a_scan() -> None:
     assert plan(Ask(10, 0.9), rows=1_700, allowed=1_700, calibration=known()) == ("graph", 40)
     assert plan(Ask(10, 0.9, queries=64), rows=20_000, allowed=20_000, calibration=known()) == ("scan", 0)
     assert plan(Ask(10, 0.9, queries=64), rows=23_000, allowed=23_000, calibration=known()) == ("graph", 40)
+    assert plan(Ask(10, effort=40), rows=2_000, allowed=2_000, calibration=known()) == ("graph", 40), "as was asked"
+
+
+@pytest.mark.parametrize("dimension", [2, 384, 1_536, 4_096])
+def test_rows_here_and_there_are_never_cheaper(dimension: int) -> None:
+    found = [costs.scan_row(dimension, shared=False, share=share) for share in (1.0, 0.5, 0.1, 0.0)]
+    assert found == pytest.approx(sorted(found))
+    assert found[0] > costs.scan_row(dimension, shared=True)
 
 
 def test_rows_here_and_there_are_dearer_to_scan() -> None:
@@ -214,7 +329,6 @@ def test_rows_here_and_there_are_dearer_to_scan() -> None:
         dense = plan(Ask(10, 0.8, queries=queries), rows=7_000, allowed=7_000, calibration=of_all)
         sparse = plan(Ask(10, 0.8, queries=queries), rows=70_000, allowed=7_000, calibration=of_all)
         assert (dense[0], sparse[0]) == ("scan", found)
-    assert plan(Ask(10, effort=40), rows=2_000, allowed=2_000, calibration=known()) == ("graph", 40), "as was asked"
 
 
 def test_an_effort_that_was_asked_for_has_an_estimate() -> None:

@@ -408,13 +408,21 @@ def test_less_clumped_filters_need_less() -> None:
     assert known.at(10, 0.2, 16) == hard.points[1]
     stored = known.to_json()
     assert Calibration.of_json(stored) == known
-    before = json.loads(stored)
-    assert [curve["scattered"] for curve in before["curves"]] == [False, False, False, True]
-    for each in before["curves"]:  # as it was stored by readers that knew but of two kinds
-        each.pop("clumping", None)
-    of_two = Calibration.of_json(json.dumps(before).encode())
-    assert [curve.clumping for curve in of_two.curves] == [math.inf, math.inf, math.inf, BY_LOT]
-    assert of_two.least(10, 0.2, 0.95) == known.least(10, 0.2, 0.95), "the hardest of them"
+
+
+def test_readers_and_writers_that_know_but_of_two_kinds() -> None:
+    """They tell `scattered` from all else, and take the last curve there is beyond the largest k."""
+    point = (Point(8, 0.9, 0.0, 1.0),)
+    known = Calibration(
+        "clusters", 256, (Curve(10, 0.2, point), Curve(10, 0.2, point, 5.0), Curve(10, 0.2, point, BY_LOT))
+    )
+    raw = json.loads(known.to_json())
+    assert [curve["scattered"] for curve in raw["curves"]] == [False, True, True], (
+        "one curve for all that is not by lot"
+    )
+    assert [curve.get("clumping") for curve in raw["curves"]] == [None, 5.0, BY_LOT]
+    raw["curves"] = [{key: of[key] for key in of if key != "clumping"} for of in (raw["curves"][0], raw["curves"][2])]
+    assert [curve.clumping for curve in Calibration.of_json(json.dumps(raw).encode()).curves] == [math.inf, BY_LOT]
 
 
 def test_what_a_larger_share_does_not_reach_is_not_promised() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from shoal_core.errors import FailedPrecondition, Unavailable
-from shoal_runtime.servers import DirectoryLock, ServerCommand, ServerProcess, free_ports
+from shoal_runtime.servers import DirectoryLock, ServerCommand, ServerProcess, free_ports, ports
 from shoal_runtime.servers.ports import busy_ports, remember_ports, remembered_ports
 from shoal_runtime.servers.process import ServerHome, bare_environment
 
@@ -250,6 +250,27 @@ def test_ports_just_given_out_are_not_given_to_another_process(tmp_path: Path, m
     assert free_ports(1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     assert free_ports(1)
+
+
+def test_ports_that_the_kernel_chooses_are_not_given_out_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("shoal_runtime.servers.ports._ephemeral_start", lambda: 10_000)  # no room below
+    first, bind = free_ports(1)[0], ports._bind
+    chosen = iter([first])
+    monkeypatch.setattr(ports, "_bind", lambda port: bind(next(chosen, port)))
+    assert free_ports(1) != [first]
+
+
+@pytest.mark.parametrize("call", ["fcntl.flock", "os.pwrite"])
+def test_ports_are_chosen_where_nothing_can_be_told_to_others(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(f"shoal_runtime.servers.ports.{call}", fail)
+    assert len(free_ports(3)) == 3
 
 
 def _env() -> dict[str, str]:

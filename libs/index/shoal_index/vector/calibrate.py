@@ -1,7 +1,7 @@
 """Measuring recall against effort where an index is built, on rows of its segment that it does not have.
 
 Where a part of the rows is allowed, these are random rows, and again rows that lie together, in one place or in many: filters are
-often about what vectors are about. For a filter the worst of those counts that are not more clumped than it is.
+often about what vectors are about. For a filter the worst of those counts that are at most as clumped as the next more clumped one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ from shoal_index.vector.exact import nearest_means, search_exact
 SHARES = (1.0, 0.5, 0.2)
 SMALL_SHARES = (0.08, 0.03, 0.01)  # where that is so many rows that an index may be faster than a scan
 SMALL_SHARE_ROWS = 9_000
-QUERIES = 1_024  # where all rows are allowed; where not, each is asked in several ways, and one in four will do
-FEW_QUERIES = QUERIES // 2
-FEWEST_QUERIES = QUERIES // 4
+QUERIES = 1_024
+FILTERED_QUERIES = 256  # where a part of the rows is allowed, in one way and another
 LARGEST_K = 100
 
-_FILTERED_STEP = 4
 _LEAST_HELD_OUT = 32
 _LARGEST_PART = 20  # of the rows at most a 20th is held out
 _ENOUGH = 0.995  # recall: a target above it is for a scan
@@ -35,6 +33,7 @@ _MUCH = 0.9
 _CELLS = (24, 256)
 _FEWEST_IN_CELL = 20  # rows, on average
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 by the golden ratio (Knuth): upper bits of its multiples are spread evenly
+_LEAST_TOLD = 0.08  # share: of fewer rows the sampled blocks hold too few to tell how clumped they are
 _SEED = 5
 
 
@@ -60,8 +59,9 @@ class Trial:
     queries: Vectors
     cases: tuple[Case, ...]
 
-    def every(self, step: int) -> Trial:
-        """One query in so many."""
+    def with_about(self, count: int) -> Trial:
+        """With so many of the queries, hardly twice as many, or all of them."""
+        step = max(1, len(self.queries) // count)
         return replace(self, queries=self.queries[::step], cases=tuple(case.every(step) for case in self.cases))
 
     @property
@@ -76,8 +76,8 @@ class Subject:
 
     Attributes:
         efforts: rising.
-        ks: groups of numbers of neighbours, of which one search for the largest tells of all, and of how many queries it is asked
-            at most where all rows are allowed.
+        ks: groups of numbers of neighbours, of which one search for the largest tells of all, and of about how many queries it
+            is asked: where all rows are allowed, and where a part is.
         enough: whether a point, of k neighbours in a trial, costs more than any search would spend.
         least_share: of allowed rows that it is any good for.
         clumping: of allowed rows, see `ClusterIndex`; without it, the worst of a trial's cases decides for all that are not by lot.
@@ -85,7 +85,7 @@ class Subject:
 
     index: VectorIndex
     efforts: Sequence[int]
-    ks: Sequence[tuple[Sequence[int], int]]
+    ks: Sequence[tuple[Sequence[int], int, int]]
     enough: Callable[[int, Point, Trial], bool]
     least_share: float = 0.0
     clumping: Callable[[Mask], float] | None = None
@@ -124,7 +124,7 @@ def trials(column: VectorColumn, space: str, asked: Rows, *, threads: int) -> li
     found = []
     regions = _regions(column, threads)
     for share in (*SHARES, *(share for share in SMALL_SHARES if share * column.count >= SMALL_SHARE_ROWS)):
-        some = queries if share == 1.0 else queries[::_FILTERED_STEP]
+        some = queries if share == 1.0 else queries[:: max(1, len(queries) // FILTERED_QUERIES)]
         cases = tuple(
             Case(mask, search_exact(column, space, some, LARGEST_K, allowed=mask, threads=threads))
             for mask in _masks(share, present, regions)
@@ -137,9 +137,10 @@ def calibrate(subject: Subject, by: Sequence[Trial], *, threads: int, refine: in
     """Measure an index that does not have the queries, or whose searches do not find them as they are not allowed."""
     fair = [trial for trial in by if trial.share >= subject.least_share]
     curves: list[Curve] = []
-    for ks, most in subject.ks:
-        step = -(-len(by[0].queries) // most)
-        curves += (curve for trial in fair for curve in _curves(subject, trial.every(step), ks, threads))
+    for ks, most, most_filtered in subject.ks:
+        for trial in fair:
+            some = trial.with_about(most if trial.share == 1.0 else most_filtered)
+            curves += _curves(subject, some, ks, threads)
     return Calibration(subject.index.name, len(by[0].queries), tuple(curves), refine=refine)
 
 
@@ -214,7 +215,7 @@ def _curves(subject: Subject, trial: Trial, ks: Sequence[int], threads: int) -> 
 
 def _levels(subject: Subject, trial: Trial) -> list[tuple[float, list[int]]]:
     """How clumped rows may be, and the cases of a trial that are not more so; the first one is for all there may be."""
-    if subject.clumping is None:
+    if subject.clumping is None or trial.share < _LEAST_TOLD:
         clumping = [BY_LOT] + [math.inf] * (len(trial.cases) - 1)
     else:
         clumping = [max(subject.clumping(case.allowed), BY_LOT) for case in trial.cases]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from shoal_core.errors import Corrupt
 from shoal_index.vector.engine import Neighbours
 
-BY_LOT = 1.6  # clumping, at most, of rows that are taken to be chosen by lot: of 128 blocks it is seldom above 1.4
+BY_LOT = 1.6  # clumping, at most, of rows that are taken to be chosen by lot: of 256 blocks it is seldom above 1.3
 
 _NEARLY = 0.9  # of a share that was measured
 _MARGIN = 1.1
@@ -59,7 +59,6 @@ class Calibration:
         queries: how many rows were held out.
         needed: effort for the usual recall of 10 neighbours; 0 where that was not reached.
         reference: the same of the last index in its line that was built from nothing: what drift is told from.
-        curves: of one share and k the most clumped in front.
     """
 
     engine: str
@@ -118,8 +117,8 @@ class Calibration:
         """As stored."""
         raw = asdict(self)
         for curve in raw["curves"]:
-            curve["scattered"] = curve["clumping"] <= BY_LOT  # for readers that know but of two kinds
-            if math.isinf(curve["clumping"]):  # which JSON does not have
+            curve["scattered"] = math.isfinite(curve["clumping"])  # for readers that take what is not so for all else
+            if not curve["scattered"]:  # JSON has no infinity
                 del curve["clumping"]
         return json.dumps(raw, separators=(",", ":")).encode()
 

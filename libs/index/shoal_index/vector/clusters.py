@@ -24,7 +24,7 @@ CLUSTERS = "clusters"  # the kind of its blocks
 CODED = 32  # vectors of a block of codes
 NONE = 0xFFFFFFFF  # fills up the last block of a list
 
-_SAMPLED_BLOCKS = 128
+_SAMPLED_BLOCKS = 256
 _FEWEST_BLOCKS = 32
 LEAST_REFINED = 10  # neighbours: where fewer are wanted, as many rows are measured as for these
 
@@ -130,7 +130,7 @@ class Clusters:
             raise ValueError("a row is in two lists")
 
     def some_members(self) -> npt.NDArray[np.uint32]:
-        """(m, 32) members of up to 128 full blocks, evenly chosen."""
+        """(m, 32) members of up to 256 full blocks, evenly chosen."""
         whole = np.flatnonzero(self.members[:, -1] != NONE)
         chosen = (
             whole[np.unique(np.linspace(0, len(whole) - 1, _SAMPLED_BLOCKS).astype(np.int64))] if len(whole) else whole

@@ -1,17 +1,20 @@
-"""What reading and comparing take, in nanoseconds on the machines that were measured. Only their proportions matter: the planner weighs
-one way to search against another. What is ``shared`` is read once for several queries.
+"""What reading and comparing take, in nanoseconds on the machines that were measured. What is ``shared`` is read once for several.
+
+The planner weighs one way to search against another, for which only proportions matter; query nodes tell by them which searches are
+brief (`querynode.brief_search_us`).
 """
 
 from __future__ import annotations
 
 
 def scan_row(dimension: int, *, shared: bool, share: float = 1.0) -> float:
-    """A row of an exact scan, the next in memory if it is one of a large ``share`` of them, else somewhere; of several queries that
+    """A row of an exact scan, the next in memory if it is one of a large ``share`` of them, else somewhere; where several queries
     share it, comparing takes longer than reading.
     """
     if shared:
         return 0.3 + 0.03 * dimension
-    return share * (10.0 + 0.38 * dimension) + (1.0 - share) * measure_row(dimension)
+    next_in_memory = 10.0 + 0.38 * dimension
+    return share * next_in_memory + (1.0 - share) * max(measure_row(dimension), next_in_memory)
 
 
 def measure_row(dimension: int) -> float:

@@ -11,15 +11,15 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 from shoal_core.errors import Unavailable
 
 _LOOPBACK = "127.0.0.1"
 _LOWEST = 15_000
 _TRIES = 2_000
+_LARGEST_BYTES = 1 << 20
 _GIVEN_OUT_S = 30.0  # within which a server listens on the port that was chosen for it
 
 
@@ -41,8 +41,13 @@ def free_ports(count: int) -> list[int]:
                     return list(held)
                 candidate = _LOWEST + secrets.randbelow(highest - _LOWEST) if highest - _LOWEST > 1_000 else 0
                 sock = None if candidate in given_out else _bind(candidate)
-                if sock is not None:
-                    held[sock.getsockname()[1]] = sock
+                if sock is None:
+                    continue
+                port = sock.getsockname()[1]
+                if port in given_out:
+                    sock.close()
+                else:
+                    held[port] = sock
         finally:
             for sock in held.values():
                 sock.close()
@@ -85,34 +90,41 @@ def remember_ports(path: Path, ports: dict[str, int]) -> None:
 def _given_out() -> Iterator[dict[int, float]]:
     """The ports that processes of this user chose a moment ago, and when, to be added to. They wait for one another.
 
-    They are told by a file for temporary ones. Where there cannot be any, nothing is known of other processes.
+    They are told by a file among the temporary ones. Where there cannot be any, nothing is known of other processes.
     """
-    try:
-        descriptor = os.open(_shared_path(), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:
+    descriptor = _locked(Path(tempfile.gettempdir(), f"shoal-ports-{os.getuid()}.json"))
+    if descriptor is None:
         yield {}
         return
-    with os.fdopen(descriptor, "r+") as file:
-        if os.fstat(descriptor).st_uid != os.getuid():
-            yield {}
-            return
-        fcntl.flock(file, fcntl.LOCK_EX)
-        since = time.time() - _GIVEN_OUT_S
-        known = {port: moment for port, moment in _read(file).items() if moment >= since}
-        yield known
-        file.seek(0)
-        file.truncate()
-        json.dump(known, file)
-
-
-def _shared_path() -> Path:
-    return Path(tempfile.gettempdir(), f"shoal-ports-{os.getuid()}.json")
-
-
-def _read(file: TextIO) -> dict[int, float]:
     try:
-        return {int(port): float(moment) for port, moment in json.load(file).items()}
-    except (ValueError, TypeError, AttributeError):  # of a process that was killed while it wrote
+        since = time.time() - _GIVEN_OUT_S
+        known = {port: moment for port, moment in _read(descriptor).items() if moment >= since}
+        yield known
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(known).encode(), 0)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor of this user's file, locked until it is closed."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    with suppress(OSError):
+        if os.fstat(descriptor).st_uid == os.getuid():
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _read(descriptor: int) -> dict[int, float]:
+    try:
+        return {int(port): float(moment) for port, moment in json.loads(os.read(descriptor, _LARGEST_BYTES)).items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # of a process that was killed while it wrote, for one
         return {}
 
 
