@@ -1,4 +1,4 @@
-"""A real cluster for the tests of this folder, one for each worker: 3 query nodes, 2 of every other role, Postgres, etcd and S3, all processes."""
+"""A real cluster for these tests, one for each worker: 3 query nodes, 2 of every other role, Postgres, etcd and S3, all processes."""
 
 from __future__ import annotations
 
