@@ -73,6 +73,7 @@ def cells(data: EngineData) -> Iterator[Cell]:
     """No filter, and each filter of the set."""
     yield Cell("all", None, data.neighbours)
     for name, case in data.filters.items():
+        case.mask.flags.writeable = False  # as masks of filters are; what is to be known of them is looked at once
         yield Cell(name, case.mask, case.neighbours)
 
 

@@ -6,6 +6,8 @@
 
 #pragma once
 
+#include <atomic>
+
 #include "graph.hpp"
 #include "look_up.hpp"
 #include "nearest.hpp"
@@ -42,7 +44,6 @@ struct ClusterSearch {
     int64_t refined;         // of what they have, so many are measured
     int64_t* compared;       // (queries) out: codes compared
     double largest_square;   // of the vectors
-    int64_t allowed_count;   // of `allowed`
     int32_t threads;
 };
 
@@ -81,20 +82,23 @@ struct ClusterScratch {
     std::vector<float> exact_table;
     std::vector<uint8_t> tables;       // (queries, pieces, 16)
     std::vector<int64_t> selected;     // (queries) lists to scan
-    std::vector<int32_t> members;      // (lists) allowed vectors; -1: not counted yet
     std::vector<int64_t> ends;         // (lists + 1) of a pass
     std::vector<uint32_t> visitors;    // queries by list, of a pass
     std::vector<ClusterQuery> queries;
     Nearest nearest;
 };
 
+// (lists) of a call: allowed vectors; -1 until a query asks. Whoever counts them counts the same.
+typedef std::vector<std::atomic<int32_t>> ListMembers;
+
 // Some queries. Those that scan the same list do so one after another, while its codes are near at hand. One at a time for a scratch.
 class ClusterGroup {
   public:
-    ClusterGroup(const ClusterSearch& search, ClusterScratch& scratch, int64_t first, int64_t last)
+    ClusterGroup(const ClusterSearch& search, ListMembers& members, ClusterScratch& scratch, int64_t first, int64_t last)
         : s_(search),
           v_(*search.vectors),
           c_(*search.clusters),
+          members_(members),
           t_(scratch),
           first_(first),
           count_(last - first),
@@ -136,7 +140,6 @@ class ClusterGroup {
         t_.tables.resize(count_ * c_.pieces * 16);
         t_.ends.resize(c_.lists + 1);
         t_.selected.resize(count_);
-        t_.members.assign(c_.lists, -1);
         if (t_.queries.size() < static_cast<size_t>(count_)) t_.queries.resize(count_);
         for (int64_t q = 0; q < count_; q++) {
             const float* given = s_.queries + (first_ + q) * v_.dimension;
@@ -190,12 +193,12 @@ class ClusterGroup {
     // allowed: all that is lies far from it, and so in many directions, and it takes as many lists more as there was nothing in.
     int64_t select(std::vector<Scored>::iterator order) {
         double wanted = double(probes_) * v_.rows / c_.lists, seen = 0;
-        double likely = 1.1 * double(probes_) * v_.rows / std::max<int64_t>(s_.allowed ? s_.allowed_count : v_.rows, 1);
-        int64_t step = static_cast<int64_t>(std::min(double(c_.lists), std::max(double(kFewLists), likely))), rank = 0, sorted = 0;
+        int64_t rank = 0, sorted = 0;
         while (rank < c_.lists && seen < wanted) {
             if (rank == sorted) {
-                sorted = std::min(c_.lists, rank + step);
-                step = std::max(step / 4, kFewLists);
+                // As many as it takes if the others are as the ones before, of which some may be as good as empty.
+                double likely = rank == 0 ? double(probes_) : std::min(rank * (wanted - seen) / std::max(seen, 1.0), 8.0 * rank);
+                sorted = std::min(c_.lists, rank + std::max(static_cast<int64_t>(1.1 * likely), kFewLists));
                 if (sorted < c_.lists) std::nth_element(order + rank, order + sorted, order + c_.lists);
                 std::sort(order + rank, order + sorted);
             }
@@ -207,12 +210,14 @@ class ClusterGroup {
     }
 
     int32_t members_of(uint32_t list) {
-        int32_t& known = t_.members[list];
+        int32_t known = members_[list].load(std::memory_order_relaxed);
         if (known >= 0) return known;
         const uint32_t *row = c_.rows + c_.starts[list] * kCoded, *end = c_.rows + c_.starts[list + 1] * kCoded;
         while (end > row && end[-1] == kNone) end--;
-        if (!s_.allowed) return known = static_cast<int32_t>(end - row);
-        for (known = 0; row < end; row++) known += s_.allowed[*row];
+        known = s_.allowed ? 0 : static_cast<int32_t>(end - row);
+        if (s_.allowed)
+            for (; row < end; row++) known += s_.allowed[*row];
+        members_[list].store(known, std::memory_order_relaxed);
         return known;
     }
 
@@ -350,6 +355,7 @@ class ClusterGroup {
     const ClusterSearch& s_;
     const Vectors& v_;
     const Clusters& c_;
+    ListMembers& members_;
     ClusterScratch& t_;
     int64_t first_, count_, most_, probes_;
 };
@@ -358,10 +364,12 @@ inline void search_clusters(const ClusterSearch& search, int64_t* rows, float* d
     constexpr int64_t kTogether = 128;
     int64_t each = (search.query_count + search.threads - 1) / std::max(search.threads, 1);
     int64_t step = std::clamp<int64_t>((each + kTile - 1) / kTile * kTile, 1, kTogether);
+    ListMembers members(search.clusters->lists);
+    for (auto& known : members) known.store(-1, std::memory_order_relaxed);
     in_parallel((search.query_count + step - 1) / step, search.threads, [&](int64_t group) {
         thread_local ClusterScratch scratch;
         int64_t first = group * step;
-        ClusterGroup(search, scratch, first, std::min(search.query_count, first + step)).run(rows, distances, counts);
+        ClusterGroup(search, members, scratch, first, std::min(search.query_count, first + step)).run(rows, distances, counts);
     });
 }
 

@@ -477,13 +477,13 @@ PyObject* walk_coded_graph(PyObject*, PyObject* args) {
     });
 }
 
-// search_clusters(vectors, clusters, queries, q, k, probes, refined, allowed | None, allowed_count, threads, out_rows, out_distances, out_counts, out_compared)
+// search_clusters(vectors, clusters, queries, q, k, probes, refined, allowed | None, threads, out_rows, out_distances, out_counts, out_compared)
 PyObject* scan_clusters(PyObject*, PyObject* args) {
     PyObject *capsule, *lists, *queries, *allowed, *out_rows, *out_distances, *out_counts, *out_compared;
-    long long q, k, probes, refined, allowed_count;
+    long long q, k, probes, refined;
     int threads;
-    if (!PyArg_ParseTuple(args, "OOOLLLLOLiOOOO", &capsule, &lists, &queries, &q, &k, &probes, &refined, &allowed, &allowed_count, &threads,
-                          &out_rows, &out_distances, &out_counts, &out_compared))
+    if (!PyArg_ParseTuple(args, "OOOLLLLOiOOOO", &capsule, &lists, &queries, &q, &k, &probes, &refined, &allowed, &threads, &out_rows,
+                          &out_distances, &out_counts, &out_compared))
         return nullptr;
     auto* held = static_cast<HeldVectors*>(PyCapsule_GetPointer(capsule, kVectors));
     auto* clusters = held ? static_cast<HeldClusters*>(PyCapsule_GetPointer(lists, kClusters)) : nullptr;
@@ -496,7 +496,7 @@ PyObject* scan_clusters(PyObject*, PyObject* args) {
         return refuse("the clusters are of other vectors");
     if (allowed != Py_None && !mask.take(allowed, held->vectors.rows)) return nullptr;
     ClusterSearch search = {&held->vectors, &clusters->clusters, asked.as<const float>(), mask.as<const uint8_t>(), q, k, probes, refined,
-                            compared.as<int64_t>(), held->largest_square, allowed_count, threads};
+                            compared.as<int64_t>(), held->largest_square, threads};
     return done([&] {
         search_clusters(search, out.rows.as<int64_t>(), out.distances.as<float>(), out.counts.as<int64_t>());
         return out.total();

@@ -46,6 +46,7 @@ _SCANNED = (((10,), QUERIES, FILTERED_QUERIES), ((100,), QUERIES // 4, FILTERED_
 _FEWEST_LISTS = 4  # fewer take hardly less time
 _REFINES = (2, 4, 8, 16, 32, 64, 128)
 _REFINED_RECALL = (0.965, 0.995)  # with all lists scanned, and little or much of them measured
+_MORE = 4  # times as many are measured, where little is enough for both
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,8 @@ def _refines(index: ClusterIndex, lists: int, job: _Job) -> list[int]:
             goals = [goal for goal in goals if goal > recall]
         if not goals:
             break
-    return found
+    # Under a filter of one kind codes tell less of which rows are near.
+    return found if len(found) > 1 else [*found, min(_MORE * found[0], _REFINES[-1])]
 
 
 # --- both

@@ -6,6 +6,7 @@ Rows are in order of ``created_offset``. Which of them are dead is the version's
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -65,6 +66,7 @@ READ_BY_ROW = ("vectors", CODED_GRAPH)
 
 _KEPT_MATCHINGS = 16
 _KEPT_PLANS = 64
+_KEPT_LOOKS = 16
 
 
 class BlockReader(Protocol):
@@ -151,6 +153,8 @@ class Segment:
         self._built_sparse: dict[str, SparseIndex] = {}
         self._building = Lock()
         self._plans: dict[tuple[Ask, int], SegmentPlan] = {}
+        self._looks: dict[int, tuple[weakref.ref[Mask], int, float]] = {}
+        self._looks_lock = Lock()
 
     @property
     def kept_bytes(self) -> int:
@@ -256,8 +260,8 @@ class Segment:
 
     def plan(self, ask: Ask, allowed: Mask | None) -> SegmentPlan:
         """How `search` finds the nearest allowed rows. Made once for searches that want the same."""
-        count = self.rows if allowed is None else int(np.count_nonzero(allowed))
-        asked = self._looked_at(ask, allowed, count), count
+        count, clumping = (self.rows, np.inf) if allowed is None else self._looked_at(allowed)
+        asked = replace(ask, clumping=clumping) if clumping < np.inf else ask, count
         plan = self._plans.get(asked)
         if plan is None:
             dimension = self.vectors.dimension
@@ -272,12 +276,21 @@ class Segment:
         self.vectors.touch(self.rows if allowed is None else int(np.count_nonzero(allowed)))
         return search_exact(self.vectors, self.space, queries, k, allowed=allowed, threads=threads)
 
-    def _looked_at(self, ask: Ask, allowed: Mask | None, count: int) -> Ask:
-        """With how the allowed rows lie, where that may matter."""
+    def _looked_at(self, allowed: Mask) -> tuple[int, float]:
+        """How many rows are allowed, and how clumped where that may matter. Masks that nobody may write to are looked at once."""
+        mask, count, clumping = self._looks.get(id(allowed), (None, 0, 0.0))
+        if mask is not None and mask() is allowed:
+            return count, clumping
+        count, clumping = int(np.count_nonzero(allowed)), np.inf
         clusters = next((way.index for way in self.ways if isinstance(way.index, ClusterIndex)), None)
-        if clusters is None or allowed is None or ask.exact or count <= SCAN_ROWS or count == self.rows:
-            return ask
-        return replace(ask, clumping=clusters.clumping(allowed))
+        if clusters is not None and SCAN_ROWS < count < self.rows:
+            clumping = clusters.clumping(allowed)
+        if not allowed.flags.writeable:
+            with self._looks_lock:
+                if len(self._looks) >= _KEPT_LOOKS:
+                    self._looks.clear()
+                self._looks[id(allowed)] = weakref.ref(allowed), count, clumping
+        return count, clumping
 
     def _completed(
         self, found: Neighbours, queries: Vectors, plan: SegmentPlan, allowed: Mask | None, threads: int

@@ -19,6 +19,7 @@ from shoal_index.segment import Segment, open_segment
 from shoal_index.vector import costs
 from shoal_index.vector.calibrate import FILTERED_QUERIES, QUERIES, Case, Subject, Trial, calibrate, held_out, trials
 from shoal_index.vector.calibration import BY_LOT, Calibration, Curve, Point, recalls_of
+from shoal_index.vector.clusters import ClusterIndex
 from shoal_index.vector.column import VectorChunk, VectorColumn
 from shoal_index.vector.engine import SPACES, Mask, Neighbours, Vectors
 from shoal_index.vector.hnsw import NONE, Graph, HnswIndex
@@ -98,8 +99,10 @@ async def test_more_recall_is_more_effort() -> None:
 
 
 async def test_lists_are_measured_for_filters_as_clumped_as_there_are() -> None:
-    """From anyhow down to by lot. Walks tell but these two apart, and so do lists where few rows are allowed."""
+    """From anyhow down to by lot; walks tell but these two apart. And lists with little measured of them, and with more."""
     segment = await opened("l2")
+    few, more = (way.index.refine for way in segment.ways if isinstance(way.index, ClusterIndex))
+    assert few < more
     for way in segment.ways:
         assert way.calibration is not None
         levels = [c.clumping for c in way.calibration.curves if (c.k, c.share) == (10, 0.5)]

@@ -15,6 +15,7 @@ from shoal_index.build import build_segment, decode_tombstones, encode_tombstone
 from shoal_index.ids import IdIndex
 from shoal_index.planner import Ask, Strategy
 from shoal_index.segment import Pieces, Segment, open_segment
+from shoal_index.vector.clusters import ClusterIndex
 from shoal_index.vector.engine import SPACES, Neighbours, exact_distances, order_by_distance
 from shoal_index.vector.hnsw import HnswIndex
 from shoal_storage.blocks import BlockRef
@@ -239,3 +240,32 @@ def test_tombstones_round_trip() -> None:
     ref, block = encode_tombstones(np.array([7, 3, 3, 100_000]), "k")
     assert decode_tombstones(block.data).tolist() == [3, 7, 100_000]
     assert ref.size_bytes == 12
+
+
+async def test_a_mask_that_nobody_may_write_to_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = await opened(row_table(6_000, 8), graph_rows=1_000)
+    looks: list[int] = []
+    clumping = ClusterIndex.clumping
+
+    def look(index: ClusterIndex, mask: np.ndarray) -> float:
+        looks.append(1)
+        return clumping(index, mask)
+
+    monkeypatch.setattr(ClusterIndex, "clumping", look)
+    random = np.random.default_rng(1)
+    query = random.standard_normal((1, segment.vectors.dimension)).astype(np.float32)
+    for _ in range(100):  # masks come and go, at the same place in memory too
+        mask = random.random(segment.rows) < random.uniform(0.2, 0.9)
+        mask.flags.writeable = False
+        for _ in range(2):
+            found, plan = segment.search(query, Ask(5), allowed=mask, threads=1)
+            assert bool(mask[found.rows].all())
+            exact, _ = segment.search(query, Ask(segment.rows, exact=True), allowed=mask, threads=1)
+            assert len(exact.rows) == np.count_nonzero(mask)
+        assert plan.k == 5
+    assert len(looks) == 100
+    changing = np.ones(segment.rows, dtype=bool)
+    for rows in (4_000, 10):
+        changing[rows:] = False
+        found, _ = segment.search(query, Ask(segment.rows, exact=True), allowed=changing, threads=1)
+        assert len(found.rows) == rows

@@ -47,13 +47,15 @@ class LiveMasks:
     _kept: dict[int, tuple[int, Mask]] = field(default_factory=dict)
 
     def of(self, version: ShardVersion, segment: int, hidden: Rows) -> Mask | None:
-        """(rows,) bool, or None when every row is live. ``hidden`` only ever grows at its end."""
+        """(rows,) bool that nobody may write to, or None when every row is live. ``hidden`` only ever grows at its end."""
         view = version.segments[segment]
         if len(hidden) == 0:
             if view.dead is None:
                 return None
             if segment not in self._kept:
-                self._kept[segment] = (0, ~view.dead)
+                live = ~view.dead
+                live.flags.writeable = False
+                self._kept[segment] = (0, live)
         known, mask = self._kept.get(segment, (0, None))
         if mask is not None and known == len(hidden):
             return mask
@@ -61,6 +63,7 @@ class LiveMasks:
             mask, known = np.ones(view.ref.rows, dtype=bool) if view.dead is None else ~view.dead, 0
         grown = mask.copy()
         grown[hidden[known:]] = False
+        grown.flags.writeable = False
         self._kept[segment] = (len(hidden), grown)
         return grown
 

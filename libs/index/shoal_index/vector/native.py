@@ -271,12 +271,10 @@ def search_clusters(
     compared = np.zeros(count, dtype=np.int64)
     if not count or not k:
         return Nearest(rows, far, counts, 0), compared
-    among = 0
     if allowed is not None:
         allowed = contiguous(allowed, np.bool_)
-        among = int(np.count_nonzero(allowed))
     total = _loaded().search_clusters(
-        vectors, clusters, queries, count, k, probes, refined, allowed, among, threads, rows, far, counts, compared
+        vectors, clusters, queries, count, k, probes, refined, allowed, threads, rows, far, counts, compared
     )
     return Nearest(rows, far, counts, total), compared
 
