@@ -165,6 +165,7 @@ class ClusterGroup {
     // Of every query with every centroid.
     void multiply() {
         int64_t q = 0;
+        for (; q + kPackedTile <= count_; q += kPackedTile) multiply_some<kPackedTile>(q);
         for (; q + kTile <= count_; q += kTile) multiply_some<kTile>(q);
         for (; q < count_; q++) multiply_some<1>(q);
     }
