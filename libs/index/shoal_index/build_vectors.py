@@ -192,7 +192,7 @@ def _clusters(job: _Job, old: Sequence[Old]) -> Iterator[Way]:
         )
         found = _measured_clusters(ClusterIndex(lists, job.column, job.space), job)
         reference, needed = way.calibration.reference, _needed(found)
-        if 0 < needed <= _DRIFT * max(reference, _FEWEST_LISTS):
+        if 0 < needed <= _DRIFT * reference:
             yield from _with_reference(found, reference)
             return
     lists = build_clusters(job.column, job.space, ~spared(job.column.ties), threads=job.threads)

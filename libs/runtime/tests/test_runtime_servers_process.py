@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -271,6 +272,18 @@ def test_ports_are_chosen_where_nothing_can_be_told_to_others(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(f"shoal_runtime.servers.ports.{call}", fail)
     assert len(free_ports(3)) == 3
+
+
+def test_a_process_that_was_stopped_while_it_chose_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ports, "_LOCK_TRIES", 2)
+    free_ports(1)
+    [path] = tmp_path.iterdir()
+    with path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert len(free_ports(3)) == 3
 
 
 def _env() -> dict[str, str]:

@@ -21,6 +21,7 @@ _LOWEST = 15_000
 _TRIES = 2_000
 _LARGEST_BYTES = 1 << 20
 _GIVEN_OUT_S = 30.0  # within which a server listens on the port that was chosen for it
+_LOCK_TRIES, _LOCK_POLL_S = 40, 0.005  # others hold the lock for as long as choosing takes, unless they were stopped
 
 
 def free_ports(count: int) -> list[int]:
@@ -40,7 +41,7 @@ def free_ports(count: int) -> list[int]:
                     given_out.update(dict.fromkeys(held, time.time()))
                     return list(held)
                 candidate = _LOWEST + secrets.randbelow(highest - _LOWEST) if highest - _LOWEST > 1_000 else 0
-                sock = None if candidate in given_out else _bind(candidate)
+                sock = _bind(candidate)
                 if sock is None:
                     continue
                 port = sock.getsockname()[1]
@@ -88,7 +89,7 @@ def remember_ports(path: Path, ports: dict[str, int]) -> None:
 
 @contextmanager
 def _given_out() -> Iterator[dict[int, float]]:
-    """The ports that processes of this user chose a moment ago, and when, to be added to. They wait for one another.
+    """The ports that processes of this user chose a moment ago, and when, to be added to. They wait for one another, not long.
 
     They are told by a file among the temporary ones. Where there cannot be any, nothing is known of other processes.
     """
@@ -108,15 +109,17 @@ def _given_out() -> Iterator[dict[int, float]]:
 
 
 def _locked(path: Path) -> int | None:
-    """A descriptor of this user's file, locked until it is closed."""
+    """A descriptor of this user's file, locked until it is closed; None if that is not to be had soon."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError:
         return None
     with suppress(OSError):
-        if os.fstat(descriptor).st_uid == os.getuid():
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            return descriptor
+        for _ in range(_LOCK_TRIES if os.fstat(descriptor).st_uid == os.getuid() else 0):
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            time.sleep(_LOCK_POLL_S)
     os.close(descriptor)
     return None
 
