@@ -9,6 +9,7 @@
 #include <atomic>
 
 #include "graph.hpp"
+#include "list_order.hpp"
 #include "look_up.hpp"
 #include "nearest.hpp"
 #include "parallel.hpp"
@@ -47,22 +48,6 @@ struct ClusterSearch {
     int32_t threads;
 };
 
-// A code's score and row as one number that sorts like the score.
-inline uint64_t key_of(float score, uint32_t row) {
-    uint32_t bits;
-    std::memcpy(&bits, &score, 4);
-    bits ^= bits >> 31 ? 0xFFFFFFFFu : 0x80000000u;
-    return uint64_t{bits} << 32 | row;
-}
-
-inline float score_of(uint64_t key) {
-    uint32_t bits = static_cast<uint32_t>(key >> 32);
-    bits ^= bits >> 31 ? 0x80000000u : 0xFFFFFFFFu;
-    float score;
-    std::memcpy(&score, &bits, 4);
-    return score;
-}
-
 // One query of a group.
 struct ClusterQuery {
     const float* vector;          // for cosine of length 1, for l2 less the origin
@@ -77,8 +62,10 @@ struct ClusterQuery {
 struct ClusterScratch {
     std::vector<float> units;
     std::vector<const float*> pointers;
-    std::vector<float> products;       // (queries, lists) then what a list's centroid adds to scores
-    std::vector<Scored> order;         // (queries, lists) the nearest in front
+    std::vector<float> products;       // (queries, lists) with the lists' centroids
+    std::vector<float> scores;         // (lists) of a query
+    std::vector<uint64_t> order;       // (queries, lists) keys, the nearest in front
+    std::vector<ListOrder> ordered;    // (queries)
     std::vector<float> exact_table;
     std::vector<uint8_t> tables;       // (queries, pieces, 16)
     std::vector<int64_t> selected;     // (queries) lists to scan
@@ -108,11 +95,8 @@ class ClusterGroup {
     // A function of its own: it would else look up its thread's scratch again and again.
     __attribute__((noinline)) void run(int64_t* rows, float* distances, int64_t* counts) {
         begin();
-        multiply();
-        for (int64_t q = 0; q < count_; q++) {
-            rank(q);
-            make_table(q);
-        }
+        rank();
+        for (int64_t q = 0; q < count_; q++) make_table(q);
         // The nearest lists first, so that thresholds are low for the others.
         pass(0, count_ > 1 ? kNearestLists : c_.lists);
         if (count_ > 1) pass(kNearestLists, c_.lists);
@@ -135,7 +119,9 @@ class ClusterGroup {
         t_.pointers.resize(count_);
         if (v_.space == kCosine || c_.origin) t_.units.resize(count_ * v_.dimension);
         t_.products.resize(count_ * c_.lists);
+        t_.scores.resize((c_.lists + kLanes - 1) / kLanes * kLanes);
         t_.order.resize(count_ * c_.lists);
+        t_.ordered.assign(count_, ListOrder());
         t_.exact_table.resize(16 * c_.pieces);
         t_.tables.resize(count_ * c_.pieces * 16);
         t_.ends.resize(c_.lists + 1);
@@ -162,16 +148,25 @@ class ClusterGroup {
         }
     }
 
-    // Of every query with every centroid.
-    void multiply() {
+    // Of a few queries at a time, whose products with the centroids stay near at hand.
+    void rank() {
         int64_t q = 0;
-        for (; q + kPackedTile <= count_; q += kPackedTile) multiply_some<kPackedTile>(q);
-        for (; q + kTile <= count_; q += kTile) multiply_some<kTile>(q);
-        for (; q < count_; q++) multiply_some<1>(q);
+        for (; q + kPackedTile <= count_; q += kPackedTile) rank_some<kPackedTile>(q);
+        for (; q + kTile <= count_; q += kTile) rank_some<kTile>(q);
+        for (; q < count_; q++) rank_some<1>(q);
     }
 
     template <int kQueries>
-    void multiply_some(int64_t first) {
+    void rank_some(int64_t first) {
+        multiply<kQueries>(first);
+        for (int64_t q = first; q < first + kQueries; q++) {
+            score(q);
+            t_.selected[q] = select(q);
+        }
+    }
+
+    template <int kQueries>
+    void multiply(int64_t first) {
         for (int64_t list = 0; list < c_.lists; list += kBlock) {
             Floats products[kQueries][kSides];
             packed_products<kQueries>(&t_.pointers[first], c_.packed + list * v_.dimension, v_.dimension, products);
@@ -180,30 +175,32 @@ class ClusterGroup {
         }
     }
 
-    void rank(int64_t q) {
-        float* products = &t_.products[q * c_.lists];
-        auto order = t_.order.begin() + q * c_.lists;
-        for (int64_t list = 0; list < c_.lists; list++) {
-            products[list] *= factor();
-            order[list] = {c_.squares ? products[list] + c_.squares[list] : products[list], static_cast<uint32_t>(list)};
-        }
-        t_.selected[q] = select(order);
+    // Scores of a query's lists.
+    void score(int64_t q) {
+        const float* products = &t_.products[q * c_.lists];
+        for (int64_t list = 0; list < c_.lists; list++)
+            t_.scores[list] = c_.squares ? factor() * products[list] + c_.squares[list] : factor() * products[list];
+        fill_register(t_.scores.data(), c_.lists);
     }
+
+    void order_more(int64_t q, int64_t more) {
+        shoal::order_more(t_.scores.data(), c_.lists, more, t_.ordered[q], &t_.order[q * c_.lists]);
+    }
+
+    uint32_t list_at(int64_t q, int64_t rank) const { return static_cast<uint32_t>(t_.order[q * c_.lists + rank]); }
 
     // The nearest lists that have as many allowed vectors together as `probes` lists have on average. A query may lie where nothing is
     // allowed: all that is lies far from it, and so in many directions, and it takes as many lists more as there was nothing in.
-    int64_t select(std::vector<Scored>::iterator order) {
+    int64_t select(int64_t q) {
         double wanted = double(probes_) * v_.rows / c_.lists, seen = 0;
-        int64_t rank = 0, sorted = 0;
+        int64_t rank = 0;
         while (rank < c_.lists && seen < wanted) {
-            if (rank == sorted) {
+            if (rank == t_.ordered[q].count) {
                 // As many as it takes if the others are as the ones before, of which some may be as good as empty.
                 double likely = rank == 0 ? double(probes_) : std::min(rank * (wanted - seen) / std::max(seen, 1.0), 8.0 * rank);
-                sorted = std::min(c_.lists, rank + std::max(static_cast<int64_t>(1.1 * likely), kFewLists));
-                if (sorted < c_.lists) std::nth_element(order + rank, order + sorted, order + c_.lists);
-                std::sort(order + rank, order + sorted);
+                order_more(q, std::max(static_cast<int64_t>(1.1 * likely), kFewLists));
             }
-            int32_t members = members_of(order[rank++].second);
+            int32_t members = members_of(list_at(q, rank++));
             if (seen == 0 && members == 0) wanted += double(v_.rows) / c_.lists;
             seen += members;
         }
@@ -257,15 +254,15 @@ class ClusterGroup {
     void pass(int64_t from, int64_t to) {
         if (count_ == 1) {
             for (int64_t rank = from; rank < t_.selected[0]; rank++) {
-                if (rank + 1 < t_.selected[0]) prefetch_list(t_.order[rank + 1].second);
-                scan_list(0, t_.order[rank].second);
+                if (rank + 1 < t_.selected[0]) prefetch_list(list_at(0, rank + 1));
+                scan_list(0, list_at(0, rank));
             }
             return;
         }
         std::fill(t_.ends.begin(), t_.ends.end(), 0);
         auto each = [&](auto visit) {
             for (int64_t q = 0; q < count_; q++)
-                for (int64_t rank = from; rank < std::min(to, t_.selected[q]); rank++) visit(q, t_.order[q * c_.lists + rank].second);
+                for (int64_t rank = from; rank < std::min(to, t_.selected[q]); rank++) visit(q, list_at(q, rank));
         };
         each([&](int64_t, uint32_t list) { t_.ends[list + 1]++; });
         for (int64_t list = 0; list < c_.lists; list++) t_.ends[list + 1] += t_.ends[list];
@@ -283,9 +280,11 @@ class ClusterGroup {
         const ClusterQuery& query = t_.queries[q];
         int64_t rank = t_.selected[q];
         if (static_cast<int64_t>(query.found.size()) >= s_.k || rank == c_.lists) return;
-        auto order = t_.order.begin() + q * c_.lists;
-        std::sort(order + rank, order + c_.lists);
-        for (; rank < c_.lists && static_cast<int64_t>(query.found.size()) < s_.k; rank++) scan_list(q, order[rank].second);
+        score(q);
+        for (; rank < c_.lists && static_cast<int64_t>(query.found.size()) < s_.k; rank++) {
+            if (rank == t_.ordered[q].count) order_more(q, rank);
+            scan_list(q, list_at(q, rank));
+        }
     }
 
     // Its first blocks, which nothing before them leads to.
@@ -302,7 +301,7 @@ class ClusterGroup {
         float offsets[kQueries];
         for (int i = 0; i < kQueries; i++) {
             tables[i] = t_.queries[visitors[i]].table;
-            offsets[i] = t_.products[visitors[i] * c_.lists + list] + t_.queries[visitors[i]].base;
+            offsets[i] = factor() * t_.products[visitors[i] * c_.lists + list] + t_.queries[visitors[i]].base;
             s_.compared[first_ + visitors[i]] += (c_.starts[list + 1] - c_.starts[list]) * kCoded;
         }
         for (int64_t block = c_.starts[list]; block < c_.starts[list + 1]; block++) {

@@ -109,21 +109,27 @@ typedef float Sums __attribute__((vector_size(16), aligned(4), may_alias));
 constexpr int kSumLanes = sizeof(Sums) / sizeof(float);
 constexpr int kSums = kBlock / kSumLanes;
 
-// Dot products of some queries with packed rows.
+// Dot products of some queries with packed rows. Of few queries every dimension is not added to the sum that the one before it was, which
+// is still being added to.
 template <int kQueries>
 inline void packed_products(const float* const* queries, const float* packed, int dimension, Floats (*products)[kSides]) {
+    constexpr int kApart = kQueries * kSums >= 8 ? 1 : 4;
     Sums total[kQueries][kSums] = {};
     for (int start = 0; start < dimension; start += kSummed) {
-        Sums part[kQueries][kSums] = {};
-        int end = std::min(dimension, start + kSummed);
-        for (int i = start; i < end; i++) {
+        Sums part[kApart][kQueries][kSums] = {};
+        int end = std::min(dimension, start + kSummed), i = start;
+        auto add = [&](int to, int at) {
             Sums r[kSums];
-            for (int j = 0; j < kSums; j++) r[j] = *reinterpret_cast<const Sums*>(packed + kBlock * i + kSumLanes * j);
+            for (int j = 0; j < kSums; j++) r[j] = *reinterpret_cast<const Sums*>(packed + kBlock * at + kSumLanes * j);
             for (int q = 0; q < kQueries; q++)
-                for (int j = 0; j < kSums; j++) part[q][j] += queries[q][i] * r[j];
-        }
-        for (int q = 0; q < kQueries; q++)
-            for (int j = 0; j < kSums; j++) total[q][j] += part[q][j];
+                for (int j = 0; j < kSums; j++) part[to][q][j] += queries[q][at] * r[j];
+        };
+        for (; i + kApart <= end; i += kApart)
+            for (int to = 0; to < kApart; to++) add(to, i + to);
+        for (; i < end; i++) add(0, i);
+        for (int to = 0; to < kApart; to++)
+            for (int q = 0; q < kQueries; q++)
+                for (int j = 0; j < kSums; j++) total[q][j] += part[to][q][j];
     }
     std::memcpy(products, total, sizeof total);
 }

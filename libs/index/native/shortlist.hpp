@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "counting.hpp"
 #include "nearest.hpp"
 
 namespace shoal {
@@ -49,7 +50,6 @@ class Shortlist {
   private:
     static constexpr int64_t kSpare = 64;     // scores that come together before they are looked through, beside twice k
     static constexpr int64_t kPending = 1024; // so many within the error of the k-th, beside twice k, are measured in between
-    static constexpr int kByValue = 16, kSteps = 48;
 
     void grow(int64_t size) {
         scores_.resize(size);
@@ -104,68 +104,8 @@ class Shortlist {
     }
 
     void lower() {
-        int64_t end = (count_ + kLanes - 1) / kLanes * kLanes;
-        std::fill(&scores_[count_], &scores_[end], std::numeric_limits<float>::quiet_NaN());
-        threshold_ = std::min(threshold_, reach_.of(kth_score()));
-    }
-
-    // Numbers below the bound.
-    int64_t count_below(float bound) const {
-        int64_t others = 0, end = 0;
-        for (; end < count_; end += kLanes) others += __builtin_popcount(not_above(Floats{} + bound, load(&scores_[end])));
-        return end - others;
-    }
-
-    // The k-th smallest of the scores, infinity where there are fewer numbers: by halves, first of the values between, then, where they
-    // are of all sizes, of the numbers that a float can be.
-    float kth_score() const {
-        Floats least = Floats{} + std::numeric_limits<float>::infinity(), most = -least;
-        for (int64_t i = 0; i < count_; i += kLanes) {
-            Floats scores = load(&scores_[i]);
-            least = scores < least ? scores : least;
-            most = scores > most ? scores : most;
-        }
-        float low = least[0], high = most[0];
-        for (int lane = 1; lane < kLanes; lane++) {
-            low = std::min(low, least[lane]);
-            high = std::max(high, most[lane]);
-        }
-        if (count_ < k_ || count_below(std::numeric_limits<float>::infinity()) < k_) return std::numeric_limits<float>::infinity();
-        if (count_below(high) < k_) return high;
-        for (int step = 0; step < kSteps; step++) {  // fewer than k are below `low`, at least k below `high`
-            float middle = step < kByValue ? low + (high - low) * 0.5f : number((ordinal(low) + ordinal(high)) >> 1);
-            if (!(middle > low && middle < high)) continue;
-            int64_t below = count_below(middle);
-            (below < k_ ? low : high) = middle;
-            if (below == k_) break;
-        }
-        return largest_below(high);
-    }
-
-    float largest_below(float bound) const {
-        Floats most = Floats{} - std::numeric_limits<float>::infinity();
-        for (int64_t i = 0; i < count_; i += kLanes) {
-            Floats scores = load(&scores_[i]), below = scores < bound ? scores : most;
-            most = below > most ? below : most;
-        }
-        float largest = most[0];
-        for (int lane = 1; lane < kLanes; lane++) largest = std::max(largest, most[lane]);
-        return largest;
-    }
-
-    // Integers in the order of floats.
-    static int64_t ordinal(float value) {
-        int32_t bits;
-        std::memcpy(&bits, &value, 4);
-        return bits ^ (bits >> 31 & 0x7FFFFFFF);
-    }
-
-    static float number(int64_t ordinal) {
-        int32_t bits = static_cast<int32_t>(ordinal);
-        bits ^= bits >> 31 & 0x7FFFFFFF;
-        float value;
-        std::memcpy(&value, &bits, 4);
-        return value;
+        fill_register(scores_.data(), count_);
+        threshold_ = std::min(threshold_, reach_.of(kth_smallest(scores_.data(), count_, k_)));
     }
 
     int64_t k_ = 0, count_ = 0, most_ = 0;

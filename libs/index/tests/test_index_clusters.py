@@ -131,6 +131,27 @@ def test_the_lists_of_the_rule_are_scanned_and_no_others(kind: str, queries: int
 
 
 @pytest.mark.parametrize("space", SPACES)
+def test_queries_as_far_from_every_list(space: str, level: str) -> None:
+    """Equal scores of lists, by their numbers then, and scores that float32 does not hold."""
+    vectors, asked = some(24)
+    column = column_of(vectors)
+    clusters = clusters_of(column, space)
+    index = ClusterIndex(clusters, column, space, WHOLE)
+    alike = np.zeros((1, 24), dtype=np.float32) if space != "l2" else clusters.origin[None, :]
+    beyond = np.where(asked[:5] > 0, np.float32(3e38), np.float32(-3e38))
+    for queries in (alike, np.repeat(alike, 13, axis=0), beyond[:1], np.concatenate([beyond, alike, asked])):
+        for effort in (1, 40):
+            assert index.search(queries, K, effort=effort, allowed=None, threads=1).counts.tolist() == [K] * len(
+                queries
+            )
+    found, compared = index.search_counting(alike, K, effort=40, allowed=None, threads=1)
+    lists = scanned(clusters, space, alike[0], 40, None, ROWS)
+    true = search_exact(column, space, alike, K, allowed=np.isin(owners(clusters, ROWS), lists))
+    assert found.rows.tolist() == true.rows.tolist()
+    assert compared.tolist() == [np.diff(clusters.starts)[lists].sum() * CODED]
+
+
+@pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("width", [24, 200])
 def test_codes_tell_what_is_near(width: int, space: str, level: str) -> None:
     """By the codes as they are defined, decoded in numpy: measuring few of the best loses hardly more than the codes themselves do."""
