@@ -20,7 +20,7 @@ from shoal_index import planner
 from shoal_index.vector import hnsw
 from shoal_query.node import Node
 from shoal_query.services import Services
-from shoal_testing.direct import DirectSystem, InlineExecutor
+from shoal_testing.direct import DirectSystem, InlineExecutor, no_thread_use
 from shoal_testing.fakes import DEFAULT_DATABASE, DEFAULT_TENANT
 from shoal_testing.schedules import Hook, hooked, no_hook
 from shoal_testing.strategies import Op, to_operation_batch
@@ -141,4 +141,7 @@ def another_database(
 
 def another_node(system: DirectSystem, blocks: Any) -> Node:
     """Another query node, which reads blocks through ``blocks``."""
-    return Node("another", Services(system.catalog, system.log, system.objects, blocks, system.clock, InlineExecutor()))
+    return Node(
+        "another",
+        Services(system.catalog, system.log, system.objects, blocks, system.clock, InlineExecutor(), no_thread_use),
+    )

@@ -23,7 +23,7 @@ from shoal_frontend.database import DatabaseService
 from shoal_log import AppendSettings, LogService, LogSettings
 from shoal_query.node import Node
 from shoal_query.services import Services
-from shoal_runtime.system import SystemClock, SystemRandom
+from shoal_runtime.system import SystemClock, SystemRandom, thread_use
 from shoal_storage.cache import BlockCache
 from shoal_storage.objects import S3Config, S3ObjectStore
 from shoal_storage.postgres import open_pool
@@ -77,7 +77,7 @@ async def system(fresh_database: str, s3_settings: S3Settings, tmp_path: Path) -
         await cache.start()
         stack.push_async_callback(cache.close)
         threads = stack.enter_context(ThreadPoolExecutor(max_workers=2))
-        node = Node("node-0", Services(catalog, log, objects, cache, clock, threads))
+        node = Node("node-0", Services(catalog, log, objects, cache, clock, threads, thread_use))
         stack.push_async_callback(node.close)
         settings = CompactorSettings(flush=FlushSettings(threads=1), policy=MergePolicy(fanout=2))
         compactor = Compactor("compactor-0", catalog, log, objects, cache, clock, lambda _: True, settings)

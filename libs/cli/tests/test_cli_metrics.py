@@ -10,7 +10,7 @@ from shoal_query.services import Services
 from shoal_runtime.telemetry import Telemetry
 from shoal_testing.compaction import CompactionWorld
 from shoal_testing.contract_stores import upserts
-from shoal_testing.direct import DirectSystem, InlineExecutor
+from shoal_testing.direct import DirectSystem, InlineExecutor, no_thread_use
 from shoal_testing.fake_catalog import DEFAULT_DATABASE, DEFAULT_TENANT
 
 
@@ -31,7 +31,9 @@ async def test_a_compactor_counts_the_collections_that_it_prefers() -> None:
 
 def test_a_query_node_tells_waits_by_queue_and_their_mean() -> None:
     system, telemetry = DirectSystem(), Telemetry("querynode")
-    services = Services(system.catalog, system.log, system.objects, system.blocks, system.clock, InlineExecutor())
+    services = Services(
+        system.catalog, system.log, system.objects, system.blocks, system.clock, InlineExecutor(), no_thread_use
+    )
     metrics.measure_node(telemetry, Node("node", services))
     services.queue_time.waited(ADMISSION, 30)
     lines = telemetry.render().decode().splitlines()

@@ -33,6 +33,11 @@ class InlineExecutor(Executor):
         return future
 
 
+def no_thread_use() -> tuple[float, int]:
+    """`Services.thread_use` where work takes no time."""
+    return 0.0, 0
+
+
 class DirectSystem:
     """One frontend, one query node and one compactor over fakes. The compactor works when told to."""
 
@@ -51,7 +56,9 @@ class DirectSystem:
 
     def new_node(self, name: str) -> Node:
         """Another query node, with nothing loaded."""
-        services = Services(self.catalog, self.log, self.objects, self.blocks, self.clock, InlineExecutor())
+        services = Services(
+            self.catalog, self.log, self.objects, self.blocks, self.clock, InlineExecutor(), no_thread_use
+        )
         return Node(name, services)
 
     def new_compactor(self, holder: str) -> Compactor:

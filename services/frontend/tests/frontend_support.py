@@ -36,7 +36,7 @@ from shoal_core.records import ID, decode_batch
 from shoal_frontend.database import DatabaseService
 from shoal_query.node import Node
 from shoal_query.services import Services
-from shoal_testing.direct import DirectSystem, InlineExecutor
+from shoal_testing.direct import DirectSystem, InlineExecutor, no_thread_use
 from shoal_testing.oracle import OracleCollection
 from shoal_testing.schedules import Hook, LaterExecutor, Turns, hooked, no_hook
 from shoal_testing.strategies import Op, from_row_table, to_operation_batch
@@ -136,6 +136,7 @@ class Cluster:
             system.blocks,
             system.clock,
             InlineExecutor() if self.seed is None else LaterExecutor(self.seed * 100 + number),
+            no_thread_use,
         )
         return Node(f"node-{number}", services)
 

@@ -58,8 +58,7 @@ class NearestRead:
         if self._is_brief(before):
             snapshot = await snapshot_of()
             self.reading.stages.done("snapshot")
-            same = snapshot.frozen is before.frozen and snapshot.version is before.version
-            still = same or self._is_brief(snapshot)  # a long tail may have come, or segments not searched yet
+            still = snapshot.frozen is before.frozen or self._is_brief(snapshot)  # a long tail may have come
             return await self._whole(snapshot, brief=still)
         taken: list[Snapshot] = []  # none yet
         searching = asyncio.ensure_future(self.services.compute(lambda: self._begin(before, taken)))

@@ -24,7 +24,6 @@ class Services:
 
     Attributes:
         thread_use: what the calling thread has used so far: seconds of processor time, and pages that it waited for a disk to bring.
-            Nothing, unless told.
     """
 
     catalog: Catalog
@@ -33,7 +32,7 @@ class Services:
     blocks: MeteredReader
     clock: Clock
     executor: Executor
-    thread_use: Callable[[], tuple[float, int]] = lambda: (0.0, 0)
+    thread_use: Callable[[], tuple[float, int]]
     queue_time: QueueTime = field(init=False)
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ from shoal_core.filters import parse_where, parse_where_document
 from shoal_core.records import ID, encode_batch
 from shoal_query.node import Node, NodeSettings
 from shoal_query.services import Services
-from shoal_testing.direct import DirectSystem, InlineExecutor
+from shoal_testing.direct import DirectSystem, InlineExecutor, no_thread_use
 from shoal_testing.oracle import OracleCollection
 from shoal_testing.schedules import Gate, LaterExecutor, Turns, hooked, run_quietly, settle, until
 from shoal_testing.strategies import Op, from_row_table, to_operation_batch
@@ -78,7 +78,7 @@ class Cluster:
         system = self.system
         log = hooked(system.log, before=self.before, after=self.after)
         catalog = hooked(system.catalog, before=self.before, after=self.after)
-        services = Services(catalog, log, system.objects, system.blocks, system.clock, InlineExecutor())
+        services = Services(catalog, log, system.objects, system.blocks, system.clock, InlineExecutor(), no_thread_use)
         return Node("node", services, settings or NodeSettings())
 
     def slow_node(self, seed: int) -> Node:
@@ -92,6 +92,7 @@ class Cluster:
             system.blocks,
             system.clock,
             LaterExecutor(seed),
+            no_thread_use,
         )
         return Node(f"node-{seed}", services)
 

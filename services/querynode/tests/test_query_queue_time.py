@@ -13,7 +13,7 @@ from shoal_query.admission import Admission
 from shoal_query.queue_time import ADMISSION, EXECUTOR, QueueTime
 from shoal_query.rounds import Rounds
 from shoal_query.services import Services
-from shoal_testing.direct import DirectSystem
+from shoal_testing.direct import DirectSystem, no_thread_use
 from shoal_testing.schedules import settle
 from shoal_testing.spans import RecordedSpans, id_of, linked_from, parent_of
 from shoal_testing.virtual_clock import VirtualClock
@@ -81,7 +81,9 @@ async def test_work_in_a_thread_has_its_callers_context_and_tells_its_wait(spans
     """What it logs names the caller's trace; an executor alone would not carry it over."""
     system, told = DirectSystem(), list[str]()
     with ThreadPoolExecutor(1) as executor:
-        services = Services(system.catalog, system.log, system.objects, system.blocks, system.clock, executor)
+        services = Services(
+            system.catalog, system.log, system.objects, system.blocks, system.clock, executor, no_thread_use
+        )
         services.queue_time.on_wait = lambda queue, waited_ms: told.append(queue)
         with spans.tracer.start_as_current_span("read") as read:
             within = await services.compute(trace.get_current_span)

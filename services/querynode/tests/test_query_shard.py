@@ -22,7 +22,7 @@ from shoal_query.execute import Selection, Snapshot, hydrate, select_rows
 from shoal_query.services import Services
 from shoal_query.shard import Shard, View
 from shoal_query.tail import Overlay
-from shoal_testing.direct import DirectSystem, InlineExecutor
+from shoal_testing.direct import DirectSystem, InlineExecutor, no_thread_use
 from shoal_testing.oracle import OracleCollection
 from shoal_testing.schedules import Gate, LaterExecutor, hooked, run_quietly, settle, until
 from shoal_testing.strategies import Op, from_row_table, to_operation_batch
@@ -61,6 +61,7 @@ class Bench:
             system.blocks,
             system.clock,
             executor or InlineExecutor(),
+            no_thread_use,
         )
         return Shard(self.target, services)
 

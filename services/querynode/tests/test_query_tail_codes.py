@@ -32,7 +32,7 @@ from shoal_query import tail
 from shoal_query.node import Node
 from shoal_query.services import Services
 from shoal_query.shard import Shard
-from shoal_testing.direct import DirectSystem, InlineExecutor
+from shoal_testing.direct import DirectSystem, InlineExecutor, no_thread_use
 from shoal_testing.oracle import OracleCollection
 from shoal_testing.schedules import run_quietly, until
 from shoal_testing.strategies import Op, to_operation_batch
@@ -63,7 +63,7 @@ class Collection:
         self.target = Target(ref.id, 1, space, 0, 1)
         self.oracle = OracleCollection(space, DIMENSION)
         self.services = Services(
-            system.catalog, system.log, system.objects, system.blocks, system.clock, InlineExecutor()
+            system.catalog, system.log, system.objects, system.blocks, system.clock, InlineExecutor(), no_thread_use
         )
         self.node = Node("node", self.services)
 
