@@ -15,7 +15,7 @@ from shoal_frontend.api import Api
 from shoal_frontend.embedding import EmbeddingSettings, FunctionSettings
 from shoal_runtime.sections import settings_of
 from shoal_runtime.server import split_address
-from shoal_runtime.service_sections import AccessSection, EmbeddingSection, FrontendSection, TenantSection
+from shoal_runtime.frontend_sections import AccessSection, EmbeddingSection, FrontendSection, TenantSection
 
 
 def authenticates(section: AccessSection) -> bool:

@@ -30,7 +30,7 @@ from shoal_frontend.access.limiter import Rates
 from shoal_frontend.access.quotas import Quotas
 from shoal_runtime.audit import configure_audit
 from shoal_runtime.config import Config, load
-from shoal_runtime.service_sections import AccessSection, FrontendSection
+from shoal_runtime.frontend_sections import AccessSection, FrontendSection
 from shoal_wire.clients import PublicClient
 
 ROOT = "root-token-root-token-root-token"

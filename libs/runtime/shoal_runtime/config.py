@@ -24,6 +24,7 @@ from pydantic_settings import (
 )
 
 from shoal_core.errors import InvalidArgument
+from shoal_runtime.frontend_sections import FrontendSection
 from shoal_runtime.sections import (
     AuditSection,
     CacheSection,
@@ -38,7 +39,6 @@ from shoal_runtime.sections import (
 )
 from shoal_runtime.service_sections import (
     CompactorSection,
-    FrontendSection,
     LogSection,
     QuerySection,
     ServiceSection,
