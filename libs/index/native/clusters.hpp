@@ -64,7 +64,7 @@ struct ClusterScratch {
     std::vector<const float*> pointers;
     std::vector<float> products;       // (queries, lists) with the lists' centroids
     std::vector<float> scores;         // (lists) of a query
-    std::vector<uint64_t> order;       // (queries, lists) keys, the nearest in front
+    std::vector<uint64_t> order;       // (queries, lists) keys, as many as are ordered
     std::vector<ListOrder> ordered;    // (queries)
     std::vector<float> exact_table;
     std::vector<uint8_t> tables;       // (queries, pieces, 16)
@@ -113,20 +113,25 @@ class ClusterGroup {
     static constexpr int64_t kFewLists = 16;
     static constexpr int kMostPrefetched = 32;  // lines
 
+    template <typename Value>
+    static void grow(std::vector<Value>& values, int64_t size) {
+        if (values.size() < static_cast<size_t>(size)) values.resize(size);
+    }
+
     float factor() const { return v_.space == kL2 ? -2.0f : -1.0f; }
 
     void begin() {
         t_.pointers.resize(count_);
-        if (v_.space == kCosine || c_.origin) t_.units.resize(count_ * v_.dimension);
-        t_.products.resize(count_ * c_.lists);
+        if (v_.space == kCosine || c_.origin) grow(t_.units, count_ * v_.dimension);
+        grow(t_.products, count_ * c_.lists);
         t_.scores.resize((c_.lists + kLanes - 1) / kLanes * kLanes);
-        t_.order.resize(count_ * c_.lists);
+        grow(t_.order, count_ * c_.lists);
         t_.ordered.assign(count_, ListOrder());
         t_.exact_table.resize(16 * c_.pieces);
-        t_.tables.resize(count_ * c_.pieces * 16);
+        grow(t_.tables, count_ * c_.pieces * 16);
         t_.ends.resize(c_.lists + 1);
         t_.selected.resize(count_);
-        if (t_.queries.size() < static_cast<size_t>(count_)) t_.queries.resize(count_);
+        grow(t_.queries, count_);
         for (int64_t q = 0; q < count_; q++) {
             const float* given = s_.queries + (first_ + q) * v_.dimension;
             ClusterQuery& query = t_.queries[q];
@@ -175,11 +180,13 @@ class ClusterGroup {
         }
     }
 
-    // Scores of a query's lists.
+    // Scores of a query's lists, the same whenever it is asked.
     void score(int64_t q) {
         const float* products = &t_.products[q * c_.lists];
-        for (int64_t list = 0; list < c_.lists; list++)
-            t_.scores[list] = c_.squares ? factor() * products[list] + c_.squares[list] : factor() * products[list];
+        for (int64_t list = 0; list < c_.lists; list++) {
+            float score = c_.squares ? factor() * products[list] + c_.squares[list] : factor() * products[list];
+            t_.scores[list] = score == score ? score : std::numeric_limits<float>::infinity();
+        }
         fill_register(t_.scores.data(), c_.lists);
     }
 
@@ -282,7 +289,7 @@ class ClusterGroup {
         if (static_cast<int64_t>(query.found.size()) >= s_.k || rank == c_.lists) return;
         score(q);
         for (; rank < c_.lists && static_cast<int64_t>(query.found.size()) < s_.k; rank++) {
-            if (rank == t_.ordered[q].count) order_more(q, rank);
+            if (rank == t_.ordered[q].count) order_more(q, std::max(rank, kFewLists));
             scan_list(q, list_at(q, rank));
         }
     }

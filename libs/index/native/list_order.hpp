@@ -7,7 +7,7 @@
 
 namespace shoal {
 
-// A score and a row or list as one number that sorts like the score.
+// A score and a row or list as one number that sorts like the score, which is a number.
 inline uint64_t key_of(float score, uint32_t row) {
     uint32_t bits;
     std::memcpy(&bits, &score, 4);
@@ -25,7 +25,7 @@ inline float score_of(uint64_t key) {
 
 struct ListOrder {
     int64_t count = 0;                                       // of lists in order
-    float bound = -std::numeric_limits<float>::infinity();   // their scores are below it
+    float bound = -std::numeric_limits<float>::infinity();   // their scores are below it; infinite for all lists
 };
 
 // Puts at least `more` of the nearest lists that follow in order, or all that are left. `order`, of keys, has room for all lists; of `scores`
@@ -37,12 +37,11 @@ inline void order_more(const float* scores, int64_t lists, int64_t more, ListOrd
     float bound = least < lists ? bound_of_smallest(scores, lists, least, least + std::max(more / 4, kSpare)) : kInfinity;
     uint64_t* end = order + done.count;
     for (int64_t i = 0; i < lists; i += kLanes) {
-        Floats values = load(scores + i);
-        uint32_t which = not_above(Floats{} + done.bound, values);
-        which &= bound < kInfinity ? ~not_above(Floats{} + bound, values) : lists - i < kLanes ? (1u << (lists - i)) - 1 : 0xFFFFu;
+        uint32_t which = ~below(scores + i, done.bound);
+        which &= bound < kInfinity ? below(scores + i, bound) : lists - i < kLanes ? (1u << (lists - i)) - 1 : 0xFFFFu;
         for (; which; which &= which - 1) {
-            int lane = __builtin_ctz(which);
-            *end++ = key_of(values[lane], static_cast<uint32_t>(i + lane));
+            int64_t list = i + __builtin_ctz(which);
+            *end++ = key_of(scores[list], static_cast<uint32_t>(list));
         }
     }
     std::sort(order + done.count, end);

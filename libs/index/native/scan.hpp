@@ -29,6 +29,7 @@ constexpr int kSides = 1;
 constexpr int kPackedTile = kTile;
 #endif
 constexpr int kBlock = kSides * kLanes;  // rows that all queries of a group see before the next ones: they fit the nearest caches
+constexpr int kSums = kBlock / kRegisterLanes;
 constexpr int kWorthPacking = 16; // queries
 constexpr int kSummed = 256;      // dimensions added up one after another: rounding errors grow with their number
 constexpr int64_t kGroup = 256;   // queries of one work item: they fit the second level cache
@@ -98,29 +99,18 @@ inline void pack(const float* const* rows, int count, int dimension, float* pack
         for (int i = 0; i < dimension; i++) packed[kBlock * i + r] = rows[r][i];
 }
 
-// A register.
-#if defined(__AVX512F__)
-typedef Floats Sums;
-#elif defined(__AVX__)
-typedef Eight Sums;
-#else
-typedef float Sums __attribute__((vector_size(16), aligned(4), may_alias));
-#endif
-constexpr int kSumLanes = sizeof(Sums) / sizeof(float);
-constexpr int kSums = kBlock / kSumLanes;
-
-// Dot products of some queries with packed rows. Of few queries every dimension is not added to the sum that the one before it was, which
-// is still being added to.
+// Dot products of some queries with packed rows. Of few queries, dimensions go to several sums in turn: one that was just added to is not
+// ready yet. So the last bit of a product may depend on how many queries there are.
 template <int kQueries>
 inline void packed_products(const float* const* queries, const float* packed, int dimension, Floats (*products)[kSides]) {
-    constexpr int kApart = kQueries * kSums >= 8 ? 1 : 4;
-    Sums total[kQueries][kSums] = {};
+    constexpr int kApart = std::max(1, 8 / (kQueries * kSums));
+    Register total[kQueries][kSums] = {};
     for (int start = 0; start < dimension; start += kSummed) {
-        Sums part[kApart][kQueries][kSums] = {};
+        Register part[kApart][kQueries][kSums] = {};
         int end = std::min(dimension, start + kSummed), i = start;
         auto add = [&](int to, int at) {
-            Sums r[kSums];
-            for (int j = 0; j < kSums; j++) r[j] = *reinterpret_cast<const Sums*>(packed + kBlock * at + kSumLanes * j);
+            Register r[kSums];
+            for (int j = 0; j < kSums; j++) r[j] = load_register(packed + kBlock * at + kRegisterLanes * j);
             for (int q = 0; q < kQueries; q++)
                 for (int j = 0; j < kSums; j++) part[to][q][j] += queries[q][at] * r[j];
         };

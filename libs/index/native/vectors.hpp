@@ -46,7 +46,16 @@ typedef Floats Sixteen;
 typedef double Doubles __attribute__((vector_size(64)));
 #endif
 
+#if defined(__AVX512F__)
+typedef Floats Register;
+#elif defined(__AVX__)
+typedef Eight Register;
+#else
+typedef float Register __attribute__((vector_size(16), aligned(4), may_alias));
+#endif
+
 constexpr int kLanes = 16;
+constexpr int kRegisterLanes = sizeof(Register) / sizeof(float);
 constexpr double kShortest = 1e-15;  // shorter vectors have products below what float32 keeps all digits of
 
 enum Space : int32_t { kL2 = 0, kCosine = 1, kIp = 2 };
@@ -55,7 +64,11 @@ inline Floats load(const float* at) {
     return *reinterpret_cast<const Floats*>(at);
 }
 
-// Less than a register.
+inline Register load_register(const float* at) {
+    return *reinterpret_cast<const Register*>(at);
+}
+
+// Less than sixteen.
 inline Floats load_few(const float* at, int count) {
     Floats few = {};
     std::memcpy(&few, at, sizeof(float) * count);
