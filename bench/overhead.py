@@ -38,7 +38,7 @@ from shoal_core.contracts import CollectionRef, Include, QueryRequest, Target
 from shoal_index.planner import DEFAULT_RECALL, Ask
 from shoal_index.segment import Segment
 from shoal_index.vector import native
-from shoal_index.vector.clusters import ClusterIndex
+from shoal_index.vector.clusters import AllowedLists, ClusterIndex
 from shoal_index.vector.hnsw import HnswIndex
 from shoal_query.node import NodeSettings
 
@@ -124,13 +124,20 @@ def kernel_of(segment: Segment, ask: Ask, queries: Vectors) -> tuple[Callable[[V
         search = native.search_graph
         return lambda asked: search(vectors, index.handle, asked, K, ef=plan.effort, allowed=None, threads=1), said
     assert isinstance(index, ClusterIndex)
-    probe, refined = native.search_clusters, index.measured(K)
-    return (
-        lambda asked: probe(
-            vectors, index._handle, asked, K, probes=plan.effort, refined=refined, allowed=None, threads=1
-        ),
-        said,
+    lists = AllowedLists(index.clusters)
+    search_lists = partial(
+        native.search_clusters,
+        vectors,
+        index._handle,
+        k=K,
+        probes=plan.effort,
+        refined=index.measured(K),
+        allowed=None,
+        allowed_counts=lists.counts,
+        allowed_bits=lists.bits,
+        threads=1,
     )
+    return search_lists, said
 
 
 def layers_of(system: EmbeddedSystem, collection: Collection, queries: Vectors) -> tuple[dict[str, Layer], str]:

@@ -13,9 +13,9 @@ from shoal_frontend.access.limiter import Rates
 from shoal_frontend.access.listening import check_listening
 from shoal_frontend.api import Api
 from shoal_frontend.embedding import EmbeddingSettings, FunctionSettings
+from shoal_runtime.frontend_sections import AccessSection, EmbeddingSection, FrontendSection, TenantSection
 from shoal_runtime.sections import settings_of
 from shoal_runtime.server import split_address
-from shoal_runtime.frontend_sections import AccessSection, EmbeddingSection, FrontendSection, TenantSection
 
 
 def authenticates(section: AccessSection) -> bool:

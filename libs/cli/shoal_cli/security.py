@@ -19,10 +19,10 @@ from shoal_runtime.audit import AuditLog, AuditSettings, configure_audit
 from shoal_runtime.callers import RoleCheck
 from shoal_runtime.certificates import CertificateFiles, Certificates
 from shoal_runtime.config import Config
+from shoal_runtime.frontend_sections import FrontendTlsSection
 from shoal_runtime.handshakes import refused_handshakes
 from shoal_runtime.lifecycle import Background
 from shoal_runtime.sections import AuditSection, TlsSection, settings_of
-from shoal_runtime.frontend_sections import FrontendTlsSection
 from shoal_runtime.telemetry import Telemetry
 from shoal_runtime.tls import MemberTls, Refused, ServerContext, channel_credentials, grpc_server_credentials, role_name
 

@@ -6,8 +6,7 @@
 
 #pragma once
 
-#include <atomic>
-
+#include "allowed_lists.hpp"
 #include "graph.hpp"
 #include "list_order.hpp"
 #include "look_up.hpp"
@@ -38,7 +37,7 @@ struct ClusterSearch {
     const Vectors* vectors;
     const Clusters* clusters;
     const float* queries;    // (queries, dimension)
-    const uint8_t* allowed;  // (rows); null for all
+    const AllowedLists* allowed;
     int64_t query_count;
     int64_t k;
     int64_t probes;          // lists to scan: so many of usual size, only allowed vectors counted; more while they have fewer than k
@@ -75,17 +74,14 @@ struct ClusterScratch {
     Nearest nearest;
 };
 
-// (lists) of a call: allowed vectors; -1 until a query asks. Whoever counts them counts the same.
-typedef std::vector<std::atomic<int32_t>> ListMembers;
-
 // Some queries. Those that scan the same list do so one after another, while its codes are near at hand. One at a time for a scratch.
 class ClusterGroup {
   public:
-    ClusterGroup(const ClusterSearch& search, ListMembers& members, ClusterScratch& scratch, int64_t first, int64_t last)
+    ClusterGroup(const ClusterSearch& search, ClusterScratch& scratch, int64_t first, int64_t last)
         : s_(search),
           v_(*search.vectors),
           c_(*search.clusters),
-          members_(members),
+          allowed_(*search.allowed),
           t_(scratch),
           first_(first),
           count_(last - first),
@@ -207,23 +203,11 @@ class ClusterGroup {
                 double likely = rank == 0 ? double(probes_) : std::min(rank * (wanted - seen) / std::max(seen, 1.0), 8.0 * rank);
                 order_more(q, std::max(static_cast<int64_t>(1.1 * likely), kFewLists));
             }
-            int32_t members = members_of(list_at(q, rank++));
+            int32_t members = allowed_.count(list_at(q, rank++));
             if (seen == 0 && members == 0) wanted += double(v_.rows) / c_.lists;
             seen += members;
         }
         return rank;
-    }
-
-    int32_t members_of(uint32_t list) {
-        int32_t known = members_[list].load(std::memory_order_relaxed);
-        if (known >= 0) return known;
-        const uint32_t *row = c_.rows + c_.starts[list] * kCoded, *end = c_.rows + c_.starts[list + 1] * kCoded;
-        while (end > row && end[-1] == kNone) end--;
-        known = s_.allowed ? 0 : static_cast<int32_t>(end - row);
-        if (s_.allowed)
-            for (; row < end; row++) known += s_.allowed[*row];
-        members_[list].store(known, std::memory_order_relaxed);
-        return known;
     }
 
     void make_table(int64_t q) {
@@ -257,19 +241,14 @@ class ClusterGroup {
         return std::min(std::min(four[0], four[1]), std::min(four[2], four[3]));
     }
 
-    // Scans of each query's lists those from one rank to another, list by list.
+    // Scans of each query's lists those from one rank to another, list by list, but for lists without allowed vectors.
     void pass(int64_t from, int64_t to) {
-        if (count_ == 1) {
-            for (int64_t rank = from; rank < t_.selected[0]; rank++) {
-                if (rank + 1 < t_.selected[0]) prefetch_list(list_at(0, rank + 1));
-                scan_list(0, list_at(0, rank));
-            }
-            return;
-        }
+        if (count_ == 1) return pass_alone();
         std::fill(t_.ends.begin(), t_.ends.end(), 0);
         auto each = [&](auto visit) {
             for (int64_t q = 0; q < count_; q++)
-                for (int64_t rank = from; rank < std::min(to, t_.selected[q]); rank++) visit(q, list_at(q, rank));
+                for (int64_t rank = from; rank < std::min(to, t_.selected[q]); rank++)
+                    if (allowed_.count(list_at(q, rank))) visit(q, list_at(q, rank));
         };
         each([&](int64_t, uint32_t list) { t_.ends[list + 1]++; });
         for (int64_t list = 0; list < c_.lists; list++) t_.ends[list + 1] += t_.ends[list];
@@ -282,6 +261,18 @@ class ClusterGroup {
         }
     }
 
+    void pass_alone() {
+        uint32_t last = kNone;
+        for (int64_t rank = 0; rank < t_.selected[0]; rank++) {
+            uint32_t list = list_at(0, rank);
+            if (!allowed_.count(list)) continue;
+            prefetch_list(list);
+            if (last != kNone) scan_list(0, last);
+            last = list;
+        }
+        if (last != kNone) scan_list(0, last);
+    }
+
     // More lists, while those that were to be scanned have fewer than k.
     void complete(int64_t q) {
         const ClusterQuery& query = t_.queries[q];
@@ -290,7 +281,7 @@ class ClusterGroup {
         score(q);
         for (; rank < c_.lists && static_cast<int64_t>(query.found.size()) < s_.k; rank++) {
             if (rank == t_.ordered[q].count) order_more(q, std::max(rank, kFewLists));
-            scan_list(q, list_at(q, rank));
+            if (allowed_.count(list_at(q, rank))) scan_list(q, list_at(q, rank));
         }
     }
 
@@ -309,25 +300,27 @@ class ClusterGroup {
         for (int i = 0; i < kQueries; i++) {
             tables[i] = t_.queries[visitors[i]].table;
             offsets[i] = factor() * t_.products[visitors[i] * c_.lists + list] + t_.queries[visitors[i]].base;
-            s_.compared[first_ + visitors[i]] += (c_.starts[list + 1] - c_.starts[list]) * kCoded;
         }
+        int64_t blocks = 0;
         for (int64_t block = c_.starts[list]; block < c_.starts[list + 1]; block++) {
+            uint32_t allowed = allowed_.of_block(block);
+            if (!allowed) continue;
             Shorts sums[kQueries][2];
             sum_codes<kQueries, kAhead>(c_.codes + block * c_.pieces * 16, tables, c_.pieces, sums);
-            for (int i = 0; i < kQueries; i++) take(t_.queries[visitors[i]], block, sums[i], offsets[i]);
+            for (int i = 0; i < kQueries; i++) take(t_.queries[visitors[i]], block, allowed, sums[i], offsets[i]);
+            blocks++;
         }
+        for (int i = 0; i < kQueries; i++) s_.compared[first_ + visitors[i]] += blocks * kCoded;
     }
 
-    void take(ClusterQuery& query, int64_t block, const Shorts* sums, float offset) {
+    void take(ClusterQuery& query, int64_t block, uint32_t allowed, const Shorts* sums, float offset) {
         const uint32_t* rows = c_.rows + block * kCoded;
         for (int half = 0; half < 2; half++) {
             Floats scores = __builtin_convertvector(sums[half], Floats) * query.step + offset;
             if (c_.biases) scores += load(c_.biases + block * kCoded + 16 * half);
-            for (uint32_t near = not_above(scores, Floats{} + query.threshold); near; near &= near - 1) {
+            for (uint32_t near = not_above(scores, Floats{} + query.threshold) & allowed >> 16 * half; near; near &= near - 1) {
                 int j = __builtin_ctz(near);
-                uint32_t row = rows[16 * half + j];
-                if (row == kNone || (s_.allowed && !s_.allowed[row])) continue;
-                query.found.push_back(key_of(scores[j], row));
+                query.found.push_back(key_of(scores[j], rows[16 * half + j]));
             }
         }
         if (static_cast<int64_t>(query.found.size()) >= 2 * most_) keep(query);
@@ -362,7 +355,7 @@ class ClusterGroup {
     const ClusterSearch& s_;
     const Vectors& v_;
     const Clusters& c_;
-    ListMembers& members_;
+    const AllowedLists& allowed_;
     ClusterScratch& t_;
     int64_t first_, count_, most_, probes_;
 };
@@ -371,12 +364,10 @@ inline void search_clusters(const ClusterSearch& search, int64_t* rows, float* d
     constexpr int64_t kTogether = 128;
     int64_t each = (search.query_count + search.threads - 1) / std::max(search.threads, 1);
     int64_t step = std::clamp<int64_t>((each + kTile - 1) / kTile * kTile, 1, kTogether);
-    ListMembers members(search.clusters->lists);
-    for (auto& known : members) known.store(-1, std::memory_order_relaxed);
     in_parallel((search.query_count + step - 1) / step, search.threads, [&](int64_t group) {
         thread_local ClusterScratch scratch;
         int64_t first = group * step;
-        ClusterGroup(search, members, scratch, first, std::min(search.query_count, first + step)).run(rows, distances, counts);
+        ClusterGroup(search, scratch, first, std::min(search.query_count, first + step)).run(rows, distances, counts);
     });
 }
 

@@ -10,7 +10,6 @@
 
 namespace shoal {
 
-constexpr uint32_t kNone = 0xFFFFFFFFu;
 constexpr int kMostLinks = 512;  // of a node: the widest graph that a schema allows has 2 × 256
 
 // Nodes of the upper levels are called by their slots.

@@ -477,13 +477,14 @@ PyObject* walk_coded_graph(PyObject*, PyObject* args) {
     });
 }
 
-// search_clusters(vectors, clusters, queries, q, k, probes, refined, allowed | None, threads, out_rows, out_distances, out_counts, out_compared)
+// search_clusters(vectors, clusters, queries, q, k, probes, refined, allowed | None, allowed_counts, allowed_bits, threads, out_rows, out_distances,
+// out_counts, out_compared)
 PyObject* scan_clusters(PyObject*, PyObject* args) {
-    PyObject *capsule, *lists, *queries, *allowed, *out_rows, *out_distances, *out_counts, *out_compared;
+    PyObject *capsule, *lists, *queries, *allowed, *counts, *bits, *out_rows, *out_distances, *out_counts, *out_compared;
     long long q, k, probes, refined;
     int threads;
-    if (!PyArg_ParseTuple(args, "OOOLLLLOiOOOO", &capsule, &lists, &queries, &q, &k, &probes, &refined, &allowed, &threads, &out_rows,
-                          &out_distances, &out_counts, &out_compared))
+    if (!PyArg_ParseTuple(args, "OOOLLLLOOOiOOOO", &capsule, &lists, &queries, &q, &k, &probes, &refined, &allowed, &counts, &bits, &threads,
+                          &out_rows, &out_distances, &out_counts, &out_compared))
         return nullptr;
     auto* held = static_cast<HeldVectors*>(PyCapsule_GetPointer(capsule, kVectors));
     auto* clusters = held ? static_cast<HeldClusters*>(PyCapsule_GetPointer(lists, kClusters)) : nullptr;
@@ -495,7 +496,11 @@ PyObject* scan_clusters(PyObject*, PyObject* args) {
     if (clusters->rows != held->vectors.rows || clusters->dimension != held->vectors.dimension)
         return refuse("the clusters are of other vectors");
     if (allowed != Py_None && !mask.take(allowed, held->vectors.rows)) return nullptr;
-    ClusterSearch search = {&held->vectors, &clusters->clusters, asked.as<const float>(), mask.as<const uint8_t>(), q, k, probes, refined,
+    const Clusters& c = clusters->clusters;
+    Held known_counts, known_bits;
+    if (!known_counts.take(counts, c.lists * 4, true) || !known_bits.take(bits, c.starts[c.lists] * 4, true)) return nullptr;
+    AllowedLists of_lists(c.starts, c.rows, mask.as<const uint8_t>(), known_counts.as<int32_t>(), known_bits.as<uint32_t>());
+    ClusterSearch search = {&held->vectors, &c, asked.as<const float>(), &of_lists, q, k, probes, refined,
                             compared.as<int64_t>(), held->largest_square, threads};
     return done([&] {
         search_clusters(search, out.rows.as<int64_t>(), out.distances.as<float>(), out.counts.as<int64_t>());

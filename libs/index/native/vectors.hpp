@@ -55,6 +55,7 @@ typedef float Register __attribute__((vector_size(16), aligned(4), may_alias));
 #endif
 
 constexpr int kLanes = 16;
+constexpr uint32_t kNone = 0xFFFFFFFFu;  // no row
 constexpr int kRegisterLanes = sizeof(Register) / sizeof(float);
 constexpr double kShortest = 1e-15;  // shorter vectors have products below what float32 keeps all digits of
 

@@ -6,7 +6,6 @@ Rows are in order of ``created_offset``. Which of them are dead is the version's
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -42,6 +41,7 @@ from shoal_index.planner import SCAN_ROWS, Ask, SegmentPlan, Strategy, Way, plan
 from shoal_index.sparse import SparseIndex
 from shoal_index.terms import TermIndex
 from shoal_index.trigrams import TrigramIndex
+from shoal_index.vector.by_mask import ByMask
 from shoal_index.vector.calibration import Calibration
 from shoal_index.vector.clusters import CLUSTERS, ClusterIndex, Clusters
 from shoal_index.vector.coded_graph import CODED_GRAPH, CodedGraphIndex, LinkCodes
@@ -66,7 +66,6 @@ READ_BY_ROW = ("vectors", CODED_GRAPH)
 
 _KEPT_MATCHINGS = 16
 _KEPT_PLANS = 64
-_KEPT_LOOKS = 16
 
 
 class BlockReader(Protocol):
@@ -153,15 +152,16 @@ class Segment:
         self._built_sparse: dict[str, SparseIndex] = {}
         self._building = Lock()
         self._plans: dict[tuple[Ask, int], SegmentPlan] = {}
-        self._looks: dict[int, tuple[weakref.ref[Mask], int, float]] = {}
-        self._looks_lock = Lock()
+        self._looks: ByMask[tuple[int, float]] = ByMask()
+        self._clusters = next((way.index for way in self.ways if isinstance(way.index, ClusterIndex)), None)
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of what reads made and left here: matchings, and indexes that are not stored."""
         terms = sum(index.size_bytes for index in tuple(self._built_terms.values()))
         sparse = sum(index.size_bytes for index in tuple(self._built_sparse.values()))
-        return self._matchings_bytes + terms + sparse + self.vectors.kept_bytes
+        looked = 0 if self._clusters is None else self._clusters.kept_bytes
+        return self._matchings_bytes + terms + sparse + looked + self.vectors.kept_bytes
 
     @property
     def values(self) -> Mapping[str, ValueIndex]:
@@ -278,19 +278,14 @@ class Segment:
 
     def _looked_at(self, allowed: Mask) -> tuple[int, float]:
         """How many rows are allowed, and how clumped where that may matter. Masks that nobody may write to are looked at once."""
-        mask, count, clumping = self._looks.get(id(allowed), (None, 0, 0.0))
-        if mask is not None and mask() is allowed:
-            return count, clumping
-        count, clumping = int(np.count_nonzero(allowed)), np.inf
-        clusters = next((way.index for way in self.ways if isinstance(way.index, ClusterIndex)), None)
-        if clusters is not None and SCAN_ROWS < count < self.rows:
-            clumping = clusters.clumping(allowed)
-        if not allowed.flags.writeable:
-            with self._looks_lock:
-                if len(self._looks) >= _KEPT_LOOKS:
-                    self._looks.clear()
-                self._looks[id(allowed)] = weakref.ref(allowed), count, clumping
-        return count, clumping
+
+        def look() -> tuple[int, float]:
+            count = int(np.count_nonzero(allowed))
+            if self._clusters is None or not SCAN_ROWS < count < self.rows:
+                return count, np.inf
+            return count, self._clusters.clumping(allowed)
+
+        return self._looks.of(allowed, look)
 
     def _completed(
         self, found: Neighbours, queries: Vectors, plan: SegmentPlan, allowed: Mask | None, threads: int

@@ -126,13 +126,39 @@ def test_the_lists_of_the_rule_are_scanned_and_no_others(kind: str, queries: int
                 continue  # more lists are scanned: see below
             true = search_exact(column, space, asked[number : number + 1], K, allowed=within)
             assert found.rows[number * K : (number + 1) * K].tolist() == true.rows.tolist()
-            blocks = np.diff(clusters.starts)[lists].sum()
-            assert compared[number] == blocks * CODED
+            block = np.flatnonzero(
+                np.isin(clusters.list_of_block(), lists)
+            )  # of which those without allowed rows are passed over
+            filled = (np.append(within, False)[np.minimum(clusters.members[block], ROWS)]).any(axis=1)
+            assert compared[number] == np.count_nonzero(filled) * CODED
+
+
+def test_searches_of_one_mask_share_what_they_find_out(level: str) -> None:
+    """Whatever was looked at before, and by how many threads: the answers are those of an index that has seen nothing yet."""
+    vectors, asked = some(24)
+    column = column_of(vectors)
+    clusters = clusters_of(column, "l2")
+    index = ClusterIndex(clusters, column, "l2", 4)
+    random = np.random.default_rng(8)
+    masks: list[Mask | None] = [None, random.random(ROWS) < 0.3, vectors[:, 0] > 0.5]
+    for mask in masks[1:]:
+        assert mask is not None
+        mask.flags.writeable = False
+    for step in range(24):
+        mask = masks[step % 3]
+        queries = np.repeat(asked, 30, axis=0) if step % 4 == 3 else asked[step % 13 :][: 1 + step % 5]
+        effort = int(random.integers(1, 40))
+        found, compared = index.search_counting(queries, K, effort=effort, allowed=mask, threads=2)
+        unseen = ClusterIndex(clusters, column, "l2", 4)
+        true, expected = unseen.search_counting(queries, K, effort=effort, allowed=mask, threads=1)
+        assert found.rows.tolist() == true.rows.tolist()
+        assert compared.tolist() == expected.tolist()
+    assert index.kept_bytes == index.refining(2).kept_bytes == 3 * 4 * (len(clusters.centroids) + len(clusters.members))
 
 
 @pytest.mark.parametrize("space", SPACES)
 def test_queries_as_far_from_every_list(space: str, level: str) -> None:
-    """Equal scores of lists, by their numbers then (not for l2, where there is no such query), and scores that float32 does not hold."""
+    """Equal scores of lists, by their numbers then (but for l2), and scores that float32 does not hold."""
     vectors, asked = some(24)
     column = column_of(vectors)
     clusters = clusters_of(column, space)

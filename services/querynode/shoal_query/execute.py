@@ -30,6 +30,7 @@ from shoal_core.records import (
 )
 from shoal_index.planner import Ask, SegmentPlan
 from shoal_index.segment import in_order
+from shoal_index.vector.by_mask import ByMask
 from shoal_index.vector.engine import Mask, Neighbours, Rows, Vectors, no_neighbours, order_by_distance
 from shoal_index.version import ShardVersion
 from shoal_query.tail import Frozen, ids_of
@@ -45,6 +46,11 @@ class LiveMasks:
     """Per segment the mask of rows that are live at the newest offset asked for; made once per change, not per read."""
 
     _kept: dict[int, tuple[int, Mask]] = field(default_factory=dict)
+    _matching: ByMask[ByMask[Mask]] = field(default_factory=ByMask)
+
+    def of_matching(self, live: Mask, matching: Mask) -> Mask:
+        """Those of the live rows that match, as long as both masks are kept, and not to be written to."""
+        return self._matching.of(live, ByMask).of(matching, lambda: _read_only(live & matching))
 
     def of(self, version: ShardVersion, segment: int, hidden: Rows) -> Mask | None:
         """(rows,) bool that nobody may write to, or None when every row is live. ``hidden`` only ever grows at its end."""
@@ -53,9 +59,7 @@ class LiveMasks:
             if view.dead is None:
                 return None
             if segment not in self._kept:
-                live = ~view.dead
-                live.flags.writeable = False
-                self._kept[segment] = (0, live)
+                self._kept[segment] = (0, _read_only(~view.dead))
         known, mask = self._kept.get(segment, (0, None))
         if mask is not None and known == len(hidden):
             return mask
@@ -63,9 +67,13 @@ class LiveMasks:
             mask, known = np.ones(view.ref.rows, dtype=bool) if view.dead is None else ~view.dead, 0
         grown = mask.copy()
         grown[hidden[known:]] = False
-        grown.flags.writeable = False
-        self._kept[segment] = (len(hidden), grown)
+        self._kept[segment] = (len(hidden), _read_only(grown))
         return grown
+
+
+def _read_only(mask: Mask) -> Mask:
+    mask.flags.writeable = False
+    return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,7 @@ def allowed_rows(snapshot: Snapshot, source: int, selection: Selection) -> Mask 
     segment = snapshot.version.segments[source].segment
     if selection.where is not None:
         matching = segment.matching(selection.where)
-        mask = matching if mask is None else mask & matching
+        mask = matching if mask is None else snapshot.masks.of_matching(mask, matching)
     if selection.ids is not None:
         named = np.zeros(segment.rows, dtype=bool)
         rows = segment.locate(selection.ids)

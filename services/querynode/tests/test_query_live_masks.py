@@ -34,6 +34,22 @@ def test_masks_follow_what_is_hidden_forwards_and_back() -> None:
     assert masks.of(version, 0, hidden[:0]) is None, "every row is live"
 
 
+def test_what_matches_of_them_is_made_once_while_they_are_the_same() -> None:
+    version, masks = version_with(np.arange(ROWS) < 3), LiveMasks()
+    hidden = np.array([30, 40])
+    matching = np.arange(ROWS) % 2 == 0
+    matching.flags.writeable = False
+    made = []
+    for until in (1, 1, 2):
+        live = masks.of(version, 0, hidden[:until])
+        assert live is not None
+        made.append(masks.of_matching(live, matching))
+        assert made[-1].tolist() == (live & matching).tolist()
+    assert made[1] is made[0] is not made[2]
+    with pytest.raises(ValueError, match="read-only"):
+        made[0][0] = True
+
+
 @pytest.mark.parametrize("until", [0, 5])
 def test_masks_are_made_once_and_nobody_may_write_to_them(until: int) -> None:
     version, masks = version_with(np.arange(ROWS) < 3), LiveMasks()

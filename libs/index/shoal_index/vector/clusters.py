@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from shoal_core.errors import Corrupt
 from shoal_index.vector import costs, native
+from shoal_index.vector.by_mask import ByMask
 from shoal_index.vector.column import VectorColumn
 from shoal_index.vector.engine import Mask, Neighbours, Vectors, neighbours
 from shoal_index.vector.matrices import lists_of, matrix_of
@@ -142,6 +143,21 @@ class Clusters:
         return np.repeat(np.arange(len(self.centroids)), np.diff(self.starts))
 
 
+class AllowedLists:
+    """Which rows of some lists are allowed, as far as searches have looked: see `native.search_clusters`."""
+
+    __slots__ = ("bits", "counts")
+
+    def __init__(self, clusters: Clusters) -> None:
+        self.counts = np.full(len(clusters.centroids), -1, dtype=np.int32)
+        self.bits = np.empty(len(clusters.members), dtype=np.uint32)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of both arrays."""
+        return int(self.counts.nbytes + self.bits.nbytes)
+
+
 class ClusterIndex:
     """Posting lists over the vectors of a segment.
 
@@ -157,6 +173,8 @@ class ClusterIndex:
         self._column = column
         self._space = space
         self._some_members = clusters.some_members()
+        self._all = AllowedLists(clusters)
+        self._allowed: ByMask[AllowedLists] = ByMask()
         centroids = clusters.centroids
         squares = np.einsum("ij,ij->i", centroids, centroids) if space == "l2" else None
         self._handle = native.make_clusters(
@@ -181,6 +199,11 @@ class ClusterIndex:
     def size_bytes(self) -> int:
         """Bytes of lists and centroids."""
         return self.clusters.size_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of what searches found out about masks."""
+        return sum(kept.size_bytes for kept in (self._all, *self._allowed.values()))
 
     def clumping(self, allowed: Mask) -> float:
         """How much more the share of allowed rows differs from one block to another than it would by lot (the index of dispersion):
@@ -224,6 +247,7 @@ class ClusterIndex:
     ) -> tuple[Neighbours, npt.NDArray[np.int64]]:
         """The same, and (q,) how many codes each query was compared with."""
         k = min(k, self._column.count)
+        lists = self._all if allowed is None else self._allowed.of(allowed, lambda: AllowedLists(self.clusters))
         found, compared = native.search_clusters(
             self._column.handle(self._space),
             self._handle,
@@ -232,6 +256,8 @@ class ClusterIndex:
             probes=effort,
             refined=self.measured(k),
             allowed=allowed,
+            allowed_counts=lists.counts,
+            allowed_bits=lists.bits,
             threads=threads,
         )
         return neighbours(found), compared

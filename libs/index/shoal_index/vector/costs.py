@@ -19,14 +19,14 @@ def scan_row(dimension: int, *, shared: bool, share: float = 1.0) -> float:
 
 def measure_row(dimension: int) -> float:
     """A row somewhere in memory, whoever reads it."""
-    return 150.0 + 0.25 * dimension
+    return 160.0 + 0.25 * dimension
 
 
 def rank_centroid(dimension: int, *, shared: bool) -> float:
     """A list's centroid, and its place among the others."""
-    return 6.0 + 0.03 * dimension if shared else 10.0 + 0.08 * dimension
+    return 7.0 + 0.035 * dimension if shared else 8.0 + 0.14 * dimension
 
 
 def look_up_code(pieces: int, *, shared: bool) -> float:
     """A vector of so many pieces, by its code."""
-    return 1.2 + 0.014 * pieces if shared else 1.8 + 0.045 * pieces
+    return 1.8 + 0.012 * pieces if shared else 2.4 + 0.045 * pieces

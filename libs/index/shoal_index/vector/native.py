@@ -259,12 +259,16 @@ def search_clusters(
     probes: int,
     refined: int,
     allowed: npt.NDArray[np.bool_] | None,
+    allowed_counts: npt.NDArray[np.int32],
+    allowed_bits: npt.NDArray[np.uint32],
     threads: int,
 ) -> tuple[Nearest, npt.NDArray[np.int64]]:
     """Near rows from the ``probes`` nearest lists, and more of them where they have fewer than ``k``; and (q,) codes compared.
 
     Args:
         refined: rows whose distance is measured, the best by their codes.
+        allowed_counts: (lists,) of allowed rows, -1 where yet unknown: what the search has to count is written to it.
+        allowed_bits: (blocks,) bit i is set if the i-th row of a block is allowed; of lists that were counted, and written alike.
     """
     queries = contiguous(queries, np.float32)
     count, rows, far, counts = _output(queries, k)
@@ -274,7 +278,9 @@ def search_clusters(
     if allowed is not None:
         allowed = contiguous(allowed, np.bool_)
     total = _loaded().search_clusters(
-        vectors, clusters, queries, count, k, probes, refined, allowed, threads, rows, far, counts, compared
+        *(vectors, clusters, queries, count, k, probes, refined),
+        *(allowed, allowed_counts, allowed_bits, threads),
+        *(rows, far, counts, compared),
     )
     return Nearest(rows, far, counts, total), compared
 

@@ -1,0 +1,52 @@
+"""What is kept about masks, and for how long."""
+
+from __future__ import annotations
+
+import gc
+from functools import partial
+
+import numpy as np
+
+from shoal_index.vector.by_mask import ByMask
+from shoal_index.vector.engine import Mask
+
+
+def mask_of(value: int, *, writable: bool = False) -> Mask:
+    mask = np.arange(8) == value
+    mask.flags.writeable = writable
+    return mask
+
+
+def test_what_was_made_is_kept_for_the_same_array_alone() -> None:
+    kept: ByMask[object] = ByMask()
+    mask, equal = mask_of(3), mask_of(3)
+    made = kept.of(mask, object)
+    assert kept.of(mask, object) is made
+    assert kept.of(equal, object) is not made
+
+
+def test_nothing_is_kept_of_masks_that_may_change() -> None:
+    kept: ByMask[object] = ByMask()
+    mask = mask_of(3, writable=True)
+    assert kept.of(mask, object) is not kept.of(mask, object)
+    assert kept.values() == []
+
+
+def test_nothing_is_kept_of_masks_that_are_gone() -> None:
+    """Also where a new one has come to lie at the same place."""
+    kept: ByMask[int] = ByMask()
+    for number in range(100):
+        assert kept.of(mask_of(number % 8), partial(int, number)) == number
+    gc.collect()
+    lasting = mask_of(1)
+    kept.of(lasting, lambda: -1)
+    assert kept.values() == [-1]
+
+
+def test_few_are_kept() -> None:
+    kept: ByMask[int] = ByMask()
+    masks = [mask_of(number % 8) for number in range(50)]
+    for number, mask in enumerate(masks):
+        kept.of(mask, partial(int, number))
+        assert len(kept.values()) <= 16
+        assert number in kept.values()
