@@ -305,16 +305,9 @@ def _write(folder: Path, space: Space, made: _Vectors) -> None:
         np.save(folder / f"{name}_neighbours.npy", _exact_neighbours(made.base, made.queries, space, everything[mask]))
 
 
-def _mask(path: Path) -> Mask:
-    """As masks of filters are: nobody may write to them, so that what searches find out about them is kept."""
-    mask: Mask = np.load(path)
-    mask.flags.writeable = False
-    return mask
-
-
 def _load(folder: Path, name: str, space: Space) -> EngineData:
     filters = {
-        case: FilterCase(_mask(folder / f"{case}_mask.npy"), np.load(folder / f"{case}_neighbours.npy"))
+        case: FilterCase(np.load(folder / f"{case}_mask.npy"), np.load(folder / f"{case}_neighbours.npy"))
         for case in [*(f"f{share}" for share in SHARES), *(f"r{share}" for share in SHARES)]
     }
     return EngineData(

@@ -9,7 +9,7 @@ namespace shoal {
 
 class AllowedLists {
   public:
-    // `starts`, `rows`: of the lists. `allowed`: (rows) a byte each; null for all. `counts`: (lists) below 0 where yet unknown. `bits`: (blocks).
+    // `starts`, `rows`: of the lists. `allowed`: (rows) a byte each; null for all. `counts`: (lists) -1 where yet unknown. `bits`: (blocks).
     AllowedLists(const int64_t* starts, const uint32_t* rows, const uint8_t* allowed, int32_t* counts, uint32_t* bits)
         : starts_(starts), rows_(rows), allowed_(allowed), counts_(counts), bits_(bits) {}
 
@@ -30,8 +30,9 @@ class AllowedLists {
             __atomic_store_n(&bits_[block], bits, __ATOMIC_RELAXED);
             found += __builtin_popcount(bits);
         }
-        __atomic_store_n(&counts_[list], found, __ATOMIC_RELEASE);
-        return found;
+        int32_t unknown = -1;  // what is known never changes: callers make room by it
+        bool first = __atomic_compare_exchange_n(&counts_[list], &unknown, found, false, __ATOMIC_RELEASE, __ATOMIC_ACQUIRE);
+        return first ? found : unknown;
     }
 
     uint32_t bits_of(const uint32_t* rows) const {

@@ -7,7 +7,6 @@
 #pragma once
 
 #include "allowed_lists.hpp"
-#include "graph.hpp"
 #include "list_order.hpp"
 #include "look_up.hpp"
 #include "nearest.hpp"
@@ -93,9 +92,12 @@ class ClusterGroup {
         begin();
         rank();
         for (int64_t q = 0; q < count_; q++) make_table(q);
-        // The nearest lists first, so that thresholds are low for the others.
-        pass(0, count_ > 1 ? kNearestLists : c_.lists);
-        if (count_ > 1) pass(kNearestLists, c_.lists);
+        if (count_ == 1) {
+            pass_alone();
+        } else {  // the nearest lists first, so that thresholds are low for the others
+            pass(0, kNearestLists);
+            pass(kNearestLists, c_.lists);
+        }
         for (int64_t q = 0; q < count_; q++) {
             int64_t at = first_ + q;
             complete(q);
@@ -243,7 +245,6 @@ class ClusterGroup {
 
     // Scans of each query's lists those from one rank to another, list by list, but for lists without allowed vectors.
     void pass(int64_t from, int64_t to) {
-        if (count_ == 1) return pass_alone();
         std::fill(t_.ends.begin(), t_.ends.end(), 0);
         auto each = [&](auto visit) {
             for (int64_t q = 0; q < count_; q++)
@@ -261,16 +262,18 @@ class ClusterGroup {
         }
     }
 
+    // The same of the lists of a single query, each fetched while the one before is scanned.
     void pass_alone() {
-        uint32_t last = kNone;
+        constexpr uint32_t kNoList = 0xFFFFFFFFu;
+        uint32_t last = kNoList;
         for (int64_t rank = 0; rank < t_.selected[0]; rank++) {
             uint32_t list = list_at(0, rank);
             if (!allowed_.count(list)) continue;
             prefetch_list(list);
-            if (last != kNone) scan_list(0, last);
+            if (last != kNoList) scan_list(0, last);
             last = list;
         }
-        if (last != kNone) scan_list(0, last);
+        if (last != kNoList) scan_list(0, last);
     }
 
     // More lists, while those that were to be scanned have fewer than k.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -30,6 +31,10 @@ def test_nothing_is_kept_of_masks_that_may_change() -> None:
     mask = mask_of(3, writable=True)
     assert kept.of(mask, object) is not kept.of(mask, object)
     assert kept.values() == []
+    mask.flags.writeable = False
+    made = kept.of(mask, object)
+    mask.flags.writeable = True
+    assert kept.of(mask, object) is not made
 
 
 def test_nothing_is_kept_of_masks_that_are_gone() -> None:
@@ -43,10 +48,18 @@ def test_nothing_is_kept_of_masks_that_are_gone() -> None:
     assert kept.values() == [-1]
 
 
+def test_threads_that_come_at_once_find_what_one_of_them_made() -> None:
+    kept: ByMask[int] = ByMask()
+    masks = [mask_of(number % 8) for number in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: kept.of(masks[number % 20], partial(int, number % 20)), range(2_000)))
+    assert found == [number % 20 for number in range(2_000)]
+    assert sorted(kept.values()) == list(range(20))
+
+
 def test_few_are_kept() -> None:
     kept: ByMask[int] = ByMask()
     masks = [mask_of(number % 8) for number in range(50)]
     for number, mask in enumerate(masks):
         kept.of(mask, partial(int, number))
-        assert len(kept.values()) <= 16
-        assert number in kept.values()
+        assert kept.values() == list(range(max(0, number - 31), number + 1)), "the newest"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -126,10 +128,10 @@ def test_the_lists_of_the_rule_are_scanned_and_no_others(kind: str, queries: int
                 continue  # more lists are scanned: see below
             true = search_exact(column, space, asked[number : number + 1], K, allowed=within)
             assert found.rows[number * K : (number + 1) * K].tolist() == true.rows.tolist()
-            block = np.flatnonzero(
+            blocks = np.flatnonzero(
                 np.isin(clusters.list_of_block(), lists)
-            )  # of which those without allowed rows are passed over
-            filled = (np.append(within, False)[np.minimum(clusters.members[block], ROWS)]).any(axis=1)
+            )  # those without allowed rows are passed over
+            filled = np.append(within, False)[np.minimum(clusters.members[blocks], ROWS)].any(axis=1)
             assert compared[number] == np.count_nonzero(filled) * CODED
 
 
@@ -156,9 +158,36 @@ def test_searches_of_one_mask_share_what_they_find_out(level: str) -> None:
     assert index.kept_bytes == index.refining(2).kept_bytes == 3 * 4 * (len(clusters.centroids) + len(clusters.members))
 
 
+def test_threads_may_look_at_the_same_lists_for_the_first_time(level: str) -> None:
+    vectors, asked = some(24)
+    column = column_of(vectors)
+    clusters = clusters_of(column, "l2")
+    queries = np.repeat(asked, 10, axis=0)
+    random = np.random.default_rng(8)
+    with ThreadPoolExecutor(4) as pool:
+        for share in (0.02, 0.3, 0.9):
+            mask: Mask = random.random(ROWS) < share
+            mask.flags.writeable = False
+            index = ClusterIndex(clusters, column, "l2", 4)
+            search = partial(index.search, k=K, effort=12, allowed=mask, threads=2)
+            found = [part.rows.tolist() for part in pool.map(search, [queries] * 12)]
+            assert found == [found[0]] * 12
+            assert mask[found[0]].all()
+
+
+@pytest.mark.parametrize("kind", ["counts", "bits"])
+def test_what_is_known_of_other_lists_is_refused(kind: str) -> None:
+    vectors, asked = some(24)
+    column = column_of(vectors)
+    index = ClusterIndex(clusters_of(column, "l2"), column, "l2", 4)
+    setattr(index._all, kind, getattr(index._all, kind)[1:])
+    with pytest.raises(ValueError, match="expected an array of"):
+        index.search(asked, K, effort=2, allowed=None, threads=1)
+
+
 @pytest.mark.parametrize("space", SPACES)
 def test_queries_as_far_from_every_list(space: str, level: str) -> None:
-    """Equal scores of lists, by their numbers then (but for l2), and scores that float32 does not hold."""
+    """Equal scores of lists, by their numbers then (there are none for l2), and scores that float32 does not hold."""
     vectors, asked = some(24)
     column = column_of(vectors)
     clusters = clusters_of(column, space)

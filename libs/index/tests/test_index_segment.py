@@ -264,6 +264,8 @@ async def test_a_mask_that_nobody_may_write_to_is_looked_at_once(monkeypatch: py
             assert len(exact.rows) == np.count_nonzero(mask)
         assert plan.k == 5
     assert len(looks) == 100
+    lists = next(way.index for way in segment.ways if isinstance(way.index, ClusterIndex))
+    assert segment.kept_bytes == segment.vectors.kept_bytes + lists.kept_bytes > segment.vectors.kept_bytes
     changing = np.ones(segment.rows, dtype=bool)
     for rows in (4_000, 10):
         changing[rows:] = False

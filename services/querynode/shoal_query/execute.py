@@ -41,33 +41,50 @@ ORIGIN = "origin"
 _URI = MetadataField(URI_KEY, Kind.STRING).column
 
 
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """Of one segment, with so many rows hidden: the mask of its live rows, and of those that match filters."""
+
+    hidden: int
+    mask: Mask
+    matching: ByMask[Mask] = field(default_factory=ByMask)
+
+
 @dataclass(slots=True)
 class LiveMasks:
     """Per segment the mask of rows that are live at the newest offset asked for; made once per change, not per read."""
 
-    _kept: dict[int, tuple[int, Mask]] = field(default_factory=dict)
-    _matching: ByMask[ByMask[Mask]] = field(default_factory=ByMask)
+    _kept: dict[int, _Live] = field(default_factory=dict)
 
-    def of_matching(self, live: Mask, matching: Mask) -> Mask:
-        """Those of the live rows that match, as long as both masks are kept, and not to be written to."""
-        return self._matching.of(live, ByMask).of(matching, lambda: _read_only(live & matching))
+    @property
+    def size_bytes(self) -> int:
+        """Of all that is kept."""
+        return sum(
+            kept.mask.nbytes + sum(each.nbytes for each in kept.matching.values())
+            for kept in tuple(self._kept.values())
+        )
+
+    def of_matching(self, segment: int, live: Mask, matching: Mask) -> Mask:
+        """Those of the live rows that match; nobody may write to them where they are kept: of the newest mask of live rows."""
+        kept = self._kept.get(segment)
+        if kept is None or kept.mask is not live:
+            return live & matching
+        return kept.matching.of(matching, lambda: _read_only(live & matching))
 
     def of(self, version: ShardVersion, segment: int, hidden: Rows) -> Mask | None:
         """(rows,) bool that nobody may write to, or None when every row is live. ``hidden`` only ever grows at its end."""
         view = version.segments[segment]
-        if len(hidden) == 0:
-            if view.dead is None:
-                return None
-            if segment not in self._kept:
-                self._kept[segment] = (0, _read_only(~view.dead))
-        known, mask = self._kept.get(segment, (0, None))
-        if mask is not None and known == len(hidden):
-            return mask
-        if mask is None or known > len(hidden):
-            mask, known = np.ones(view.ref.rows, dtype=bool) if view.dead is None else ~view.dead, 0
-        grown = mask.copy()
+        if len(hidden) == 0 and view.dead is None:
+            return None
+        kept = self._kept.get(segment)
+        if kept is not None and kept.hidden == len(hidden):
+            return kept.mask
+        if kept is None or kept.hidden > len(hidden):
+            grown, known = np.ones(view.ref.rows, dtype=bool) if view.dead is None else ~view.dead, 0
+        else:
+            grown, known = kept.mask.copy(), kept.hidden
         grown[hidden[known:]] = False
-        self._kept[segment] = (len(hidden), _read_only(grown))
+        self._kept[segment] = _Live(len(hidden), _read_only(grown))
         return grown
 
 
@@ -111,7 +128,7 @@ def allowed_rows(snapshot: Snapshot, source: int, selection: Selection) -> Mask 
     segment = snapshot.version.segments[source].segment
     if selection.where is not None:
         matching = segment.matching(selection.where)
-        mask = matching if mask is None else snapshot.masks.of_matching(mask, matching)
+        mask = matching if mask is None else snapshot.masks.of_matching(source, mask, matching)
     if selection.ids is not None:
         named = np.zeros(segment.rows, dtype=bool)
         rows = segment.locate(selection.ids)

@@ -129,11 +129,11 @@ class Shard:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the segments and tails held, of what was made for reads, and something for the shard itself."""
+        """Bytes of the segments and tails held, of what was made for reads, masks among it, and something for the shard itself."""
         views = [*self._past.values(), *([] if self.view is None else [self.view])]
         segments = {id(held.segment): held for view in views for held in view.version.segments}  # versions share them
         stored = sum(self._held_bytes(held) for held in segments.values())
-        return _SHARD_BYTES + stored + sum(view.tail_bytes for view in views)
+        return _SHARD_BYTES + stored + sum(view.tail_bytes + view.masks.size_bytes for view in views)
 
     @property
     def tail_bytes(self) -> int:

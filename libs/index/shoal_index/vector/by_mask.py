@@ -11,11 +11,12 @@ from shoal_index.vector.engine import Mask
 
 T = TypeVar("T")
 
-_KEPT = 16
+_KEPT = 32
 
 
 class ByMask(Generic[T]):
-    """Something made for each mask, kept for as long as the mask is: for those that nobody may write to, and a few at a time.
+    """Something made for each mask that nobody may write to, of a few at a time, the newest. That of a mask that is gone goes when the
+    next is made. A read-only view of an array that somebody may write to must not come here.
 
     Safe for threads, of which several may make it at once.
     """
@@ -26,14 +27,15 @@ class ByMask(Generic[T]):
 
     def of(self, mask: Mask, make: Callable[[], T]) -> T:
         """What was made for this very array, else ``make()``."""
+        if mask.flags.writeable:
+            return make()
         kept = self._kept.get(id(mask))
         if kept is not None and kept[0]() is mask:
             return kept[1]
         made = make()
-        if not mask.flags.writeable:
-            with self._lock:
-                kept_still = {key: each for key, each in self._kept.items() if each[0]() is not None}
-                self._kept = (kept_still if len(kept_still) < _KEPT else {}) | {id(mask): (weakref.ref(mask), made)}
+        with self._lock:
+            others = [(key, each) for key, each in self._kept.items() if each[0]() is not None and key != id(mask)]
+            self._kept = dict([*others[-_KEPT + 1 :], (id(mask), (weakref.ref(mask), made))])
         return made
 
     def values(self) -> list[T]:

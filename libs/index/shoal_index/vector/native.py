@@ -278,9 +278,21 @@ def search_clusters(
     if allowed is not None:
         allowed = contiguous(allowed, np.bool_)
     total = _loaded().search_clusters(
-        *(vectors, clusters, queries, count, k, probes, refined),
-        *(allowed, allowed_counts, allowed_bits, threads),
-        *(rows, far, counts, compared),
+        vectors,
+        clusters,
+        queries,
+        count,
+        k,
+        probes,
+        refined,
+        allowed,
+        allowed_counts,
+        allowed_bits,
+        threads,
+        rows,
+        far,
+        counts,
+        compared,
     )
     return Nearest(rows, far, counts, total), compared
 
