@@ -27,7 +27,6 @@ from shoal_core.errors import DimensionMismatch, InvalidArgument, NotFound, Shoa
 from shoal_core.filters import Filter
 from shoal_index.planner import DEFAULT_RECALL, Ask
 from shoal_index.vector import kernels
-from shoal_index.vector.engine import Vectors
 from shoal_query.admission import Admission
 from shoal_query.answers import answer_of, served_at
 from shoal_query.execute import (
@@ -173,7 +172,7 @@ class Node:
                         raise
                     continue
                 if any(hit.plan.approximate for hit in found.hits) and not ask.paged:
-                    self._check_now_and_then(shard, found, selection, request.vectors)
+                    self._check_now_and_then(shard, found, selection)
                 return found.answer
         raise SnapshotGone(f"the snapshot was replaced {self.settings.attempts} times during the read; try again")
 
@@ -239,17 +238,17 @@ class Node:
         shard.observed.fade(self.services.clock.monotonic())
         return shard.observed.corrected(replace(ask, paged=True) if self.loaded.crowded else ask)
 
-    def _check_now_and_then(self, shard: Shard, nearest: Nearest, selection: Selection, vectors: Vectors) -> None:
+    def _check_now_and_then(self, shard: Shard, nearest: Nearest, selection: Selection) -> None:
         """Ask one of the queries again exactly, in the background, if there is time to spare for it."""
         clock = self.services.clock
         if not self._checks.begin(clock.monotonic()):
             return
-        number = self.counters.recall_checks % len(vectors)
+        number = self.counters.recall_checks % len(nearest.vectors)
 
         async def check() -> None:
             started_at = clock.monotonic()
             try:
-                query = vectors[number : number + 1]
+                query = nearest.vectors[number : number + 1]
                 found = await self.services.compute(
                     lambda: check_query(nearest.snapshot, selection, nearest.hits, query, number)
                 )
@@ -325,6 +324,7 @@ class Node:
         async with self._admission.admitted():
             self.counters.reads += 1
             key, shard = key_of(target), self.loaded.open(target)
+            shard.readers += 1
             try:
                 yield shard
             except NotFound:
@@ -335,6 +335,7 @@ class Node:
                     await self.loaded.drop(key, shard)
                 raise
             finally:
+                shard.readers -= 1
                 await self.loaded.read(key)
 
 
