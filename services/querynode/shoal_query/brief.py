@@ -29,6 +29,7 @@ _SEGMENTS = 4
 _COLUMNS = 16  # of metadata
 _ANSWERED = 100  # rows
 _ANSWERED_BYTES = 64 << 10
+_LARGEST_MULTIPLE = 4  # of what one read may take, for several
 _TAIL_SCANS = 2  # of every row: for its length, the first time after a fold, and to compare it
 
 
@@ -45,12 +46,19 @@ class BriefSearches:
     _paused_until: float = -math.inf
 
     def may_run(
-        self, snapshot: Snapshot, selection: Selection, search: Search, include: Include, *, within_us: int
+        self,
+        snapshot: Snapshot,
+        selection: Selection,
+        search: Search,
+        include: Include,
+        *,
+        within_us: int,
+        reads: int = 1,
     ) -> bool:
-        """Whether to `run` this one."""
+        """Whether to `run` this one, which serves so many reads."""
         if self.clock.monotonic() < self._paused_until:
             return False
-        return is_brief(snapshot, selection, search, include, within_us=within_us)
+        return is_brief(snapshot, selection, search, include, within_us=within_us, reads=reads)
 
     def run(self, work: Callable[[], T]) -> T:
         """The result of ``work``, at once."""
@@ -63,8 +71,11 @@ class BriefSearches:
                 self._paused_until = self.clock.monotonic() + PAUSE_S
 
 
-def is_brief(snapshot: Snapshot, selection: Selection, search: Search, include: Include, *, within_us: int) -> bool:
-    """Whether a search is reckoned to be over within so many microseconds, and to fetch few rows; never within 0.
+def is_brief(
+    snapshot: Snapshot, selection: Selection, search: Search, include: Include, *, within_us: int, reads: int = 1
+) -> bool:
+    """Whether a search is reckoned to be over within so many microseconds, and to fetch few rows; never within 0. For several reads,
+    which would hold the event loop one after another, it may take some times as long.
 
     Not with a filter or ids, whose evaluation is not reckoned; nor where vectors may have to be read from disk, or anything is yet to
     be made that takes a look at every row.
@@ -74,8 +85,13 @@ def is_brief(snapshot: Snapshot, selection: Selection, search: Search, include: 
     queries, dimension = search.vectors.shape
     version, ask = snapshot.version, search.ask
     operations = max(snapshot.offset, snapshot.frozen.offset) - version.compacted_offset
-    left_ns = 1_000 * within_us - queries * operations * _TAIL_SCANS * costs.scan_row(dimension, shared=False)
-    if left_ns <= 0 or len(version.segments) > _SEGMENTS or not _fetches_little(snapshot, queries * ask.k, include):
+    times = min(reads, _LARGEST_MULTIPLE)
+    left_ns = 1_000 * within_us * times - queries * operations * _TAIL_SCANS * costs.scan_row(dimension, shared=False)
+    if (
+        left_ns <= 0
+        or len(version.segments) > _SEGMENTS
+        or not _fetches_little(snapshot, queries * ask.k, include, times)
+    ):
         return False
     if not all(_is_ready(held, version.space) for held in version.segments):
         return False
@@ -90,9 +106,9 @@ def _is_ready(held: SegmentView, space: str) -> bool:
     return ref.rows <= min(_ROWS, 2 * ref.live) and held.segment.vectors.is_prepared(space)
 
 
-def _fetches_little(snapshot: Snapshot, answered: int, include: Include) -> bool:
-    """Whether so many rows of mean size come to few bytes in few columns."""
-    if answered > _ANSWERED:
+def _fetches_little(snapshot: Snapshot, answered: int, include: Include, times: int) -> bool:
+    """Whether so many rows of mean size come to few bytes in few columns, or to so many times as many."""
+    if answered > times * _ANSWERED:
         return False
     if not (include.documents or include.metadatas or include.embeddings or include.uris or include.keys):
         return True
@@ -101,4 +117,4 @@ def _fetches_little(snapshot: Snapshot, answered: int, include: Include) -> bool
     sizes = [segment.row_bytes for segment in segments] + [sum(part.size_bytes for part in parts) / rows]
     columns = max((len(segment.fields) for segment in segments), default=0)
     embedding = 4 * (snapshot.version.dimension or 0) if include.embeddings else 0
-    return columns <= _COLUMNS and answered * (max(sizes) + embedding) <= _ANSWERED_BYTES
+    return columns <= _COLUMNS and answered * (max(sizes) + embedding) <= times * _ANSWERED_BYTES

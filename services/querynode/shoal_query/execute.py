@@ -178,6 +178,13 @@ class Found:
     distance: npt.NDArray[np.float32] | None
     counts: npt.NDArray[np.int64]
 
+    def of_queries(self, first: int, last: int) -> Found:
+        """Those of the queries from one number to before another."""
+        start = int(self.counts[:first].sum())
+        rows = slice(start, start + int(self.counts[first:last].sum()))
+        distance = None if self.distance is None else self.distance[rows]
+        return Found(self.source[rows], self.row[rows], self.created[rows], distance, self.counts[first:last])
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentHits:

@@ -39,12 +39,13 @@ from shoal_query.execute import (
 )
 from shoal_query.explain import Reading, Shown, Stages, explain
 from shoal_query.loaded import LoadedShards, key_of
-from shoal_query.nearest import Nearest, NearestRead
+from shoal_query.nearest import Due, Nearest, NearestRead, nearest_together
 from shoal_query.ranked import SCORE, search_leaves, statistics
 from shoal_query.recall_check import CheckBudget, check_query
 from shoal_query.rounds import seen
 from shoal_query.services import Services
 from shoal_query.shard import Shard, View
+from shoal_query.together import Together
 from shoal_query.usage import Counters, Usage
 
 
@@ -87,6 +88,7 @@ class Node:
     _kernels: Mapping[str, str] = field(default_factory=dict)
     _checks: CheckBudget = field(init=False)
     _checking: set[asyncio.Task[None]] = field(default_factory=set)
+    _together: Together[Due, Nearest | None] = field(default_factory=nearest_together)
 
     def __post_init__(self) -> None:
         self._checks = CheckBudget(self.settings.recall_check_share)
@@ -158,8 +160,9 @@ class Node:
         async with self._reading(request.target) as shard:
             ask = self._corrected(shard, _ask(request, k=request.k, queries=len(request.vectors)))
             search = Search(request.vectors, ask, self.settings.threads)
+            brief_us = self.settings.brief_search_us
             read = NearestRead(
-                self.services, shard, request, selection, search, self._begin(shard), self.settings.brief_search_us
+                self.services, shard, request, selection, search, self._begin(shard), brief_us, self._together
             )
             for _ in range(self.settings.attempts):
                 view = await shard.loaded()

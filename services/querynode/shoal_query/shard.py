@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from shoal_core.contracts import Head, Tail, TailRequest, Target, VersionInfo
@@ -34,7 +34,6 @@ from shoal_query.recall_check import ObservedRecall
 from shoal_query.rounds import Rounds, seen
 from shoal_query.services import Services
 from shoal_query.tail import Overlay, RawTail
-from shoal_query.together import Together
 from shoal_storage.blocks import BlockRef
 from shoal_storage.cache import Metered, ReadMeter
 from shoal_storage.manifest import Manifest, decode_manifest, empty_manifest
@@ -128,7 +127,6 @@ class Shard:
         self.read = ReadMeter()
         self.observed = ObservedRecall()
         self.brief = BriefSearches(services.clock, services.thread_use)
-        self.together: Together[Any, Any] = Together()
 
     @property
     def size_bytes(self) -> int:

@@ -1,71 +1,62 @@
-"""What is asked for in one turn of the event loop, put together: reads that shared a catch-up go on in the same turn."""
+"""What is asked for at once, put together: reads that shared a catch-up go on in the same turn of the event loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-LARGEST_GROUP = 64
-
-
-@dataclass(slots=True, eq=False)
-class _Group(Generic[T, R]):
-    items: list[T] = field(default_factory=list)
-    answers: list[asyncio.Future[R]] = field(default_factory=list)
-
 
 class Together(Generic[T, R]):
-    """Gathers items under a key until the turn ends, then has them served in one go."""
+    """Gathers items under a key while the loop goes round once, then has them served, all in one go or in portions, one in a turn.
 
-    def __init__(self) -> None:
-        self._groups: dict[Hashable, _Group[T, R]] = {}
-        self._serving: set[asyncio.Task[None]] = set()
+    Args:
+        most: items of a portion.
+        fits: whether several, up to so many, are one. A single one is always.
+        serve: makes an answer of each item of a portion, in their order, at once.
+    """
 
-    async def ask(self, key: Hashable, item: T, serve: Callable[[Sequence[T]], Awaitable[Sequence[R]]]) -> R:
-        """What ``serve`` makes of the item, which it is given with all that came under the key, in their order.
+    def __init__(
+        self, most: int, fits: Callable[[Sequence[T]], bool], serve: Callable[[Sequence[T]], Sequence[R]]
+    ) -> None:
+        self._most = most
+        self._fits = fits
+        self._serve = serve
+        self._groups: dict[Hashable, list[tuple[T, asyncio.Future[R]]]] = {}
 
-        The first one's ``serve`` is called, in its context, and once begun it ends whoever is cancelled meanwhile. Raises what it
-        raises.
-        """
+    async def ask(self, key: Hashable, item: T) -> R:
+        """What was made of the item. Raises what `serve` raised for its portion, which runs in the context of the group's first."""
         loop = asyncio.get_running_loop()
         group = self._groups.get(key)
-        if group is None or len(group.items) >= LARGEST_GROUP:
-            group = self._groups[key] = _Group()
-            loop.call_soon(self._begin, key, group, serve)
+        if group is None:
+            group = self._groups[key] = []
+            loop.call_soon(self._begin, key, group)
         answer: asyncio.Future[R] = loop.create_future()
-        group.items.append(item)
-        group.answers.append(answer)
+        group.append((item, answer))
         return await answer
 
-    def _begin(
-        self, key: Hashable, group: _Group[T, R], serve: Callable[[Sequence[T]], Awaitable[Sequence[R]]]
-    ) -> None:
-        if self._groups.get(key) is group:
-            del self._groups[key]
-        if all(answer.cancelled() for answer in group.answers):
+    def _begin(self, key: Hashable, group: list[tuple[T, asyncio.Future[R]]]) -> None:
+        del self._groups[key]
+        self._next_portion(group)
+
+    def _next_portion(self, group: Sequence[tuple[T, asyncio.Future[R]]]) -> None:
+        waiting = [each for each in group if not each[1].done()]  # others were cancelled
+        if not waiting:
             return
-        task = asyncio.create_task(_serve(group, serve))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
-
-
-async def _serve(group: _Group[T, R], serve: Callable[[Sequence[T]], Awaitable[Sequence[R]]]) -> None:
-    try:
-        found = await serve(group.items)
-    except asyncio.CancelledError:
-        for answer in group.answers:
-            answer.cancel()
-        raise
-    except Exception as error:
-        for answer in group.answers:
-            if not answer.done():
+        size = min(len(waiting), self._most)
+        while size > 1 and not self._fits([item for item, _ in waiting[:size]]):
+            size = (size + 1) // 2
+        if size < len(waiting):
+            asyncio.get_running_loop().call_soon(self._next_portion, waiting[size:])
+        try:
+            found = self._serve([item for item, _ in waiting[:size]])
+            served = list(zip(waiting[:size], found, strict=True))
+        except Exception as error:
+            for _, answer in waiting[:size]:
                 answer.set_exception(error)
-        return
-    for answer, each in zip(group.answers, found, strict=True):
-        if not answer.done():
+            return
+        for (_, answer), each in served:
             answer.set_result(each)

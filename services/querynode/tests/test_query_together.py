@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,78 +15,92 @@ import pytest
 from services.querynode.tests.test_query_brief import EVERYTHING, Bench, put
 from shoal_core.contracts import Include, QueryRequest
 from shoal_core.errors import InvalidArgument, ShoalError
-from shoal_query.execute import search_segments
-from shoal_query.together import LARGEST_GROUP, Together
+from shoal_core.records import ID
+from shoal_index.planner import Ask
+from shoal_query.execute import Search, Selection, search_segments
+from shoal_query.nearest import LARGEST_PORTION, NearestRead
+from shoal_query.together import Together
 
-Numbers = Together[int, int]
 
+class Numbers:
+    """Doubles numbers, and notes which came together; no more than ``portion`` at a time."""
 
-class Server:
-    """Doubles numbers, and notes which came together. ``fails``: with what instead."""
-
-    def __init__(self, fails: BaseException | None = None) -> None:
+    def __init__(self, portion: int = 12, fails: Exception | None = None) -> None:
         self.served: list[list[int]] = []
+        self.portion = portion
         self.fails = fails
-        self.going_on = asyncio.Event()
-        self.going_on.set()
+        self.together: Together[int, int] = Together(12, lambda items: len(items) <= self.portion, self.serve)
 
-    async def __call__(self, items: Sequence[int]) -> list[int]:
+    def serve(self, items: Sequence[int]) -> list[int]:
         self.served.append(list(items))
-        await self.going_on.wait()
         if self.fails is not None:
             raise self.fails
         return [2 * item for item in items]
 
-
-async def test_what_is_asked_in_one_turn_is_served_in_one_go() -> None:
-    together, server = Numbers(), Server()
-    found = await asyncio.gather(*(together.ask(number % 2, number, server) for number in range(7)))
-    assert found == [0, 2, 4, 6, 8, 10, 12]
-    assert server.served == [[0, 2, 4, 6], [1, 3, 5]]
-    assert await together.ask(0, 8, server) == 16
-    assert server.served[2:] == [[8]]
+    async def ask(self, *numbers: int) -> list[int]:
+        """Under one key for odd ones, and one for even ones."""
+        return await asyncio.gather(*(self.together.ask(number % 2, number) for number in numbers))
 
 
-async def test_groups_have_an_end() -> None:
-    together, server = Numbers(), Server()
-    count = 2 * LARGEST_GROUP + 3
-    assert await asyncio.gather(*(together.ask(0, number, server) for number in range(count))) == [
-        2 * number for number in range(count)
-    ]
-    assert [len(group) for group in server.served] == [LARGEST_GROUP, LARGEST_GROUP, 3]
+async def test_what_is_asked_at_once_is_served_in_one_go() -> None:
+    numbers = Numbers()
+    assert await numbers.ask(*range(7)) == [0, 2, 4, 6, 8, 10, 12]
+    assert numbers.served == [[0, 2, 4, 6], [1, 3, 5]]
+    assert await numbers.ask(8) == [16]
+    assert numbers.served[2:] == [[8]]
 
 
-async def test_a_failure_is_everybodys() -> None:
-    together, server = Numbers(), Server(InvalidArgument("no"))
-    found = await asyncio.gather(*(together.ask(0, number, server) for number in range(3)), return_exceptions=True)
-    assert [type(error) for error in found] == [InvalidArgument] * 3
-    assert len(server.served) == 1
-
-
-async def test_who_is_cancelled_takes_nobody_along() -> None:
-    """Before the group is served, the first of it too, and meanwhile."""
-    for turns in (1, 3):
-        together, server = Numbers(), Server()
-        server.going_on.clear()
-        asks = [asyncio.create_task(together.ask(0, number, server)) for number in range(3)]
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        asks[0].cancel()
+@pytest.mark.parametrize("portion", [0, 1, 3, 9, 100])
+async def test_what_is_too_much_is_served_in_portions_one_in_a_turn(portion: int) -> None:
+    numbers = Numbers(portion)
+    asked = asyncio.ensure_future(numbers.ask(*range(0, 40, 2)))
+    served = []
+    while not asked.done():
+        served.append(len(numbers.served))
         await asyncio.sleep(0)
-        server.going_on.set()
-        found = await asyncio.gather(*asks, return_exceptions=True)
-        assert [isinstance(found[0], asyncio.CancelledError), *found[1:]] == [True, 2, 4]
+    assert await asked == list(range(0, 80, 4))
+    assert [number for group in numbers.served for number in group] == list(range(0, 40, 2))
+    assert max(map(len, numbers.served)) <= min(max(portion, 1), 12)
+    assert all(later - earlier <= 1 for earlier, later in itertools.pairwise(served))
+
+
+async def test_a_failure_is_its_portions_own() -> None:
+    numbers = Numbers(fails=InvalidArgument("no"))
+    asks = [asyncio.create_task(numbers.together.ask(0, number)) for number in range(3)]
+    found = await asyncio.gather(*asks, return_exceptions=True)
+    assert [type(error) for error in found] == [InvalidArgument] * 3
+    assert len(numbers.served) == 1
+    numbers.fails = None
+    assert await numbers.ask(1) == [2]
+
+
+async def test_a_wrong_number_of_answers_is_a_failure() -> None:
+    together: Together[int, int] = Together(9, lambda items: True, lambda items: [1])
+    found = await asyncio.gather(*(together.ask(0, number) for number in range(3)), return_exceptions=True)
+    assert [type(error) for error in found] == [ValueError] * 3
 
 
 async def test_nobody_is_served_who_has_gone() -> None:
-    together, server = Numbers(), Server()
-    asks = [asyncio.create_task(together.ask(0, number, server)) for number in range(3)]
+    """The first of the group too, and between portions."""
+    numbers = Numbers(portion=1)
+    asks = [asyncio.create_task(numbers.together.ask(0, number)) for number in range(4)]
     await asyncio.sleep(0)
-    for ask in asks:
-        ask.cancel()
-    await asyncio.gather(*asks, return_exceptions=True)
-    assert await together.ask(0, 5, server) == 10
-    assert server.served == [[5]]
+    asks[0].cancel()
+    await asyncio.sleep(0)
+    assert numbers.served == [[1]]
+    asks[2].cancel()
+    found = await asyncio.gather(*asks, return_exceptions=True)
+    assert [isinstance(found[0], asyncio.CancelledError), found[1], isinstance(found[2], asyncio.CancelledError)] == [
+        True,
+        2,
+        True,
+    ]
+    assert numbers.served == [[1], [3]]
+    gone = asyncio.create_task(numbers.together.ask(0, 5))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert await numbers.ask(7) == [14]
+    assert numbers.served == [[1], [3], [7]]
 
 
 class Searches:
@@ -121,7 +138,8 @@ async def test_reads_that_shared_a_catch_up_are_one_search(monkeypatch: pytest.M
     found = await asyncio.gather(*(bench.node.query(request) for request in requests))
     assert [answer_of(answer) for answer in found] == alone
     assert sum(searches.queries) == 30
-    assert len(searches.queries) <= 3
+    assert max(searches.queries) >= LARGEST_PORTION
+    assert len(searches.queries) <= 20 / LARGEST_PORTION + 3
     for answer in found:
         assert answer.rows.num_rows == answer.row_counts.sum()
 
@@ -138,13 +156,82 @@ async def test_reads_that_want_something_else_are_apart(monkeypatch: pytest.Monk
     assert 4 <= len(searches.queries) < 12
 
 
-async def test_many_brief_ones_together_go_to_a_thread() -> None:
+async def test_many_are_served_in_portions_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = await Bench().start()
     await bench.node.query(request_at(bench, [0.0], 10))
     before = bench.executor.submitted
-    found = await asyncio.gather(*(bench.node.query(request_at(bench, [float(n)], 10)) for n in range(40)))
-    assert [answer.rows.num_rows for answer in found] == [10] * 40
-    assert 0 < bench.executor.submitted - before <= 3, "one for all that are due together"
+    searches = Searches(monkeypatch)
+    found = await asyncio.gather(*(bench.node.query(request_at(bench, [float(n)], 10)) for n in range(64)))
+    assert [answer.rows.num_rows for answer in found] == [10] * 64
+    assert bench.executor.submitted == before
+    assert searches.queries == [8] * 8
+
+
+async def test_reads_that_cease_to_be_brief_go_to_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = await Bench().start()
+    before = bench.executor.submitted
+    asked = [asyncio.create_task(bench.node.query(request_at(bench, [float(n)]))) for n in range(6)]
+    while not bench.node._together._groups:
+        await asyncio.sleep(0)
+    monkeypatch.setattr(type(bench.shard), "unread_bytes", 1)
+    answers = await asyncio.gather(*asked)
+    assert [answer.rows.column(ID).to_pylist()[0] for answer in answers] == [f"r{n}" for n in range(6)]
+    assert bench.executor.submitted > before
+
+
+async def test_snapshots_and_wishes_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads that go on at once, though of different offsets or recalls, or with other efforts."""
+    bench = await Bench().start()
+    await bench.write(put("early", 1.25))
+    await bench.node.query(request_at(bench, [0.0]))
+    view = bench.shard.view
+    early = view.newest()
+    await bench.write(put("late", 1.25))
+    await bench.node.query(request_at(bench, [0.0]))
+    late = view.newest()
+    request = request_at(bench, [1.25])
+    searches = Searches(monkeypatch)
+    bench.shard.readers += 2  # as if they had waited for the same catch-up
+
+    def read(snapshot: Any, wanted: QueryRequest) -> Any:
+        search = Search(wanted.vectors, Ask(wanted.k, wanted.recall or 0.95, wanted.ef, wanted.exact), 2)
+        reading = bench.node._begin(bench.shard)
+        services, together = bench.node.services, bench.node._together
+        return NearestRead(services, bench.shard, wanted, Selection(), search, reading, 160, together).at(snapshot)
+
+    wishes = [replace(request, exact=True), replace(request, recall=0.5), replace(request, ef=7), request]
+    asked = [read(snapshot, wish) for snapshot in (early, late, early) for wish in wishes]
+    found = [one.answer for one in await asyncio.gather(*asked)]
+    assert searches.queries == [2, 2, 2, 2, 1, 1, 1, 1]
+    names = [sorted(answer.rows.column(ID).to_pylist()[:2]) for answer in found]
+    assert names == [["early", "r1"]] * 4 + [["early", "late"]] * 4 + [["early", "r1"]] * 4
+    assert [answer.served_at.offset for answer in found] == [21] * 4 + [22] * 4 + [21] * 4
+
+
+async def test_each_has_the_columns_that_it_would_have_alone() -> None:
+    """A row of the tail has metadata that rows of the segment have not."""
+    bench = await Bench().start()
+    await bench.write(("upsert", "tail", (40.0, 0.0), "text", None, {"extra": 1}))
+    requests = [request_at(bench, [value], 1) for value in (40.0, 3.0, 5.0)]
+    await bench.node.query(requests[0])
+    alone = [await bench.node.query(request) for request in requests]
+    found = await asyncio.gather(*(bench.node.query(request) for request in requests))
+    assert [answer.rows.schema for answer in found] == [answer.rows.schema for answer in alone]
+    assert [answer.rows.nbytes for answer in found] == [answer.rows.nbytes for answer in alone]
+
+
+async def test_a_group_is_in_the_traces_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans: list[tuple[str, int, Any]] = []
+
+    @contextmanager
+    def noted(name: str, askers: Sequence[Any], attributes: Any = None) -> Iterator[None]:
+        spans.append((name, len(askers), attributes))
+        yield
+
+    monkeypatch.setattr("shoal_query.nearest.shared_span", noted)
+    bench = await Bench().start()
+    await asyncio.gather(*(bench.node.query(request_at(bench, [float(n)])) for n in range(8)))
+    assert spans == [("query together", 8, {"shoal.reads": 8})]
 
 
 async def test_a_check_of_live_queries_knows_whose_hits_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
