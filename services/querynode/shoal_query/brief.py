@@ -60,14 +60,14 @@ class BriefSearches:
             return False
         return is_brief(snapshot, selection, search, include, within_us=within_us, reads=reads)
 
-    def run(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, at once."""
+    def run(self, work: Callable[[], T], *, reads: int = 1) -> T:
+        """The result of ``work``, which is for so many reads, at once."""
         cpu_s, faults = self.used()
         try:
             return work()
         finally:
             cpu_then_s, faults_then = self.used()
-            if cpu_then_s - cpu_s > LONGEST_S or faults_then > faults:
+            if cpu_then_s - cpu_s > LONGEST_S * min(reads, _LARGEST_MULTIPLE) or faults_then > faults:
                 self._paused_until = self.clock.monotonic() + PAUSE_S
 
 

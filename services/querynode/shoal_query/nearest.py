@@ -182,7 +182,8 @@ def _search_once(due: Sequence[Due]) -> Sequence[Nearest | None]:
     if len(due) == 1:
         return [first._here(snapshot) if first._is_brief(snapshot) else None]
     with shared_span("query together", [each.asker for each in due], {"shoal.reads": len(due)}):
-        return first.shard.brief.run(lambda: _each_of(_joined(due), snapshot, [each.read for each in due]))
+        reads = [each.read for each in due]
+        return first.shard.brief.run(lambda: _each_of(_joined(due), snapshot, reads), reads=len(reads))
 
 
 def _each_of(joined: NearestRead, snapshot: Snapshot, reads: Sequence[NearestRead]) -> list[Nearest]:

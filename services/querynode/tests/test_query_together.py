@@ -17,6 +17,7 @@ from shoal_core.contracts import Include, QueryRequest
 from shoal_core.errors import InvalidArgument, ShoalError
 from shoal_core.records import ID
 from shoal_index.planner import Ask
+from shoal_query import brief
 from shoal_query.execute import Search, Selection, search_segments
 from shoal_query.nearest import LARGEST_PORTION, NearestRead
 from shoal_query.together import Together
@@ -177,6 +178,16 @@ async def test_reads_that_cease_to_be_brief_go_to_threads(monkeypatch: pytest.Mo
     answers = await asyncio.gather(*asked)
     assert [answer.rows.column(ID).to_pylist()[0] for answer in answers] == [f"r{n}" for n in range(6)]
     assert bench.executor.submitted > before
+
+
+@pytest.mark.parametrize(("times", "paused"), [(3.9, False), (4.1, True)])
+async def test_together_they_may_take_some_times_as_long_as_one(times: float, paused: bool) -> None:
+    bench = await Bench().start()
+    readings = iter([(0.0, 0), (brief.LONGEST_S * times, 0)])
+    bench.shard.brief.used = lambda: next(readings)
+    await asyncio.gather(*(bench.node.query(request_at(bench, [float(n)])) for n in range(8)))
+    bench.shard.brief.used = lambda: (0.0, 0)
+    assert (await bench.handed_over(request_at(bench, [1.0])) > 0) is paused
 
 
 async def test_snapshots_and_wishes_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
