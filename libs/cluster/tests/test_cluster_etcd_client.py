@@ -77,8 +77,10 @@ async def test_watch_from_a_revision_sees_history_then_now(client: EtcdClient) -
 async def test_watch_resumed_over_kill_loses_nothing(client: EtcdClient, etcd: EtcdServer) -> None:
     """Killed while it catches up: etcd sends a thousand revisions at a time, under a header that is far ahead."""
     start = await client.put(b"k/0", b"")
+    patient = EtcdClient([etcd.endpoint], timeout_ms=60_000)  # so many at once wait for a disk that others use too
     for _ in range(10):
-        await asyncio.gather(*(client.put(b"k/1", b"") for _ in range(250)))
+        await asyncio.gather(*(patient.put(b"k/1", b"") for _ in range(250)))
+    await patient.close()
     count = 2_501
     seen: list[int] = []
     resume_at, killed = start, False
