@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -109,7 +110,7 @@ class MemoryLog:
         made = state.collection
         if made.tenant != request.tenant:
             raise NotFound(f"no collection {request.collection_id}", field="collection_id")
-        digest = request.payload.to_pybytes()
+        digest = hashlib.sha256(request.payload).digest()
         known = state.recorded.get(request.idempotency_key)
         if known is not None:
             if known[0] != digest:
