@@ -46,17 +46,15 @@ class Together(Generic[T, R]):
         waiting = [each for each in group if not each[1].done()]  # others were cancelled
         if not waiting:
             return
-        size = min(len(waiting), self._most)
-        while size > 1 and not self._fits([item for item, _ in waiting[:size]]):
-            size = (size + 1) // 2
-        if size < len(waiting):
-            asyncio.get_running_loop().call_soon(self._next_portion, waiting[size:])
+        portion = waiting[: self._most]
         try:
-            found = self._serve([item for item, _ in waiting[:size]])
-            served = list(zip(waiting[:size], found, strict=True))
+            while len(portion) > 1 and not self._fits([item for item, _ in portion]):
+                portion = portion[: (len(portion) + 1) // 2]
+            found = self._serve([item for item, _ in portion])
+            for (_, answer), each in list(zip(portion, found, strict=True)):
+                answer.set_result(each)
         except Exception as error:
-            for _, answer in waiting[:size]:
+            for _, answer in portion:
                 answer.set_exception(error)
-            return
-        for (_, answer), each in served:
-            answer.set_result(each)
+        if len(portion) < len(waiting):  # after those who were answered, who are awake by then
+            asyncio.get_running_loop().call_soon(self._next_portion, waiting[len(portion) :])

@@ -81,6 +81,15 @@ async def test_a_wrong_number_of_answers_is_a_failure() -> None:
     assert [type(error) for error in found] == [ValueError] * 3
 
 
+async def test_a_failure_to_tell_what_fits_is_a_failure_too() -> None:
+    def fails(items: Sequence[int]) -> bool:
+        raise InvalidArgument("no")
+
+    together: Together[int, int] = Together(2, fails, lambda items: [2 * item for item in items])
+    found = await asyncio.gather(*(together.ask(0, number) for number in range(3)), return_exceptions=True)
+    assert [type(each) for each in found] == [InvalidArgument, InvalidArgument, int]
+
+
 async def test_nobody_is_served_who_has_gone() -> None:
     """The first of the group too, and between portions."""
     numbers = Numbers(portion=1)
@@ -109,10 +118,12 @@ class Searches:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.queries: list[int] = []
+        self.threads: set[int] = set()
         search = search_segments
 
         def noted(snapshot: Any, selection: Any, wanted: Any) -> Any:
             self.queries.append(len(wanted.vectors))
+            self.threads.add(wanted.threads)
             return search(snapshot, selection, wanted)
 
         monkeypatch.setattr("shoal_query.nearest.search_segments", noted)
@@ -140,6 +151,7 @@ async def test_reads_that_shared_a_catch_up_are_one_search(monkeypatch: pytest.M
     assert [answer_of(answer) for answer in found] == alone
     assert sum(searches.queries) == 30
     assert max(searches.queries) >= LARGEST_PORTION
+    assert searches.threads == {1}, "none is started on the event loop"
     assert len(searches.queries) <= 20 / LARGEST_PORTION + 3
     for answer in found:
         assert answer.rows.num_rows == answer.row_counts.sum()
